@@ -1,0 +1,1 @@
+"""The audit: studies made of cells, measured into records, judged as claims."""

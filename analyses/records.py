@@ -1,0 +1,79 @@
+"""Records: one measured number a row, in long form, and the other small files that reports read."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+COLUMNS: dict[str, str] = {
+    "study": "string",
+    "method": "string",
+    "seed": "int64",
+    "train_size": "int64",
+    "measure": "string",
+    "rho": "float64",
+    "k": "Int64",
+    "layer": "string",
+    "subspace": "string",
+    "algorithm": "string",
+    "value": "float64",
+    "stderr": "float64",
+    "seconds": "float64",
+    "num_passes": "float64",
+}
+"""Columns of the records and their types; what does not apply to a measure is missing there."""
+
+
+def records_frame(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    """Rows as a frame with exactly the columns of `COLUMNS`.
+
+    Raises:
+        ValueError: A row has a key that is no column.
+    """
+    rows = list(rows)
+    unknown = {key for row in rows for key in row} - COLUMNS.keys()
+    if unknown:
+        raise ValueError(f"rows: unknown columns {sorted(unknown)}; expected some of {list(COLUMNS)}")
+    frame = pd.DataFrame(rows, columns=list(COLUMNS))
+    return frame.astype(COLUMNS)
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill a temporary file beside ``path``, then rename it: ``path`` is whole or absent."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        temporary.chmod(0o644)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write JSON atomically, with a line break at the end."""
+    text = json.dumps(content, indent=2, allow_nan=True) + "\n"
+    write_atomically(path, lambda temporary: temporary.write_text(text))
+
+
+def read_json(path: Path) -> Any:
+    """Read what `write_json` wrote."""
+    return json.loads(path.read_text())
+
+
+def write_records(frame: pd.DataFrame, path: Path) -> None:
+    """Write records as parquet, atomically."""
+    write_atomically(path, lambda temporary: frame.to_parquet(temporary, index=False))
+
+
+def read_records(path: Path) -> pd.DataFrame:
+    """Read records; the columns come back with the types of `COLUMNS`."""
+    return pd.read_parquet(path).astype(COLUMNS)

@@ -1,0 +1,1 @@
+"""Other libraries behind the same results, as independent opinions."""

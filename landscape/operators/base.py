@@ -1,0 +1,78 @@
+"""Symmetric operators known only by their products with vectors."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.sparse.linalg import LinearOperator as ScipyLinearOperator
+from torch import Tensor
+
+
+class SymmetricOperator(ABC):
+    """A symmetric matrix (n, n) that offers products only.
+
+    Attributes:
+        shape: (n, n).
+        dtype: Precision of the products.
+        device: Where the vectors live.
+    """
+
+    shape: tuple[int, int]
+    dtype: torch.dtype
+    device: torch.device
+
+    @abstractmethod
+    def matvec(self, vector: Tensor) -> Tensor:
+        """Product with a vector (n,)."""
+
+    def matmat(self, matrix: Tensor) -> Tensor:
+        """Product with the columns of a matrix (n, m)."""
+        return torch.stack([self.matvec(column) for column in matrix.unbind(dim=1)], dim=1)
+
+    def to_dense(self, *, max_size: int = 20_000) -> Tensor:
+        """All n² entries, column by column.
+
+        Raises:
+            ValueError: n exceeds ``max_size``, a guard against filling the memory by accident.
+        """
+        n = self.shape[0]
+        if n > max_size:
+            raise ValueError(
+                f"to_dense: n = {n} exceeds max_size = {max_size}; the matrix would take "
+                f"{n * n * self.dtype.itemsize / 2**30:.1f} GiB. Raise max_size if that is meant"
+            )
+        return self.matmat(torch.eye(n, dtype=self.dtype, device=self.device))
+
+    def to_scipy(self) -> ScipyLinearOperator:
+        """View as a `scipy.sparse.linalg.LinearOperator` in the operator's precision."""
+        numpy_dtype = torch.empty(0, dtype=self.dtype).numpy().dtype
+
+        def product(vector: NDArray[np.floating]) -> NDArray[np.floating]:
+            column = torch.as_tensor(vector.reshape(-1), dtype=self.dtype, device=self.device)
+            return self.matvec(column).cpu().numpy()
+
+        return ScipyLinearOperator(self.shape, matvec=product, rmatvec=product, dtype=numpy_dtype)
+
+
+class DenseOperator(SymmetricOperator):
+    """An explicit symmetric matrix (n, n) behind the operator interface.
+
+    >>> DenseOperator(torch.diag(torch.tensor([2.0, 1.0]))).matvec(torch.ones(2))
+    tensor([2., 1.])
+    """
+
+    def __init__(self, matrix: Tensor) -> None:
+        if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
+            raise ValueError(f"matrix: expected a square matrix, got shape {tuple(matrix.shape)}")
+        self.matrix = matrix
+        self.shape = (matrix.shape[0], matrix.shape[0])
+        self.dtype, self.device = matrix.dtype, matrix.device
+
+    def matvec(self, vector: Tensor) -> Tensor:
+        return self.matrix @ vector
+
+    def matmat(self, matrix: Tensor) -> Tensor:
+        return self.matrix @ matrix

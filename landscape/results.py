@@ -1,0 +1,62 @@
+"""What the algorithms return: numbers together with how exact they are and what they cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class EigenResult:
+    r"""Eigenpairs of a symmetric operator.
+
+    Attributes:
+        eigenvalues: (k,) float64, descending.
+        eigenvectors: (n, k), orthonormal columns, in the operator's dtype.
+        residuals: (k,) :math:`\|Hv-\lambda v\|/|\lambda|` of the returned pairs, from products with H. Some
+            eigenvalue of H lies within ``residuals * |eigenvalues|`` of each returned one.
+        converged: (k,) whether the residual reached ``tol``.
+        num_matvecs: Products with H that were computed.
+        tol: Residual asked for.
+    """
+
+    eigenvalues: Tensor
+    eigenvectors: Tensor
+    residuals: Tensor
+    converged: Tensor
+    num_matvecs: int
+    tol: float
+
+
+@dataclass(frozen=True)
+class SharpnessResult:
+    r"""Largest loss found in a ball, a lower bound of the true maximum.
+
+    Attributes:
+        rho: Radius of the ball.
+        loss: :math:`L(\theta)`.
+        worst_loss: Largest :math:`L(\theta+\epsilon)` that the ascent met.
+        epsilon: (n,) where it met it.
+        one_step_loss: Loss at SAM's point :math:`\rho\,g/\|g\|` (in the subspace, if one was given).
+        start_losses: Largest loss from each start; their spread says how much the starts disagree.
+        num_passes: Forward-backward passes over the data.
+    """
+
+    rho: float
+    loss: float
+    worst_loss: float
+    epsilon: Tensor
+    one_step_loss: float
+    start_losses: tuple[float, ...]
+    num_passes: int
+
+    @property
+    def rise(self) -> float:
+        """Worst-case loss rise, at least 0: the centre belongs to the ball."""
+        return self.worst_loss - self.loss
+
+    @property
+    def one_step_rise(self) -> float:
+        """Rise at SAM's one-step point; may be negative."""
+        return self.one_step_loss - self.loss

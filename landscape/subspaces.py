@@ -1,0 +1,178 @@
+"""Subspaces of weight space: how two of them lie to each other, and projection onto those of LoRA factors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from landscape.params import Layout
+
+Kind = Literal["column", "row", "core", "tangent"]
+
+
+class Subspace(Protocol):
+    """A linear subspace of weight space that can project onto itself."""
+
+    @property
+    def dimension(self) -> int:
+        """Dimension of the subspace."""
+        ...
+
+    def project(self, vector: Tensor) -> Tensor:
+        """Orthogonal projection of a vector (n,)."""
+        ...
+
+
+def orthonormal_basis(matrix: Tensor, *, tol: float = 1e-6) -> Tensor:
+    """Orthonormal basis of the column space of a matrix (m, c).
+
+    Args:
+        matrix: Columns that span the space; they may be dependent or zero.
+        tol: Singular values below ``tol`` times the largest count as zero.
+
+    Returns:
+        (m, rank) with orthonormal columns; (m, 0) for a zero matrix.
+
+    >>> orthonormal_basis(torch.tensor([[2.0, 4.0], [0.0, 0.0]])).abs()
+    tensor([[1.],
+            [0.]])
+    """
+    left, singular, _ = torch.linalg.svd(matrix, full_matrices=False)
+    if singular.numel() == 0 or singular[0] == 0:
+        return left[:, :0]
+    return left[:, singular > tol * singular[0]]
+
+
+def principal_angles(basis_a: Tensor, basis_b: Tensor) -> Tensor:
+    """Principal angles between two subspaces (Björck and Golub 1973, Math. Comp. 27).
+
+    Small angles come from the sine, where the cosine has no digits left.
+
+    Args:
+        basis_a: (n, k_a), orthonormal columns.
+        basis_b: (n, k_b), orthonormal columns.
+
+    Returns:
+        (min(k_a, k_b),) radians, ascending, between 0 and π/2.
+
+    Raises:
+        ValueError: A basis is not orthonormal, or the ambient dimensions differ.
+
+    >>> eye = torch.eye(3, dtype=torch.float64)
+    >>> principal_angles(eye[:, :1], eye[:, 1:2])
+    tensor([1.5708], dtype=torch.float64)
+    """
+    _check_bases(basis_a, basis_b)
+    if basis_a.shape[1] < basis_b.shape[1]:
+        basis_a, basis_b = basis_b, basis_a
+    overlap = basis_a.T @ basis_b
+    cosines = torch.linalg.svdvals(overlap).clamp(0, 1)
+    sines = torch.linalg.svdvals(basis_b - basis_a @ overlap).clamp(0, 1).flip(0)
+    return torch.where(cosines**2 < 0.5, torch.arccos(cosines), torch.arcsin(sines))
+
+
+def subspace_overlap(basis_a: Tensor, basis_b: Tensor) -> float:
+    r"""Overlap :math:`\|A^\top B\|_F^2/\min(k_a,k_b)`: 0 orthogonal, 1 contained (Gur-Ari et al. 2018, section 2)."""
+    _check_bases(basis_a, basis_b)
+    return float((basis_a.T @ basis_b).square().sum() / min(basis_a.shape[1], basis_b.shape[1]))
+
+
+def captured_energy(block: Tensor, basis: Tensor) -> float:
+    r"""Share of a matrix's squared norm in a column space, :math:`\|Q^\top V\|_F^2/\|V\|_F^2`.
+
+    Args:
+        block: V (out, in), one layer's part of a direction.
+        basis: Q (out, r), orthonormal columns; r = 0 captures nothing.
+
+    Returns:
+        Share between 0 and 1; NaN for a zero block, which has no direction.
+
+    >>> round(captured_energy(torch.tensor([[3.0], [4.0]]), torch.tensor([[0.0], [1.0]])), 6)
+    0.64
+    """
+    if basis.shape[0] != block.shape[0]:
+        raise ValueError(f"basis: expected {block.shape[0]} rows as block has, got {basis.shape[0]}")
+    total = block.double().square().sum()
+    return float((basis.double().T @ block.double()).square().sum() / total)
+
+
+def _check_bases(*bases: Tensor) -> None:
+    if len({basis.shape[0] for basis in bases}) != 1:
+        raise ValueError(f"bases: expected one ambient dimension, got shapes {[tuple(b.shape) for b in bases]}")
+    for basis in bases:
+        error = _orthonormality_error(basis.T @ basis)
+        if error > 1e-3:
+            raise ValueError(f"bases: expected orthonormal columns, but Q'Q differs from I by {error:.2g}")
+
+
+def _orthonormality_error(gram: Tensor) -> float:
+    if gram.numel() == 0:
+        return 0.0
+    return float((gram - torch.eye(len(gram), dtype=gram.dtype, device=gram.device)).abs().max())
+
+
+@dataclass(frozen=True)
+class BasisSubspace:
+    """Span of the orthonormal columns of ``basis`` (n, k)."""
+
+    basis: Tensor
+
+    def __post_init__(self) -> None:
+        _check_bases(self.basis)
+
+    @property
+    def dimension(self) -> int:
+        return self.basis.shape[1]
+
+    def project(self, vector: Tensor) -> Tensor:
+        return self.basis @ (self.basis.T @ vector)
+
+
+@dataclass(frozen=True)
+class LowRankSubspace:
+    r"""Product over layers of the subspace that low-rank factors open in each weight matrix.
+
+    With projectors P onto ``columns`` (the column space of B) and R onto ``rows`` (the row space of A), a block V is
+    projected to PV (``column``), VR (``row``), PVR (``core``) or PV + VR − PVR (``tangent``: all first-order changes
+    of BA).
+
+    Args:
+        layout: Layout of the weight vector; every tensor in it is a matrix (out, in).
+        columns: Per name, orthonormal (out, r).
+        rows: Per name, orthonormal (in, r).
+        kind: Which of the four.
+    """
+
+    layout: Layout
+    columns: Mapping[str, Tensor]
+    rows: Mapping[str, Tensor]
+    kind: Kind = "tangent"
+
+    @property
+    def dimension(self) -> int:
+        total = 0
+        for name, (out, into) in zip(self.layout.names, self.layout.shapes, strict=True):
+            c, r = self.columns[name].shape[1], self.rows[name].shape[1]
+            total += {"column": c * into, "row": r * out, "core": c * r, "tangent": c * into + r * out - c * r}[
+                self.kind
+            ]
+        return total
+
+    def project(self, vector: Tensor) -> Tensor:
+        blocks = self.layout.split(vector)
+        return self.layout.join({name: self._project(name, block) for name, block in blocks.items()})
+
+    def _project(self, name: str, block: Tensor) -> Tensor:
+        columns, rows = self.columns[name].to(block), self.rows[name].to(block)
+        if self.kind == "row":
+            return block @ rows @ rows.T
+        in_columns = columns @ (columns.T @ block)
+        if self.kind == "column":
+            return in_columns
+        if self.kind == "core":
+            return in_columns @ rows @ rows.T
+        return in_columns + (block - in_columns) @ rows @ rows.T
