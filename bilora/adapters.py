@@ -65,14 +65,14 @@ def attach_adapter(
     Raises:
         ValueError: No layer matches, a layer is not an unquantised linear layer, or r exceeds a dimension.
     """
-    config = LoraConfig(r=r, lora_alpha=alpha, target_modules=target_modules, lora_dropout=0.0)  # type: ignore[arg-type]
+    config = LoraConfig(r=r, lora_alpha=alpha, target_modules=target_modules, lora_dropout=0.0)
     if isinstance(model, PeftModel):
         model.add_adapter(name, config)
         peft_model = model
     else:
         if target_modules is not None:
             _check_targets(model, target_modules, r)
-        peft_model = get_peft_model(model, config, adapter_name=name)  # type: ignore[arg-type]
+        peft_model = get_peft_model(model, config, adapter_name=name)
     for layer_name, factors in adapter_factors(peft_model, name).items():
         generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{name}/{layer_name}".encode()))
         bound = factors.A.shape[1] ** -0.5
@@ -86,7 +86,7 @@ def attach_adapter(
 
 
 def _check_targets(model: nn.Module, target_modules: list[str] | str, r: int) -> None:
-    from peft.tuners.tuners_utils import check_target_module_exists  # noqa: PLC0415
+    from peft.tuners.tuners_utils import check_target_module_exists
 
     config = LoraConfig(target_modules=target_modules)
     matched = [(n, m) for n, m in model.named_modules() if n and check_target_module_exists(config, n)]

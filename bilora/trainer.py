@@ -40,10 +40,12 @@ class BiLoraTrainer(Trainer):
         FloatingPointError: During training, the loss of a step is not finite.
     """
 
+    optimizer: Any
+
     def __init__(self, model: nn.Module, args: TrainingArguments, *, bilora: BiLoraConfig, **kwargs: Any) -> None:
         self.method = build_method(model, bilora, seed=args.seed)
         self.step_losses: list[Tensor] = []
-        super().__init__(model=self.method.model, args=args, **kwargs)  # type: ignore[arg-type]
+        super().__init__(model=self.method.model, args=args, **kwargs)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Optimizer of the class that ``args.optim`` names, over the method's parameter groups."""

@@ -57,9 +57,7 @@ class Layout:
                 f"vector: expected shape ({self.size},), one entry per selected weight, got {tuple(vector.shape)}"
             )
         chunks = vector.split(list(self.sizes))
-        return {
-            name: chunk.view(shape) for name, chunk, shape in zip(self.names, chunks, self.shapes, strict=True)
-        }
+        return {name: chunk.view(shape) for name, chunk, shape in zip(self.names, chunks, self.shapes, strict=True)}
 
     def join(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """Flatten named tensors into one vector (n,); the inverse of `split`."""

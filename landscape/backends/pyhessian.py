@@ -29,7 +29,7 @@ def pyhessian_eigenvalues(
     Returns:
         Eigenpairs; ``num_matvecs`` is the number of residual products, as PyHessian does not count its own.
     """
-    from pyhessian import hessian  # noqa: PLC0415  (imported late: it is slow and only this function needs it)
+    from pyhessian import hessian
 
     module = _LossModule(risk)
     data = [(torch.full((size,), index), torch.zeros(size)) for index, size in enumerate(risk.batch_sizes)]

@@ -1,0 +1,43 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PRESET ?= digits
+OUT ?= results/$(PRESET)
+.DEFAULT_GOAL := help
+
+.PHONY: help setup audit test check format lock tune
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-10s %s\n", $$1, $$2}'
+
+setup: $(VENV)/.ready ## Build .venv from requirements.lock when it is missing or older
+
+$(VENV)/.ready: requirements.lock pyproject.toml
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
+audit: setup ## Run the audit of PRESET (default digits) into OUT; SEEDS=8 changes the number of seeds
+	$(BIN)/landscape audit --preset $(PRESET) --out $(OUT) $(if $(SEEDS),--seeds $(SEEDS))
+
+tune: setup ## Run PRESET's tuning grid again
+	$(BIN)/landscape tune --preset $(PRESET) --out results/$(PRESET)-tuning
+
+test: setup ## Run the tests
+	$(BIN)/pytest
+
+check: setup ## Lint, types and import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict --allow-subclassing-any --no-warn-return-any -p landscape -p bilora
+	$(BIN)/mypy -p analyses -p reports
+	$(BIN)/lint-imports
+
+format: setup ## Format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock: setup ## Write the versions in .venv to requirements.lock
+	$(BIN)/pip freeze --exclude-editable | grep -v '^bilora-landscape' > requirements.lock

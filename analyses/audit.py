@@ -1,0 +1,142 @@
+"""The audit from settings to records and claims; everything already done is kept."""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import pandas as pd
+from tqdm import tqdm
+
+from analyses.claims import claims_document
+from analyses.cost import measure_cost
+from analyses.executors import Failure, quieten, run_cells
+from analyses.files import new_folder, remove_leftovers
+from analyses.measures import MEASURES, measure_cell
+from analyses.progress import ProgressFile
+from analyses.records import read_records, write_atomically, write_json, write_records
+from analyses.runs import environment, target_weights, train_cell
+from analyses.study import Cell, Study, StudyError, StudyFolder
+from analyses.tasks.digits import Digits
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an audit left: the judged claims, and the cells that failed."""
+
+    claims: dict[str, object]
+    failures: list[Failure]
+    num_done_before: int
+    num_cells: int
+
+
+def run_audit(study: Study, folder: StudyFolder, *, jobs: int) -> Outcome:
+    """Train and measure every cell that is not done, then gather records and judge the claims.
+
+    Raises:
+        StudyError: The settings do not fit the task, or the folder is another study's or in use.
+    """
+    check(study)
+    folder.claim(study)
+    with exclusive(folder):
+        quieten()
+        prepare(study, folder)
+        cells = list(study.cells())
+        missing = [cell for cell in cells if not is_done(study, cell, folder)]
+        failures = run_cells(missing, partial(run_cell, study, folder), folder, jobs=jobs) if missing else []
+        if not folder.cost(study).exists():
+            with tqdm(desc="step cost", unit="round", dynamic_ncols=True) as bar:
+                measure_cost(study, folder, partial(_show, bar))
+        records = gather(study, folder)
+        document = claims_document(records, study.claims)
+        write_json(folder.root / "claims.json", document)
+        rows = [{"cell": f.cell, "reason": f.reason, "trace": f.trace} for f in failures]
+        write_json(folder.root / "failures.json", rows)
+        if missing or not (folder.root / "environment.json").exists():
+            write_json(folder.root / "environment.json", environment())
+    return Outcome(document, failures, len(cells) - len(missing), len(cells))
+
+
+def check(study: Study) -> None:
+    """Refuse settings that do not fit the task, before any work.
+
+    Raises:
+        StudyError: The split is impossible, no layer is adapted, or the rank is too large.
+    """
+    for train_size in study.train_sizes:
+        model = Digits(study.task, train_size).new_model(0)
+    names = target_weights(model, study.adapters.target_modules)
+    if not names:
+        linear = sorted({name.split(".")[-2] for name, p in model.named_parameters() if p.ndim == 2})
+        raise StudyError(
+            f"adapters.target_modules: {study.adapters.target_modules!r} matches no linear layer; "
+            f"the model has {', '.join(linear)}"
+        )
+    shapes = dict(model.named_parameters())
+    smallest = min(min(shapes[name].shape) for name in names)
+    largest = study.adapters.r * (2 if "lora_2r" in study.methods else 1)
+    if largest > smallest:
+        raise StudyError(f"adapters.r: rank {largest} exceeds the smallest adapted dimension, {smallest}")
+
+
+def prepare(study: Study, folder: StudyFolder) -> None:
+    """Pretrain the base model if it is not there."""
+    remove_leftovers(folder.root)
+    path = folder.base(study)
+    if not path.exists():
+        task = Digits(study.task, study.train_sizes[0])
+        with tqdm(desc="pretraining", unit="step", dynamic_ncols=True) as bar, new_folder(path) as temporary:
+            task.pretrain(temporary, partial(_show, bar))
+
+
+def is_done(study: Study, cell: Cell, folder: StudyFolder) -> bool:
+    """Whether a cell is trained and measured with these very settings."""
+    files = (folder.measurement(study, cell, kind) for kind in MEASURES)
+    return folder.run(study, cell).exists() and all(path.exists() for path in files)
+
+
+def run_cell(study: Study, folder: StudyFolder, cell: Cell, progress: ProgressFile) -> None:
+    """Train and measure one cell, skipping what is there."""
+    if not folder.run(study, cell).exists():
+        train_cell(study, cell, folder, progress.stage("train"))
+    for kind in MEASURES:
+        if not folder.measurement(study, cell, kind).exists():
+            measure_cell(study, cell, folder, kind, progress.stage(kind))
+
+
+def train_only(study: Study, folder: StudyFolder, cell: Cell, progress: ProgressFile) -> None:
+    """Train one cell."""
+    train_cell(study, cell, folder, progress.stage("train"))
+
+
+def gather(study: Study, folder: StudyFolder) -> pd.DataFrame:
+    """All records of the study's finished measurements, as parquet and CSV in its folder."""
+    paths = [folder.measurement(study, cell, kind) for cell in study.cells() for kind in MEASURES]
+    paths.append(folder.cost(study))
+    records = pd.concat([read_records(path) for path in paths if path.exists()], ignore_index=True)
+    write_records(records, folder.root / "records.parquet")
+    write_atomically(folder.root / "records.csv", lambda temporary: records.to_csv(temporary, index=False))
+    return records
+
+
+@contextmanager
+def exclusive(folder: StudyFolder) -> Iterator[None]:
+    """Hold the study's folder; a second process that wants it is refused, a dead one holds nothing.
+
+    Raises:
+        StudyError: Another process works in the folder.
+    """
+    with (folder.root / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StudyError(f"--out: another process is at work in {folder.root}; wait for it") from None
+        yield
+
+
+def _show(bar: tqdm, step: int, total: int) -> None:  # type: ignore[type-arg]
+    bar.total = total
+    bar.update(step - bar.n)

@@ -1,0 +1,266 @@
+"""The command line: ``landscape audit | train | measure | compare | tune | report | presets | methods``."""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+from jsonargparse import ArgumentParser, Namespace
+from pydantic import ValidationError
+
+from analyses.records import read_json, read_records
+from analyses.study import (
+    Cell,
+    MethodSettings,
+    Study,
+    StudyError,
+    StudyFolder,
+    load_preset,
+    load_study,
+    preset_names,
+)
+from reports.page import claims_text, write_report
+
+DONE, CELLS_FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+        0 done, 1 finished with failed cells, 2 bad usage or input, 130 interrupted.
+    """
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.subcommand is None:
+        parser.print_help()
+        return BAD_USAGE
+    command = COMMANDS[options.subcommand]
+    try:
+        return command(options[options.subcommand])
+    except StudyError as error:
+        print(f"landscape: error: {error}", file=sys.stderr)
+        return BAD_USAGE
+    except KeyboardInterrupt:
+        print("\nlandscape: interrupted; the same command goes on from here", file=sys.stderr)
+        return INTERRUPTED
+
+
+def audit(options: Namespace) -> int:
+    """Train, measure, judge and report a whole study; what is done already is kept."""
+    from analyses.audit import run_audit
+
+    study, folder = _study(options), _folder(options)
+    outcome = run_audit(study, folder, jobs=options.jobs)
+    page = write_report(folder.root)
+    print(claims_text(read_json(folder.root / "claims.json")))
+    if outcome.num_done_before == outcome.num_cells:
+        print(f"All {outcome.num_cells} cells were done already.")
+    for failure in outcome.failures:
+        print(f"failed: {failure.cell}: {failure.reason}", file=sys.stderr)
+    print(f"Report: {page}")
+    return CELLS_FAILED if outcome.failures else DONE
+
+
+def train(options: Namespace) -> int:
+    """Train one cell of a study into its run folder."""
+    from analyses.audit import check, exclusive, prepare, train_only
+    from analyses.executors import run_cells
+
+    study, folder = _study(options), _folder(options)
+    cell = Cell(options.method, options.seed, options.train_size or study.train_sizes[0])
+    if cell.method not in study.methods:
+        raise StudyError(f"--method: the study has {', '.join(study.methods)}; got {cell.method!r}")
+    study = study.model_copy(update={"train_sizes": [cell.train_size]})
+    check(study)
+    folder.claim(study)
+    with exclusive(folder):
+        prepare(study, folder)
+        if not folder.run(study, cell).exists():
+            for failure in run_cells([cell], partial(train_only, study, folder), folder, jobs=2):
+                print(f"failed: {failure.cell}: {failure.reason}", file=sys.stderr)
+                return CELLS_FAILED
+    print(folder.run(study, cell))
+    return DONE
+
+
+def measure(options: Namespace) -> int:
+    """Measure finished runs with their own study's settings and print the records."""
+    records = pd.concat([_measured(path) for path in options.runs], ignore_index=True)
+    if options.csv:
+        records.to_csv(options.csv, index=False)
+        print(options.csv)
+    else:
+        shown = records[records["layer"].fillna("all") == "all"].dropna(axis=1, how="all")
+        print(shown.to_string(index=False, na_rep=""))
+    return DONE
+
+
+def compare(options: Namespace) -> int:
+    """Measure several minima and print the key numbers side by side."""
+    columns = {}
+    for path in options.minima:
+        records = _measured(path)
+        lanczos = (records["measure"] == "hessian_eigenvalue") & (records["algorithm"] == "lanczos")
+        rows = {
+            name: _first(records[records["measure"] == name]) for name in ("train_loss", "test_loss", "test_accuracy")
+        }
+        rises = records[records["measure"] == "worst_case_rise"]
+        for rho, space, value in zip(rises["rho"], rises["subspace"], rises["value"], strict=True):
+            rows[f"worst_case_rise rho={rho:g} {space}"] = value
+        rows["top hessian_eigenvalue"] = _first(records[lanczos & (records["k"] == 1)])
+        columns[path.name] = rows
+    print(pd.DataFrame(columns).to_string(float_format="{:.5g}".format))
+    return DONE
+
+
+def tune(options: Namespace) -> int:
+    """Run the study's tuning grid on its validation split and write the table."""
+    from analyses.tuning import best_settings, write_table
+    from analyses.tuning import tune as run_grid
+
+    study, folder = _study(options), _folder(options)
+    table = run_grid(study, folder, jobs=options.jobs)
+    path = folder.root / "tuning.csv"
+    write_table(table, path)
+    assert study.tuning is not None  # run_grid refuses a study without a grid
+    for method, settings in best_settings(table, study.tuning).items():
+        print(f"{method}: {settings.model_dump(exclude_none=True, exclude={'clip'})}")
+    print(f"Grid: {path}")
+    return DONE
+
+
+def report(options: Namespace) -> int:
+    """Draw figures, tables and the page again from a folder's records."""
+    if not (options.directory / "records.parquet").is_file():
+        raise StudyError(f"DIR: {options.directory} holds no records.parquet; run 'landscape audit' first")
+    print(f"Report: {write_report(options.directory)}")
+    return DONE
+
+
+def presets(options: Namespace) -> int:
+    """List the bundled studies."""
+    for name in preset_names():
+        study = load_preset(name)
+        print(f"{name}: {study.task.name}, {len(study.methods)} methods × {study.seeds} seeds")
+    return DONE
+
+
+def methods(options: Namespace) -> int:
+    """List the fine-tuning methods."""
+    from bilora import METHODS
+
+    width = max(len(name) for name in METHODS)
+    for name, method in METHODS.items():
+        passes = "pass " if method.passes_per_step == 1 else "passes"
+        print(f"{name:<{width}}  {method.passes_per_step} {passes} a step  {method.summary}")
+    return DONE
+
+
+COMMANDS = {
+    "audit": audit,
+    "train": train,
+    "measure": measure,
+    "compare": compare,
+    "tune": tune,
+    "report": report,
+    "presets": presets,
+    "methods": methods,
+}
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="landscape",
+        description="Audit the broader-sharpness claim of Bi-LoRA: train, measure, judge, report.",
+        epilog="Exit codes: 0 done, 1 finished with failed cells, 2 bad usage or input, 130 interrupted.",
+    )
+    commands = parser.add_subcommands(required=False)
+    for name, command in COMMANDS.items():
+        sub = ArgumentParser(description=command.__doc__)
+        if name in ("audit", "train", "tune"):
+            sub.add_argument("--preset", type=str, help="name of a bundled study; see 'landscape presets'")
+            sub.add_argument("--config", type=Path, help="YAML file of a study of your own")
+            sub.add_argument("--out", type=Path, help="folder for the results (default: results/NAME)")
+        if name == "audit":
+            sub.add_argument("--seeds", type=int, help="number of paired seeds instead of the study's")
+            sub.add_argument("--methods", type=str, nargs="+", help="only these of the study's methods (default: all)")
+        if name in ("audit", "tune"):
+            sub.add_argument("--jobs", type=int, default=2, help="worker processes, one thread each")
+        if name == "train":
+            sub.add_argument("--method", type=str, required=True, help="one of the study's methods")
+            sub.add_argument("--seed", type=int, default=0, help="seed of the adapter and of the data order")
+            sub.add_argument("--train_size", type=int, help="training examples (default: the study's first)")
+        if name == "measure":
+            sub.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folders, DIR/runs/NAME")
+            sub.add_argument("--csv", type=Path, help="write all records there instead of printing a summary")
+        if name == "compare":
+            sub.add_argument("minima", type=Path, nargs="+", metavar="MINIMUM", help="run folders, DIR/runs/NAME")
+        if name == "report":
+            sub.add_argument("directory", type=Path, metavar="DIR", help="folder of a finished audit")
+        commands.add_subcommand(name, sub, help=_summary(command.__doc__))
+    return parser
+
+
+def _summary(text: str | None) -> str:
+    return (text or "").split("\n")[0].rstrip(".")
+
+
+def _study(options: Namespace) -> Study:
+    if (options.preset is None) == (options.config is None):
+        raise StudyError("give either --preset NAME or --config FILE")
+    study = load_preset(options.preset) if options.preset else load_study(options.config)
+    changes: dict[str, object] = {}
+    if options.get("seeds") is not None:
+        changes["seeds"] = options.seeds
+    if options.get("methods"):
+        changes["methods"] = _chosen(study, options.methods)
+    try:
+        return Study.model_validate(study.model_dump() | changes)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise StudyError(f"--{problem['loc'][0]}: {problem['msg']} (got {problem['input']!r})") from None
+
+
+def _chosen(study: Study, names: list[str]) -> dict[str, MethodSettings]:
+    for name in names:
+        if name not in study.methods:
+            raise StudyError(f"--methods: the study has {', '.join(study.methods)}; got {name!r}")
+    return {name: settings for name, settings in study.methods.items() if name in names}
+
+
+def _folder(options: Namespace) -> StudyFolder:
+    if options.get("jobs") is not None and options.jobs < 1:
+        raise StudyError(f"--jobs: expected at least 1, got {options.jobs}")
+    return StudyFolder(options.out or Path("results") / _study(options).name)
+
+
+def _measured(path: Path) -> pd.DataFrame:
+    """Records of one run, measured now unless they are there."""
+    from analyses.executors import quieten
+    from analyses.measures import MEASURES, measure_cell
+    from analyses.runs import read_run
+
+    if not (path / "run.json").is_file():
+        raise StudyError(f"RUN: {path} is no run folder: it has no run.json")
+    quieten()
+    description = read_run(path)
+    study = Study.model_validate(description["settings"])
+    cell = Cell(description["method"], description["seed"], description["train_size"])
+    folder = StudyFolder(path.resolve().parent.parent)
+    if not folder.base(study).exists():
+        raise StudyError(f"RUN: the pretrained model of {path} is missing; expected it at {folder.base(study)}")
+    for kind in MEASURES:
+        if not folder.measurement(study, cell, kind).exists():
+            measure_cell(study, cell, folder, kind, lambda step, total: None)
+    return pd.concat([read_records(folder.measurement(study, cell, kind)) for kind in MEASURES], ignore_index=True)
+
+
+def _first(records: pd.DataFrame) -> float:
+    return float(records["value"].iloc[0])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,213 @@
+"""Runs: training one cell into a folder, and loading the minimum from it."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from analyses.files import new_folder
+from analyses.records import read_json, write_json
+from analyses.study import Cell, Study, StudyFolder
+from analyses.tasks.digits import Digits
+from bilora import BiLoraConfig, BiLoraTrainer
+from bilora.adapters import AUXILIARY, PRIMARY, adapted_layers, adapter_factors
+
+Progress = Callable[[int, int], None]
+
+
+def method_config(study: Study, method: str) -> BiLoraConfig:
+    """The trainer's settings for one method of a study."""
+    settings = study.methods[method]
+    return BiLoraConfig(
+        method=method,
+        r=study.adapters.r,
+        alpha=study.adapters.alpha,
+        target_modules=study.adapters.target_modules,
+        rho=settings.rho,
+        auxiliary_lr=settings.auxiliary_lr,
+        clip=settings.clip,
+    )
+
+
+def train_cell(study: Study, cell: Cell, folder: StudyFolder, progress: Progress) -> None:
+    """Train one cell and leave its run folder; nothing is left when training fails."""
+    task = Digits(study.task, cell.train_size)
+    base = task.load_base(folder.base(study))
+    with new_folder(folder.run(study, cell)) as directory, torch.random.fork_rng(devices=[]):
+        arguments = TrainingArguments(
+            output_dir=str(directory / "trainer"),
+            num_train_epochs=study.training.epochs,
+            per_device_train_batch_size=study.training.batch_size,
+            learning_rate=study.methods[cell.method].learning_rate,
+            lr_scheduler_type="linear",
+            warmup_steps=study.training.warmup_ratio,
+            weight_decay=0.0,
+            max_grad_norm=0.0,
+            optim="adamw_torch",
+            seed=cell.seed,
+            save_strategy="no",
+            logging_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+            use_cpu=True,
+            remove_unused_columns=False,
+        )
+        clock = _StepClock(progress)
+        trainer = BiLoraTrainer(
+            base,
+            arguments,
+            bilora=method_config(study, cell.method),
+            train_dataset=task.dataset("train"),
+            callbacks=[clock],
+        )
+        trainer.remove_callback(PrinterCallback)
+        started = time.perf_counter()
+        trainer.train()
+        seconds = time.perf_counter() - started
+        trainer.save_result(str(directory))
+        factors = _all_factors(trainer.method.model)
+        if factors:
+            save_file(factors, directory / "factors.safetensors")
+        write_json(
+            directory / "run.json",
+            {
+                "study": study.name,
+                "method": cell.method,
+                "seed": cell.seed,
+                "train_size": cell.train_size,
+                "settings": study.model_dump(mode="json"),
+                "base": str(Path("..") / ".." / "base" / study.base_name()),
+                "trainable_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
+                "passes_per_step": trainer.method.passes_per_step,
+                "seconds": seconds,
+                "step_seconds": clock.median,
+                "history": {"loss": [float(loss) for loss in trainer.step_losses]},
+                "environment": environment(),
+            },
+        )
+
+
+def _all_factors(model: nn.Module) -> dict[str, Tensor]:
+    """Final factors of both adapters; the auxiliary is kept for analysis, it is no part of the result."""
+    tensors: dict[str, Tensor] = {}
+    if adapted_layers(model):
+        for adapter in (PRIMARY, AUXILIARY):
+            for layer, pair in adapter_factors(model, adapter).items():
+                tensors[f"{adapter}/{layer}/A"] = pair.A.detach().clone()
+                tensors[f"{adapter}/{layer}/B"] = pair.B.detach().clone()
+    return tensors
+
+
+@dataclass(frozen=True)
+class Minimum:
+    """A trained model with its adapters merged, and what it was trained from.
+
+    Attributes:
+        model: Plain model with merged weights.
+        weight_names: The adapted layers' weights, the measured space, in the model's order.
+        updates: By weight name, merged weight minus pretrained weight (out, in).
+        factors: By adapter and weight name, (A, B); empty for methods without adapters.
+    """
+
+    model: nn.Module
+    weight_names: tuple[str, ...]
+    updates: dict[str, Tensor]
+    factors: dict[str, dict[str, tuple[Tensor, Tensor]]]
+
+
+def load_minimum(study: Study, cell: Cell, folder: StudyFolder) -> Minimum:
+    """Load a run and merge its adapter."""
+    directory = folder.run(study, cell)
+    task = Digits(study.task, cell.train_size)
+    base = task.load_base(folder.base(study))
+    before = {name: p.detach().clone() for name, p in base.named_parameters()}
+    names = target_weights(base, study.adapters.target_modules)
+    factors: dict[str, dict[str, tuple[Tensor, Tensor]]] = {}
+    if (directory / PRIMARY).is_dir():
+        model = PeftModel.from_pretrained(base, str(directory / PRIMARY)).merge_and_unload()
+        stored = load_file(directory / "factors.safetensors")
+        for key in stored:
+            adapter, layer, factor = key.split("/")
+            if factor == "A":
+                pair = stored[key], stored[f"{adapter}/{layer}/B"]
+                factors.setdefault(adapter, {})[f"{layer}.weight"] = pair
+    else:
+        model = task.load_base(directory)
+    model.requires_grad_(True)
+    after = dict(model.named_parameters())
+    return Minimum(model, names, {name: after[name].detach() - before[name] for name in names}, factors)
+
+
+def target_weights(model: nn.Module, target_modules: list[str] | str) -> tuple[str, ...]:
+    """Names of the weights of the layers that ``target_modules`` adapts."""
+    from peft import LoraConfig
+    from peft.tuners.tuners_utils import check_target_module_exists
+
+    config = LoraConfig(target_modules=target_modules)
+    return tuple(
+        f"{name}.weight"
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and check_target_module_exists(config, name)
+    )
+
+
+def read_run(directory: Path) -> dict[str, Any]:
+    """The description that a run folder carries."""
+    content: dict[str, Any] = read_json(directory / "run.json")
+    return content
+
+
+def environment() -> dict[str, str]:
+    """Versions, commit and processor: what it takes to repeat a number."""
+    packages = ("torch", "transformers", "peft", "numpy", "scipy", "pandas", "scikit-learn", "pyhessian")
+    return {
+        "bilora-landscape": version("bilora-landscape"),
+        "commit": _git("rev-parse", "HEAD") or "unknown",
+        "uncommitted changes": {"": "no"}.get(_git("status", "--porcelain") or "", "yes"),
+        "python": platform.python_version(),
+        **{name: version(name) for name in packages},
+        "processor": platform.processor() or platform.machine(),
+        "threads": str(torch.get_num_threads()),
+    }
+
+
+def _git(*command: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", *command], cwd=Path(__file__).parent, capture_output=True, text=True, check=True, timeout=10
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+class _StepClock(TrainerCallback):
+    """Times every step and passes on how many are done."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._seconds: list[float] = []
+        self._started = 0.0
+
+    @property
+    def median(self) -> float:
+        return sorted(self._seconds)[len(self._seconds) // 2]
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._started = time.perf_counter()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._seconds.append(time.perf_counter() - self._started)
+        self._progress(state.global_step, state.max_steps)

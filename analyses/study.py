@@ -1,0 +1,301 @@
+"""A study: its settings, the cells it consists of, and where the files of each lie."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from analyses.records import write_atomically
+from bilora import METHODS
+from bilora.config import Clip
+
+Positive = Annotated[FiniteFloat, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class StudyError(ValueError):
+    """Settings or a folder that no study can be made of; shown to the user as one message."""
+
+
+class Settings(BaseModel):
+    """Base of all settings: unknown keys are refused, values are fixed once read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DigitsTask(Settings):
+    """scikit-learn's 8×8 digits: pretrain upright, fine-tune rotated; see `analyses.tasks.digits`."""
+
+    name: Literal["digits"] = "digits"
+    angle: FiniteFloat = 30.0
+    pretrain_size: Count = 900
+    validation_size: Count = 250
+    pretrain_epochs: Count = 40
+    split_seed: int = 0
+
+
+class TrainingSettings(Settings):
+    """Schedule shared by all methods: AdamW, linear decay after a linear warm-up, no weight decay."""
+
+    epochs: Count = 60
+    batch_size: Count = 25
+    warmup_ratio: Annotated[FiniteFloat, Field(ge=0, le=1)] = 0.1
+
+
+class AdapterSettings(Settings):
+    """Adapters shared by all methods; the adapted layers' merged weights are the measured space."""
+
+    r: Count = 4
+    alpha: Positive = 8.0
+    target_modules: list[str] | str
+
+
+class MethodSettings(Settings):
+    """What is tuned for one method."""
+
+    learning_rate: Positive
+    rho: Annotated[FiniteFloat, Field(ge=0)] = 0.0
+    auxiliary_lr: Positive | None = None
+    clip: Clip = "global"
+
+
+class WorstCaseSettings(Settings):
+    """Radii and effort of the ascent."""
+
+    radii: Annotated[list[Positive], Field(min_length=1)]
+    steps: Count = 20
+    restarts: Count = 1
+
+
+class CurvatureSettings(Settings):
+    """Eigenpairs: how many, the relative residual asked for, and the products allowed."""
+
+    k: Count = 5
+    lanczos_tol: Positive = 1e-4
+    power_tol: Positive = 1e-2
+    power_matvecs: Count = 400
+
+
+class MeasureSettings(Settings):
+    """What is measured at every minimum."""
+
+    worst_case: WorstCaseSettings
+    curvature: CurvatureSettings = CurvatureSettings()
+    cost_rounds: Count = 7
+
+
+class ClaimSettings(Settings):
+    """Thresholds fixed before the data are seen."""
+
+    rho: Positive
+    alpha: Annotated[FiniteFloat, Field(gt=0, lt=1)] = 0.05
+    recovered_share: FiniteFloat = 0.5
+    step_ratio: Positive = 1.25
+
+
+class TuningSettings(Settings):
+    """The grid from which each method's settings were chosen, on the validation split and these seeds."""
+
+    seeds: list[int]
+    learning_rate: dict[str, list[Positive]]
+    rho: dict[str, list[Positive]] = {}
+    auxiliary_lr_ratio: dict[str, list[Positive]] = {}
+    max_train_loss: Positive = 0.1
+
+
+class Study(Settings):
+    """Everything that determines the numbers of an audit."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+    task: DigitsTask
+    train_sizes: Annotated[list[Count], Field(min_length=1)]
+    seeds: Count
+    training: TrainingSettings = TrainingSettings()
+    adapters: AdapterSettings
+    methods: Annotated[dict[str, MethodSettings], Field(min_length=1)]
+    measures: MeasureSettings
+    claims: ClaimSettings
+    tuning: TuningSettings | None = None
+
+    @field_validator("methods")
+    @classmethod
+    def _known_methods(cls, methods: dict[str, MethodSettings]) -> dict[str, MethodSettings]:
+        for name in methods:
+            if name not in METHODS:
+                raise ValueError(f"unknown method {name!r}; expected some of {', '.join(METHODS)}")
+        return methods
+
+    @model_validator(mode="after")
+    def _claims_are_measured(self) -> Study:
+        if self.claims.rho not in self.measures.worst_case.radii:
+            raise ValueError(
+                f"claims.rho: {self.claims.rho} is not among measures.worst_case.radii "
+                f"{self.measures.worst_case.radii}; add it there"
+            )
+        return self
+
+    def cells(self) -> Iterator[Cell]:
+        """All cells, seed by seed, so that an interrupted study has whole pairs."""
+        for train_size in self.train_sizes:
+            for seed in range(self.seeds):
+                for method in self.methods:
+                    yield Cell(method, seed, train_size)
+
+    def run_name(self, cell: Cell) -> str:
+        """Folder name of a cell's run: readable, and different whenever its training would be."""
+        settings = {
+            "task": self.task.model_dump(),
+            "training": self.training.model_dump(),
+            "adapters": self.adapters.model_dump(),
+            "settings": self.methods[cell.method].model_dump(),
+        }
+        return f"{cell}-{fingerprint(settings)}"
+
+    def measurement_name(self, kind: str) -> str:
+        """File name of one kind of measurement, different whenever its settings are."""
+        curvature = self.measures.curvature.model_dump()
+        settings: dict[str, Any] = {
+            "generalization": {},
+            "worst_case": self.measures.worst_case.model_dump(),
+            "curvature": curvature,
+            "alignment": curvature,
+        }[kind]
+        return f"{kind}-{fingerprint(settings)}"
+
+    def base_name(self) -> str:
+        """Folder name of the pretrained model."""
+        fixed = self.task.model_dump(exclude={"angle", "validation_size"})
+        return f"{self.task.name}-{fingerprint(fixed)}"
+
+    def cost_name(self) -> str:
+        """File name of the step cost measurement, which does not depend on seeds."""
+        fixed = self.model_dump(include={"task", "training", "adapters", "methods"})
+        return f"cost-{fingerprint(fixed | {'rounds': self.measures.cost_rounds})}"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training run of a study."""
+
+    method: str
+    seed: int
+    train_size: int
+
+    def __str__(self) -> str:
+        return f"{self.method}-seed{self.seed}-n{self.train_size}"
+
+
+@dataclass(frozen=True)
+class StudyFolder:
+    """Where the files of a study lie."""
+
+    root: Path
+
+    @property
+    def settings(self) -> Path:
+        return self.root / "study.yaml"
+
+    @property
+    def runs(self) -> Path:
+        return self.root / "runs"
+
+    @property
+    def progress(self) -> Path:
+        return self.root / ".progress"
+
+    def base(self, study: Study) -> Path:
+        return self.root / "base" / study.base_name()
+
+    def run(self, study: Study, cell: Cell) -> Path:
+        return self.runs / study.run_name(cell)
+
+    def measurement(self, study: Study, cell: Cell, kind: str) -> Path:
+        return self.root / "measurements" / study.run_name(cell) / f"{study.measurement_name(kind)}.parquet"
+
+    def cost(self, study: Study) -> Path:
+        return self.root / "measurements" / f"{study.cost_name()}.parquet"
+
+    def claim(self, study: Study) -> None:
+        """Make the folder this study's, or refuse.
+
+        Raises:
+            StudyError: The folder holds something else.
+        """
+        if self.settings.exists():
+            there = load_study(self.settings)
+            if there.name != study.name:
+                raise StudyError(
+                    f"--out: {self.root} holds the study {there.name!r}, not {study.name!r}; choose another folder"
+                )
+        elif self.root.exists() and (not self.root.is_dir() or any(self.root.iterdir())):
+            raise StudyError(f"--out: {self.root} exists and is not a study's folder; choose another or empty it")
+        text = yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False)
+        write_atomically(self.settings, lambda temporary: temporary.write_text(text))
+
+
+def fingerprint(settings: Any) -> str:
+    """Eight hexadecimal digits that change with the settings."""
+    text = json.dumps(settings, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def preset_names() -> list[str]:
+    """Names of the studies that come with the package."""
+    folder = resources.files("analyses") / "presets"
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def load_preset(name: str) -> Study:
+    """Read a bundled study.
+
+    Raises:
+        StudyError: There is no preset of that name.
+    """
+    if name not in preset_names():
+        raise StudyError(f"--preset: expected one of {', '.join(preset_names())}; got {name!r}")
+    return parse_study((resources.files("analyses") / "presets" / f"{name}.yaml").read_text(), source=name)
+
+
+def load_study(path: Path) -> Study:
+    """Read a study from a YAML file.
+
+    Raises:
+        StudyError: The file cannot be read, or its settings are wrong.
+    """
+    try:
+        text = path.read_text()
+    except OSError as error:
+        raise StudyError(f"--config: cannot read {path}: {error.strerror}") from error
+    return parse_study(text, source=str(path))
+
+
+def parse_study(text: str, *, source: str) -> Study:
+    """Read a study from YAML text; every problem is named with its key."""
+    try:
+        content = yaml.safe_load(text)
+        return Study.model_validate(content)
+    except yaml.YAMLError as error:
+        raise StudyError(f"{source}: not valid YAML: {error}") from error
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(str(part) for part in problem['loc']) or 'study'}: {problem['msg']}"
+            + ("" if isinstance(problem["input"], dict) else f" (got {problem['input']!r})")
+            for problem in error.errors()
+        )
+        raise StudyError(f"{source}: {problems}") from None

@@ -1,0 +1,42 @@
+"""Test accuracy against worst-case loss rise."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from reports.style import ONE_COLUMN, method_order, method_style, plot_context
+
+
+def plot_accuracy_sharpness(records: pd.DataFrame, *, rho: float) -> Figure:
+    """One faint point a run and a large mark for each method's mean."""
+    rises = records[(records["measure"] == "worst_case_rise") & (records["subspace"] == "full")]
+    rises = rises[np.isclose(rises["rho"], rho)]
+    keys = ["method", "train_size", "seed"]
+    accuracy = records[records["measure"] == "test_accuracy"].set_index(keys)["value"].rename("accuracy")
+    runs = rises.set_index(keys)["value"].rename("rise").to_frame().join(accuracy, how="inner").reset_index()
+    with plot_context():
+        figure, ax = plt.subplots(figsize=(ONE_COLUMN, 3.6))
+        for method in method_order(runs["method"]):
+            own, style = runs[runs["method"] == method], method_style(method)
+            percent = 100 * own["accuracy"]
+            ax.scatter(own["rise"], percent, color=style.colour, marker=style.marker, s=12, alpha=0.35, lw=0)
+            size = 110 if style.marker == "*" else 45
+            ax.scatter(
+                own["rise"].mean(),
+                percent.mean(),
+                color=style.colour,
+                marker=style.marker,
+                s=size,
+                edgecolor="white",
+                lw=0.6,
+                label=style.label,
+                zorder=3,
+            )
+        ax.set_xscale("log")
+        ax.set_xlabel(f"worst-case loss rise at rho = {rho:g} (nats)")
+        ax.set_ylabel("test accuracy (%)")
+        figure.legend(loc="outside lower center", ncols=2)
+    return figure

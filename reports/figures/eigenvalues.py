@@ -1,0 +1,40 @@
+"""Top Hessian eigenvalues by method."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from reports.style import ONE_COLUMN, mean_interval, method_order, method_style, plot_context
+
+
+def plot_eigenvalues(records: pd.DataFrame) -> Figure:
+    """Mean of each of the k largest eigenvalues (Lanczos) with 95 % intervals over seeds."""
+    chosen = records[(records["measure"] == "hessian_eigenvalue") & (records["algorithm"] == "lanczos")]
+    methods = method_order(chosen["method"])
+    with plot_context():
+        figure, ax = plt.subplots(figsize=(ONE_COLUMN, 3.4))
+        for index, method in enumerate(methods):
+            groups = chosen[chosen["method"] == method].groupby("k")["value"]
+            positions = np.array([k for k, _ in groups], dtype=float) + 0.07 * (index - (len(methods) - 1) / 2)
+            summary = np.array([mean_interval(values) for _, values in groups])
+            style = method_style(method)
+            ax.errorbar(
+                positions,
+                summary[:, 0],
+                yerr=np.nan_to_num(summary[:, 1]),
+                color=style.colour,
+                marker=style.marker,
+                ls="none",
+                elinewidth=0.7,
+                label=style.label,
+            )
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.set_ylim(bottom=min(0.0, ax.get_ylim()[0]))
+        ax.set_xlabel("index of the eigenvalue")
+        ax.set_ylabel("Hessian eigenvalue of the training loss")
+        figure.legend(loc="outside lower center", ncols=2)
+    return figure

@@ -1,0 +1,94 @@
+"""The report of a study: figures, tables and one self-contained page, from the files in its folder."""
+
+from __future__ import annotations
+
+import base64
+import textwrap
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from analyses.records import read_json, read_records, write_atomically
+from reports.figures import draw_all
+from reports.tables import (
+    agreement_table,
+    claims_table,
+    cost_table,
+    interval,
+    main_table,
+    significant,
+    write_tables,
+)
+
+
+def write_report(folder: Path) -> Path:
+    """Draw figures, write tables and the page.
+
+    Args:
+        folder: Holds ``records.parquet``, ``claims.json``, ``study.yaml``, ``failures.json``, ``environment.json``.
+
+    Returns:
+        Path of ``report.html``.
+    """
+    records, claims = read_records(folder / "records.parquet"), read_json(folder / "claims.json")
+    figures = draw_all(records, rho=claims["rho"], folder=folder / "figures")
+    tables = {
+        "main": main_table(records, rho=claims["rho"]),
+        "cost": cost_table(records),
+        "agreement": agreement_table(records),
+        "claims": claims_table(claims),
+    }
+    write_tables(tables, folder / "tables")
+    environment = Environment(
+        loader=PackageLoader("reports"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    environment.filters |= {"significant": significant, "embed": _embed}
+    environment.globals["interval"] = interval
+    page = environment.get_template("report.html.j2").render(
+        study=_study_name(records),
+        claims=claims,
+        figures=figures,
+        tables={name: _rows(shown) for name, (shown, _) in tables.items()},
+        failures=_optional(folder / "failures.json", []),
+        environment=_optional(folder / "environment.json", {}),
+        settings=(folder / "study.yaml").read_text(),
+        num_runs=len(records[records["measure"] == "train_loss"]),
+    )
+    path = folder / "report.html"
+    write_atomically(path, lambda temporary: temporary.write_text(page))
+    return path
+
+
+def claims_text(claims: Mapping[str, Any]) -> str:
+    """The verdicts as plain text for a terminal."""
+    lines = []
+    for claim in claims["claims"]:
+        statement = textwrap.wrap(claim["statement"], 62)
+        for index, line in enumerate(statement):
+            left = f"({claim['number']})" if index == 0 else ""
+            right = f"{claim['verdict']:<12} p = {claim['p_adjusted']:.3g}" if index == 0 else ""
+            lines.append(f"{left:<4}{line:<64}{right}".rstrip())
+        for part in claim["parts"]:
+            effect = f"{significant(part['effect'])} {part['unit']}"
+            lines.append(f"      {part['name']:<24} {effect:<18} {interval(part['low'], part['high'])}")
+    header = "Claims (effect, 95 % interval; p after Holm's correction)"
+    return "\n".join([header, "-" * len(header), *lines])
+
+
+def _rows(frame: pd.DataFrame) -> dict[str, list[Any]]:
+    return {"columns": list(frame.columns), "rows": frame.to_numpy().tolist()}
+
+
+def _study_name(records: pd.DataFrame) -> str:
+    return str(records["study"].iloc[0]) if len(records) else "empty study"
+
+
+def _embed(path: Path) -> str:
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+
+
+def _optional(path: Path, default: Any) -> Any:
+    return read_json(path) if path.exists() else default

@@ -1,0 +1,99 @@
+"""How figures look: one colour, marker and line for each method, sizes for print, and intervals over seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from scipy import stats
+
+from analyses.records import write_atomically
+
+mpl.use("Agg")
+
+ONE_COLUMN = 3.35
+"""Width of one column of a two-column paper, in inches."""
+TWO_COLUMNS = 6.9
+"""Width of the whole page, in inches."""
+
+
+@dataclass(frozen=True)
+class MethodStyle:
+    """Name and marks of a method; colour is never the only difference."""
+
+    label: str
+    colour: str
+    marker: str
+    line: str
+
+
+# Colours of Okabe and Ito (2008), which readers with a colour-vision deficiency can tell apart.
+_STYLES = {
+    "full": MethodStyle("Full FT", "#000000", "o", "-"),
+    "sam": MethodStyle("SAM", "#000000", "s", "--"),
+    "lora": MethodStyle("LoRA", "#0072B2", "o", "-"),
+    "lora_sam": MethodStyle("LoRA-SAM", "#56B4E9", "s", "--"),
+    "lora_sam_full": MethodStyle("LoRA-SAM (full space)", "#009E73", "D", "-."),
+    "bilora": MethodStyle("Bi-LoRA", "#D55E00", "*", "-"),
+    "dual_lora": MethodStyle("Dual LoRA", "#E69F00", "v", ":"),
+    "random_aux": MethodStyle("Random auxiliary", "#CC79A7", "^", ":"),
+    "lora_2r": MethodStyle("LoRA rank 2r", "#999999", "P", ":"),
+}
+
+
+def method_style(method: str) -> MethodStyle:
+    """Marks of a method; one that is not known here is drawn in grey under its own name."""
+    return _STYLES.get(method, MethodStyle(method, "#666666", "x", "-"))
+
+
+def method_order(methods: Iterable[str]) -> list[str]:
+    """Known methods in their usual order, then the others by name."""
+    present = set(methods)
+    return [name for name in _STYLES if name in present] + sorted(present - _STYLES.keys())
+
+
+def plot_context() -> AbstractContextManager[None]:
+    """Settings for print: legible type, embedded fonts, no chart junk."""
+    return mpl.rc_context(
+        {
+            "font.size": 8,
+            "axes.labelsize": 8,
+            "axes.titlesize": 8,
+            "legend.fontsize": 7,
+            "xtick.labelsize": 7,
+            "ytick.labelsize": 7,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "lines.linewidth": 1.2,
+            "lines.markersize": 4,
+            "legend.frameon": False,
+            "pdf.fonttype": 42,
+            "figure.constrained_layout.use": True,
+        }
+    )
+
+
+def mean_interval(values: pd.Series | Iterable[float]) -> tuple[float, float]:
+    """Mean and half-width of the 95 % Student-t interval; NaN width for fewer than two finite values."""
+    array = np.asarray(list(values), dtype=float)
+    array = array[np.isfinite(array)]
+    if len(array) == 0:
+        return float("nan"), float("nan")
+    if len(array) == 1:
+        return float(array[0]), float("nan")
+    error = array.std(ddof=1) / np.sqrt(len(array))
+    return float(array.mean()), float(stats.t.ppf(0.975, len(array) - 1) * error)
+
+
+def save_figure(figure: Figure, folder: Path, name: str) -> Path:
+    """Save as PDF and PNG and return the PNG's path; the bytes do not depend on the date."""
+    metadata = {"CreationDate": None}
+    write_atomically(folder / f"{name}.pdf", lambda path: figure.savefig(path, metadata=metadata))
+    write_atomically(folder / f"{name}.png", lambda path: figure.savefig(path, dpi=200))
+    return folder / f"{name}.png"

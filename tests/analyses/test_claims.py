@@ -1,0 +1,120 @@
+"""Verdicts on made-up records whose answer is known, and the statistics behind them."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from analyses.claims import claims_document, judge
+from analyses.records import records_frame
+from analyses.statistics import fieller, paired
+from analyses.study import ClaimSettings
+
+SETTINGS = ClaimSettings(rho=0.1)
+RISES = {
+    "sam": 0.2, "lora": 1.0, "lora_sam": 0.9, "lora_sam_full": 0.3, "bilora": 0.4, "dual_lora": 1.0,
+    "random_aux": 0.95, "lora_2r": 1.1,
+}  # fmt: skip
+
+
+def made_up(rises: dict[str, float], *, seeds: int = 6, noise: float = 0.02, step: float = 1.1) -> pd.DataFrame:
+    generator, rows = np.random.default_rng(0), []
+    for seed in range(seeds):
+        shared = generator.normal(0, 0.3)  # a seed's own level, which pairing removes
+        for method, rise in rises.items():
+            base = {"study": "s", "method": method, "seed": seed, "train_size": 100}
+            value = rise + shared + noise * generator.normal()
+            rows.append(base | {"measure": "worst_case_rise", "rho": 0.1, "subspace": "full", "value": value})
+            rows.append(base | {"measure": "worst_case_rise", "rho": 0.2, "subspace": "full", "value": 50.0})
+            rows.append(base | {"measure": "worst_case_rise", "rho": 0.1, "subspace": "lora", "value": -value})
+            accuracy = {"bilora": 0.85, "lora": 0.80}.get(method, 0.8) + 0.001 * generator.normal()
+            rows.append(base | {"measure": "test_accuracy", "value": accuracy})
+            seconds = {"bilora": step, "lora_sam": 2.0}.get(method, 1.0) * (1 + 0.01 * generator.normal())
+            rows.append(base | {"measure": "step_seconds", "value": seconds})
+            for k in range(1, 3):
+                energy = base | {"k": k, "layer": "all", "subspace": "column"}
+                rows.append(energy | {"measure": "captured_energy", "value": 0.2 + 0.01 * generator.normal()})
+                rows.append(energy | {"measure": "captured_energy_null", "value": 0.05})
+                rows.append(energy | {"measure": "captured_energy_optimum", "value": 0.8})
+    return records_frame(rows)
+
+
+def verdicts(records: pd.DataFrame) -> dict[int, str]:
+    return {claim.number: claim.verdict for claim in judge(records, SETTINGS)}
+
+
+def test_planted_effects_are_supported() -> None:
+    claims = judge(made_up(RISES), SETTINGS)
+    assert {claim.verdict for claim in claims} == {"supported"}
+    first = claims[0].parts[0]
+    assert first.low < -0.6 < first.high and first.effect == pytest.approx(-0.6, abs=0.05)
+    assert claims[2].parts[0].effect == pytest.approx(0.6 / 0.7, abs=0.1)
+    assert len(claims[6].parts) == 3
+
+
+def test_opposite_effects_are_contradicted() -> None:
+    flipped = RISES | {"bilora": 1.4}
+    found = verdicts(made_up(flipped, step=1.6))
+    assert [found[n] for n in (1, 2, 3, 5, 7)] == ["contradicted"] * 5
+
+
+def test_noise_decides_nothing() -> None:
+    same = dict.fromkeys(RISES, 1.0)
+    found = verdicts(made_up(same, noise=0.3))
+    assert {found[n] for n in (1, 2, 3, 7)} == {"undecided"}
+
+
+def test_one_control_that_does_as_well_blocks_claim_7() -> None:
+    found = verdicts(made_up(RISES | {"dual_lora": 0.4}, noise=0.05))
+    assert found[1] == "supported" and found[7] == "undecided"
+
+
+def test_without_a_reduction_by_full_sam_there_is_no_share() -> None:
+    claims = judge(made_up(RISES | {"lora_sam_full": 1.0, "sam": 1.0}, noise=0.2), SETTINGS)
+    part = claims[2].parts[0]
+    assert claims[2].verdict == "undecided"
+    assert part.low == -math.inf and part.high == math.inf
+
+
+def test_holm_matches_its_definition() -> None:
+    claims = judge(made_up(RISES, noise=0.5), SETTINGS)
+    running, expected = 0.0, {}
+    for rank, claim in enumerate(sorted(claims, key=lambda claim: claim.p_value)):
+        running = max(running, min(1.0, (len(claims) - rank) * claim.p_value))
+        expected[claim.number] = running
+    assert {claim.number: claim.p_adjusted for claim in claims} == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("seeds", [0, 1])
+def test_too_few_seeds_are_undecided_not_an_error(seeds: int) -> None:
+    records = made_up(RISES, seeds=max(seeds, 1))
+    document = claims_document(records.iloc[:0] if seeds == 0 else records, SETTINGS)
+    assert {claim["verdict"] for claim in document["claims"]} == {"undecided"}  # type: ignore[attr-defined]
+
+
+def test_a_failed_seed_drops_its_pair_only() -> None:
+    records = made_up(RISES)
+    records = records[~((records["method"] == "lora") & (records["seed"] == 2))]
+    assert judge(records, SETTINGS)[0].parts[0].n == 5
+
+
+def test_paired_agrees_with_scipy() -> None:
+    differences = np.random.default_rng(1).normal(0.3, 1, 9)
+    result, reference = paired(differences), stats.ttest_1samp(differences, 0, alternative="greater")
+    interval = stats.ttest_1samp(differences, 0).confidence_interval(0.95)
+    assert result.p_above == pytest.approx(reference.pvalue)
+    assert (result.low, result.high) == pytest.approx((interval.low, interval.high))
+
+
+def test_fieller_covers_the_true_ratio_at_its_level() -> None:
+    generator, hits = np.random.default_rng(2), 0
+    for _ in range(1000):
+        denominators = generator.normal(2.0, 1.0, 8)
+        numerators = 0.5 * denominators + generator.normal(0, 0.5, 8)
+        _, low, high = fieller(numerators, denominators)
+        hits += low <= 0.5 <= high
+    assert 0.93 <= hits / 1000 <= 0.97

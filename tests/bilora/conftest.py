@@ -1,0 +1,70 @@
+"""A small classifier in float64 and a way to run one method's step on it by hand."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bilora import BiLoraConfig, Method, build_method
+
+
+@pytest.fixture
+def network() -> nn.Module:
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 5), nn.Tanh(), nn.Linear(5, 3))
+    return model.double()
+
+
+@pytest.fixture
+def batch() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    return torch.randn(7, 6, generator=generator, dtype=torch.float64), torch.tensor([0, 1, 2, 0, 1, 2, 0])
+
+
+TARGETS = ["0", "2"]
+
+
+def make_method(network: nn.Module, name: str, seed: int = 0, **settings: object) -> Method:
+    config = BiLoraConfig(method=name, r=2, alpha=6.0, target_modules=TARGETS, **settings)  # type: ignore[arg-type]
+    method = build_method(copy.deepcopy(network), config, seed=seed)
+    method.model.double()
+    return method
+
+
+def backward_of(method: Method, batch: tuple[Tensor, Tensor]) -> Callable[[], Tensor]:
+    def backward() -> Tensor:
+        loss = F.cross_entropy(method.model(batch[0]), batch[1])
+        loss.backward()
+        return loss.detach()
+
+    return backward
+
+
+def one_step(
+    method: Method,
+    batch: tuple[Tensor, Tensor],
+    optimizer: torch.optim.Optimizer | None = None,
+    lr: float = 0.1,
+) -> torch.optim.Optimizer:
+    optimizer = optimizer or torch.optim.SGD(method.parameter_groups(lr))
+    method.gradient(backward_of(method, batch))
+    optimizer.step()
+    method.after_step()
+    optimizer.zero_grad()
+    return optimizer
+
+
+def merged_loss(network: nn.Module, batch: tuple[Tensor, Tensor], deltas: dict[str, Tensor]) -> Tensor:
+    """Loss of the plain network with weight changes added: written without adapters."""
+    hidden = batch[0]
+    for name, layer in network.named_children():
+        if isinstance(layer, nn.Linear):
+            hidden = F.linear(hidden, layer.weight.detach() + deltas.get(name, 0.0), layer.bias.detach())
+        else:
+            hidden = torch.tanh(hidden)
+    return F.cross_entropy(hidden, batch[1])

@@ -1,0 +1,121 @@
+"""Lanczos and power iteration against numpy on matrices with awkward spectra."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.sparse.linalg import eigsh
+from torch import Tensor
+
+from landscape import DenseOperator, lanczos, power_iteration
+
+
+def matrix_with(spectrum: list[float], size: int = 60) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    rotation, _ = torch.linalg.qr(torch.randn(size, size, generator=generator, dtype=torch.float64))
+    values = torch.zeros(size, dtype=torch.float64)
+    values[: len(spectrum)] = torch.tensor(spectrum, dtype=torch.float64)
+    return rotation @ torch.diag(values) @ rotation.T
+
+
+SPECTRA = {
+    "clustered": [5.0, 4.99, 4.98, 3.0, 2.99, *np.linspace(1, 0, 20)],
+    "both signs": [5.0, -4.9, 4.0, -3.9, 1.0, *np.linspace(-0.5, 0.5, 20)],
+    "negative": [-1.0, -2.0, -3.0, -8.0, *np.linspace(-0.5, -0.1, 56)],
+    "rank three": [3.0, 2.0, 1.0],
+}
+
+
+@pytest.mark.parametrize("which", ["LA", "SA", "LM"])
+@pytest.mark.parametrize("name", SPECTRA)
+@pytest.mark.parametrize("basis_size", [None, 8])
+def test_lanczos_finds_the_wanted_end(name: str, which: str, basis_size: int | None) -> None:
+    matrix = matrix_with(SPECTRA[name])
+    values = np.linalg.eigvalsh(matrix.numpy())
+    key = {"LA": lambda v: -v, "SA": lambda v: v, "LM": lambda v: -abs(v)}[which]
+    wanted = sorted(sorted(values, key=key)[:3], reverse=True)
+    if name == "rank three" and which == "SA":
+        wanted = [0.0, 0.0, 0.0]
+    result = lanczos(DenseOperator(matrix), 3, which=which, tol=1e-9, basis_size=basis_size, max_matvecs=3000)
+    np.testing.assert_allclose(result.eigenvalues, wanted, atol=1e-8)
+    vectors = result.eigenvectors
+    torch.testing.assert_close(vectors.T @ vectors, torch.eye(3, dtype=torch.float64), atol=1e-9, rtol=0)
+    residuals = (matrix @ vectors - vectors * result.eigenvalues).norm(dim=0)
+    assert (residuals < 1e-7).all()
+
+
+def test_lanczos_counts_a_repeated_eigenvalue_as_often_as_it_occurs() -> None:
+    """One start vector sees a repeated eigenvalue once; the exhausted space must be left to find the copies."""
+    result = lanczos(DenseOperator(matrix_with([2.0, 2.0, 2.0, 1.0], size=10)), 4, tol=1e-9)
+    np.testing.assert_allclose(result.eigenvalues, [2, 2, 2, 1], atol=1e-8)
+
+
+def test_no_ghosts_after_many_steps() -> None:
+    matrix = matrix_with([100.0, 1.0, 0.9, 0.8, 0.7, *np.linspace(0.6, 0, 100)], size=200)
+    result = lanczos(DenseOperator(matrix.float()), 5, tol=1e-5, max_matvecs=500)
+    np.testing.assert_allclose(result.eigenvalues, [100, 1, 0.9, 0.8, 0.7], rtol=1e-4)
+    assert result.converged.all()
+
+
+def test_all_eigenpairs() -> None:
+    matrix = matrix_with(list(np.linspace(-1, 2, 12)), size=12)
+    result = lanczos(DenseOperator(matrix), 12, tol=1e-10)
+    np.testing.assert_allclose(result.eigenvalues, np.linspace(2, -1, 12), atol=1e-9)
+
+
+def test_the_budget_is_kept_and_said() -> None:
+    matrix = matrix_with(SPECTRA["clustered"])
+    result = lanczos(DenseOperator(matrix), 3, tol=1e-14, max_matvecs=6)
+    assert result.num_matvecs == 6 and not result.converged.all()
+    result = power_iteration(DenseOperator(matrix), 3, tol=1e-14, max_matvecs=9)
+    assert result.num_matvecs <= 9 and not result.converged.all()
+
+
+def test_power_iteration_finds_large_magnitudes_of_either_sign() -> None:
+    matrix = matrix_with([6.0, -5.0, 4.0, 1.0, -1.0, 0.5])
+    result = power_iteration(DenseOperator(matrix), 3, tol=1e-8, max_matvecs=3000)
+    np.testing.assert_allclose(result.eigenvalues, [6, 4, -5], atol=1e-9)
+    assert result.converged.all()
+
+
+def test_an_eigenvalue_lies_within_each_residual() -> None:
+    matrix = matrix_with(SPECTRA["clustered"])
+    values = np.linalg.eigvalsh(matrix.numpy())
+    for result in (
+        lanczos(DenseOperator(matrix), 3, max_matvecs=10),
+        power_iteration(DenseOperator(matrix), 3, tol=0.05),
+    ):
+        for value, residual in zip(result.eigenvalues, result.residuals, strict=True):
+            assert np.abs(values - float(value)).min() <= float(residual * value.abs()) * (1 + 1e-9)
+
+
+def test_scipy_view() -> None:
+    matrix = matrix_with([3.0, 2.0, 1.0, -2.5])
+    values = eigsh(DenseOperator(matrix).to_scipy(), k=2, which="LA", return_eigenvectors=False)
+    np.testing.assert_allclose(sorted(values), [2, 3], atol=1e-9)
+
+
+@pytest.mark.parametrize("solve", [lanczos, power_iteration])
+def test_bad_requests(solve) -> None:
+    operator = DenseOperator(torch.eye(3))
+    for k in (0, 4):
+        with pytest.raises(ValueError, match="k: expected"):
+            solve(operator, k)
+    with pytest.raises(ValueError, match="tol"):
+        solve(operator, 1, tol=0.0)
+    with pytest.raises(FloatingPointError, match="not finite"):
+        solve(DenseOperator(torch.full((3, 3), math.nan)), 1)
+
+
+def test_an_operator_that_is_not_symmetric_is_refused() -> None:
+    with pytest.raises(FloatingPointError, match="symmetric"):
+        lanczos(DenseOperator(torch.triu(torch.ones(20, 20))), 2)
+    with pytest.raises(ValueError, match="which"):
+        lanczos(DenseOperator(torch.eye(3)), 1, which="XX")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="square"):
+        DenseOperator(torch.ones(2, 3))
+    with pytest.raises(ValueError, match="max_size"):
+        DenseOperator(torch.eye(30)).to_dense(max_size=10)
