@@ -19,6 +19,8 @@ from reports.tables import (
     cost_table,
     interval,
     main_table,
+    pyhessian_table,
+    quantity,
     significant,
     write_tables,
 )
@@ -39,14 +41,16 @@ def write_report(folder: Path) -> Path:
         "main": main_table(records, rho=claims["rho"]),
         "cost": cost_table(records),
         "agreement": agreement_table(records),
+        "pyhessian": pyhessian_table(records),
         "claims": claims_table(claims),
     }
     write_tables(tables, folder / "tables")
+    settings = folder / "study.yaml"
     environment = Environment(
         loader=PackageLoader("reports"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     environment.filters |= {"significant": significant, "embed": _embed}
-    environment.globals["interval"] = interval
+    environment.globals |= {"interval": interval, "quantity": quantity}
     page = environment.get_template("report.html.j2").render(
         study=_study_name(records),
         claims=claims,
@@ -54,7 +58,7 @@ def write_report(folder: Path) -> Path:
         tables={name: _rows(shown) for name, (shown, _) in tables.items()},
         failures=_optional(folder / "failures.json", []),
         environment=_optional(folder / "environment.json", {}),
-        settings=(folder / "study.yaml").read_text(),
+        settings=settings.read_text() if settings.exists() else "",
         num_runs=len(records[records["measure"] == "train_loss"]),
     )
     path = folder / "report.html"
@@ -66,13 +70,12 @@ def claims_text(claims: Mapping[str, Any]) -> str:
     """The verdicts as plain text for a terminal."""
     lines = []
     for claim in claims["claims"]:
-        statement = textwrap.wrap(claim["statement"], 62)
-        for index, line in enumerate(statement):
+        for index, line in enumerate(textwrap.wrap(claim["statement"], 60)):
             left = f"({claim['number']})" if index == 0 else ""
-            right = f"{claim['verdict']:<12} p = {claim['p_adjusted']:.3g}" if index == 0 else ""
-            lines.append(f"{left:<4}{line:<64}{right}".rstrip())
+            right = f"{claim['verdict']:<13} p = {significant(claim['p_adjusted'])}" if index == 0 else ""
+            lines.append(f"{left:<4}{line:<62}{right}".rstrip())
         for part in claim["parts"]:
-            effect = f"{significant(part['effect'])} {part['unit']}"
+            effect = quantity(part["effect"], part["unit"])
             lines.append(f"      {part['name']:<24} {effect:<18} {interval(part['low'], part['high'])}")
     header = "Claims (effect, 95 % interval; p after Holm's correction)"
     return "\n".join([header, "-" * len(header), *lines])

@@ -32,6 +32,11 @@ class MethodStyle:
     marker: str
     line: str
 
+    @property
+    def marker_size(self) -> float:
+        """In points; a star fills less of its box than the other markers."""
+        return 7.0 if self.marker == "*" else 4.0
+
 
 # Colours of Okabe and Ito (2008), which readers with a colour-vision deficiency can tell apart.
 _STYLES = {
@@ -42,7 +47,7 @@ _STYLES = {
     "lora_sam_full": MethodStyle("LoRA-SAM (full space)", "#009E73", "D", "-."),
     "bilora": MethodStyle("Bi-LoRA", "#D55E00", "*", "-"),
     "dual_lora": MethodStyle("Dual LoRA", "#E69F00", "v", ":"),
-    "random_aux": MethodStyle("Random auxiliary", "#CC79A7", "^", ":"),
+    "random_aux": MethodStyle("Random aux.", "#CC79A7", "^", ":"),
     "lora_2r": MethodStyle("LoRA rank 2r", "#999999", "P", ":"),
 }
 
@@ -94,6 +99,7 @@ def mean_interval(values: pd.Series | Iterable[float]) -> tuple[float, float]:
 def save_figure(figure: Figure, folder: Path, name: str) -> Path:
     """Save as PDF and PNG and return the PNG's path; the bytes do not depend on the date."""
     metadata = {"CreationDate": None}
-    write_atomically(folder / f"{name}.pdf", lambda path: figure.savefig(path, metadata=metadata))
-    write_atomically(folder / f"{name}.png", lambda path: figure.savefig(path, dpi=200))
+    with plot_context():  # the type of the embedded fonts is read when the file is written
+        write_atomically(folder / f"{name}.pdf", lambda path: figure.savefig(path, metadata=metadata))
+        write_atomically(folder / f"{name}.png", lambda path: figure.savefig(path, dpi=200))
     return folder / f"{name}.png"

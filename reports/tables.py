@@ -15,6 +15,23 @@ from analyses.records import write_atomically
 from reports.style import mean_interval, method_order, method_style
 
 NOTHING = "–"
+PART = ("name", "effect", "low", "high", "unit", "n", "p_value")
+ALGORITHMS = ("lanczos", "power_iteration", "pyhessian")
+CONVERGED = 1e-2
+"""Relative residual up to which the agreement table counts an eigenpair as resolved, whatever the solver's own rule."""
+
+
+TEXT_COLUMNS = dict.fromkeys(["method", "algorithm", "claim", "comparison", "run"], "l") | {"statement": "p{6cm}"}
+LATEX = {character: rf"\{character}" for character in "%_&#${}"} | {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "±": r"$\pm$",
+    "–": "--",
+    "−": "$-$",
+}
 
 
 def main_table(records: pd.DataFrame, *, rho: float) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -74,44 +91,68 @@ def agreement_table(records: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """How the eigensolvers agree: largest relative difference from Lanczos, and residuals."""
     chosen = records[records["measure"].isin(["hessian_eigenvalue", "hessian_residual"])]
     keys = ["method", "train_size", "seed", "k"]
-    wide = chosen.pivot_table(index=keys, columns=["measure", "algorithm"], values="value")
-    plain = {}
-    for algorithm in ("lanczos", "power_iteration", "pyhessian"):
-        if ("hessian_eigenvalue", algorithm) not in wide.columns:
-            continue
-        values = wide["hessian_eigenvalue", algorithm].dropna()
-        difference = (values / wide.loc[values.index, ("hessian_eigenvalue", "lanczos")] - 1).abs()
-        residuals = wide.loc[values.index, ("hessian_residual", algorithm)]
-        plain[algorithm] = {
-            "eigenpairs": float(len(values)),
-            "largest relative difference from Lanczos": difference.max(),
-            "median residual": residuals.median(),
-            "largest residual": residuals.max(),
+    values, residuals = (
+        chosen[chosen["measure"] == measure].pivot_table(index=keys, columns="algorithm", values="value")
+        for measure in ("hessian_eigenvalue", "hessian_residual")
+    )
+    lanczos = values["lanczos"] if "lanczos" in values else pd.Series(math.nan, values.index)
+    plain, shown = {}, {}
+    for algorithm in [name for name in ALGORITHMS if name in values]:
+        found = values[algorithm].dropna()
+        residual = residuals.reindex(index=found.index, columns=[algorithm])[algorithm].dropna()
+        row = {
+            "eigenpairs": len(found),
+            "largest relative difference from Lanczos": (found / lanczos[found.index] - 1).abs().max(),
+            "median residual": residual.median(),
+            "largest residual": residual.max(),
         }
-    shown = {
-        name: {key: f"{value:.0f}" if key == "eigenpairs" else f"{value:.1e}" for key, value in row.items()}
-        for name, row in plain.items()
-    }
+        within = f"residual at most {CONVERGED:g}"
+        share = (residual <= CONVERGED).mean()
+        plain[algorithm] = row | {within: share}
+        shown[algorithm] = {name: _scientific(value) for name, value in row.items()}
+        shown[algorithm] |= {"eigenpairs": str(len(found)), within: _number(100 * share, 0, " %")}
     return _by_row(shown, "algorithm"), _by_row(plain, "algorithm")
+
+
+def pyhessian_table(records: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The cell that PyHessian measured, eigenvalue by eigenvalue, beside the other algorithms."""
+    values = records[records["measure"] == "hessian_eigenvalue"].pivot_table(
+        index=["method", "train_size", "seed", "k"], columns="algorithm", values="value"
+    )
+    values = values.reindex(columns=list(ALGORITHMS)).dropna(subset="pyhessian").reset_index()
+    shown, plain = [], []
+    for row in values.to_dict("records"):
+        difference = abs(row["pyhessian"] / row["lanczos"] - 1)
+        plain.append(row | {"relative_difference": difference})
+        shown.append(
+            {"run": f"{method_style(row['method']).label}, seed {row['seed']}, {row['train_size']} examples"}
+            | {"k": str(row["k"])}
+            | {name: _number(row[name], 4) for name in ALGORITHMS}
+            | {"PyHessian against Lanczos": _scientific(difference)}
+        )
+    return pd.DataFrame(shown), pd.DataFrame(plain)
 
 
 def claims_table(claims: Mapping[str, Any]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """One row a comparison: effect, interval, adjusted p-value and the claim's verdict."""
     shown, plain = [], []
     for claim in claims["claims"]:
-        for part in claim["parts"]:
+        # A claim without comparisons still has a row.
+        for index, part in enumerate(claim["parts"] or [dict.fromkeys(PART)]):
             plain.append(
                 {key: claim[key] for key in ("number", "statement", "verdict", "p_adjusted", "test")}
-                | {key: part[key] for key in ("name", "effect", "low", "high", "unit", "n", "p_value")}
+                | {key: part[key] for key in PART}
             )
+            first = index == 0
             shown.append(
                 {
-                    "claim": str(claim["number"]),
-                    "verdict": claim["verdict"],
-                    "comparison": part["name"],
-                    "effect": f"{significant(part['effect'])} {part['unit']}",
+                    "claim": str(claim["number"]) if first else "",
+                    "statement": claim["statement"] if first else "",
+                    "comparison": part["name"] or NOTHING,
+                    "effect": quantity(part["effect"], part["unit"]),
                     "95 % interval": interval(part["low"], part["high"]),
-                    "p (Holm, claim)": f"{claim['p_adjusted']:.3g}",
+                    "adjusted p": significant(claim["p_adjusted"]) if first else "",
+                    "verdict": claim["verdict"] if first else "",
                 }
             )
     return pd.DataFrame(shown), pd.DataFrame(plain)
@@ -127,7 +168,15 @@ def write_tables(tables: Mapping[str, tuple[pd.DataFrame, pd.DataFrame]], folder
 
 def significant(value: float | None) -> str:
     """Three significant digits; a dash for what is undefined."""
-    return NOTHING if value is None or math.isnan(value) else f"{value:.3g}"
+    if value is None or math.isnan(value):
+        return NOTHING
+    return "unbounded" if math.isinf(value) else f"{value:.3g}"
+
+
+def quantity(value: float | None, unit: str | None) -> str:
+    """A number with its unit; a dash alone for what is undefined."""
+    number = significant(value)
+    return number if number == NOTHING else f"{number} {unit}"
 
 
 def interval(low: float | None, high: float | None) -> str:
@@ -149,8 +198,12 @@ def _plus_minus(mean: float, half: float, digits: int) -> str:
     return f"{mean:.{digits}f} ± {NOTHING if math.isnan(half) else f'{half:.{digits}f}'}"
 
 
-def _number(value: Any, digits: int) -> str:
-    return NOTHING if math.isnan(value) else f"{value:,.{digits}f}"
+def _number(value: float, digits: int, unit: str = "") -> str:
+    return NOTHING if math.isnan(value) else f"{value:,.{digits}f}{unit}"
+
+
+def _scientific(value: float) -> str:
+    return NOTHING if math.isnan(value) else f"{value:.1e}"
 
 
 def _by_row(rows: Mapping[str, Mapping[str, Any]], name: str) -> pd.DataFrame:
@@ -163,13 +216,11 @@ def _markdown(frame: pd.DataFrame) -> str:
 
 
 def _latex(frame: pd.DataFrame) -> str:
-    replacements = {"%": r"\%", "_": r"\_", "&": r"\&", "#": r"\#", "±": r"$\pm$", "–": "--", "−": "$-$"}
-
     def escape(text: str) -> str:
-        return "".join(replacements.get(character, character) for character in text)
+        return "".join(LATEX.get(character, character) for character in text)
 
     rows = [" & ".join(escape(str(cell)) for cell in row) + r" \\" for row in frame.to_numpy().tolist()]
     header = " & ".join(escape(str(column)) for column in frame.columns) + r" \\"
-    layout = "l" + "r" * (len(frame.columns) - 1)
+    layout = "".join(TEXT_COLUMNS.get(column, "r") for column in frame.columns)
     lines = [rf"\begin{{tabular}}{{{layout}}}", r"\toprule", header, r"\midrule", *rows, r"\bottomrule"]
     return "\n".join([*lines, r"\end{tabular}", ""])

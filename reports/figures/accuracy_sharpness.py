@@ -22,20 +22,19 @@ def plot_accuracy_sharpness(records: pd.DataFrame, *, rho: float) -> Figure:
         for method in method_order(runs["method"]):
             own, style = runs[runs["method"] == method], method_style(method)
             percent = 100 * own["accuracy"]
-            ax.scatter(own["rise"], percent, color=style.colour, marker=style.marker, s=12, alpha=0.35, lw=0)
-            size = 110 if style.marker == "*" else 45
+            area = style.marker_size**2
+            ax.scatter(own["rise"], percent, color=style.colour, marker=style.marker, s=area, alpha=0.35, lw=0)
             ax.scatter(
                 own["rise"].mean(),
                 percent.mean(),
                 color=style.colour,
                 marker=style.marker,
-                s=size,
+                s=3 * area,
                 edgecolor="white",
                 lw=0.6,
                 label=style.label,
                 zorder=3,
             )
-        ax.set_xscale("log")
         ax.set_xlabel(f"worst-case loss rise at rho = {rho:g} (nats)")
         ax.set_ylabel("test accuracy (%)")
         figure.legend(loc="outside lower center", ncols=2)

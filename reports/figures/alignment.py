@@ -22,8 +22,8 @@ def plot_alignment(records: pd.DataFrame) -> Figure:
         figure, ax = plt.subplots(figsize=(TWO_COLUMNS, 3.6))
         for index, method in enumerate(methods):
             own = chosen[chosen["method"] == method]
-            per_seed = own[own["measure"] == "captured_energy"].groupby(["layer", "seed"])["value"].mean()
-            summary = np.array([mean_interval(per_seed[layer]) for layer in layers])
+            per_seed = own[own["measure"] == "captured_energy"].groupby(["seed", "layer"])["value"].mean().unstack()
+            summary = np.array([mean_interval(shares) for _, shares in per_seed.reindex(columns=layers).items()])
             style = method_style(method)
             ax.errorbar(
                 positions + 0.14 * (index - (len(methods) - 1) / 2),
@@ -31,23 +31,24 @@ def plot_alignment(records: pd.DataFrame) -> Figure:
                 yerr=np.nan_to_num(summary[:, 1]),
                 color=style.colour,
                 marker=style.marker,
-                ms=6 if style.marker == "*" else 3.5,
+                ms=0.85 * style.marker_size,
                 ls="none",
                 elinewidth=0.7,
                 label=style.label,
             )
-        reference = chosen[chosen["method"] == methods[0]].groupby(["measure", "layer"])["value"].mean()
-        null = [reference["captured_energy_null", layer] for layer in layers]
-        best = [reference["captured_energy_optimum", layer] for layer in layers]
+        subject = "bilora" if "bilora" in methods else methods[0]
+        reference = chosen[chosen["method"] == subject].groupby(["layer", "measure"])["value"].mean().unstack()
+        reference = reference.reindex(index=layers, columns=["captured_energy_null", "captured_energy_optimum"])
+        null, best = reference.to_numpy().T
         ax.hlines(null, positions - 0.4, positions + 0.4, color="0.2", lw=1.2, label="random subspace (expected)")
-        name = method_style(methods[0]).label
+        name = method_style(subject).label
         ax.hlines(best, positions - 0.4, positions + 0.4, color="0.65", lw=1.2, ls=":", label=f"optimum ({name})")
         ax.set_xticks(positions, [_short(layer) for layer in layers], rotation=90)
         ax.set_xlim(-0.6, len(layers) - 0.4)
         ax.set_ylim(0, 1.02)
         ax.set_ylabel("captured share of the layer's block")
         ax.set_xlabel("adapted layer (block · module)")
-        figure.legend(loc="outside lower center", ncols=6)
+        figure.legend(loc="outside lower center", ncols=3)
     return figure
 
 

@@ -28,6 +28,7 @@ def plot_eigenvalues(records: pd.DataFrame) -> Figure:
                 yerr=np.nan_to_num(summary[:, 1]),
                 color=style.colour,
                 marker=style.marker,
+                ms=style.marker_size,
                 ls="none",
                 elinewidth=0.7,
                 label=style.label,
@@ -35,6 +36,6 @@ def plot_eigenvalues(records: pd.DataFrame) -> Figure:
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.set_ylim(bottom=min(0.0, ax.get_ylim()[0]))
         ax.set_xlabel("index of the eigenvalue")
-        ax.set_ylabel("Hessian eigenvalue of the training loss")
+        ax.set_ylabel("Hessian eigenvalue")
         figure.legend(loc="outside lower center", ncols=2)
     return figure

@@ -1,0 +1,133 @@
+"""A made-up study: records with the measures and shapes of a real one, and the files beside them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analyses.records import records_frame, write_records
+
+RHO = 0.1
+RADII = (0.0125, 0.025, 0.05, 0.1, 0.2, 0.4)
+MODULES = ("attention.q_proj", "attention.k_proj", "attention.v_proj", "attention.o_proj", "mlp.up", "mlp.down")
+LAYERS = tuple(f"vit.layers.{block}.{module}" for block in range(4) for module in MODULES)
+SHARPNESS = {
+    "full": 1.0,
+    "sam": 0.5,
+    "lora": 0.95,
+    "lora_sam": 0.7,
+    "lora_sam_full": 0.55,
+    "bilora": 0.65,
+    "dual_lora": 0.93,
+    "random_aux": 0.9,
+    "lora_2r": 1.05,
+}
+
+
+def made_up_records(methods: tuple[str, ...] = tuple(SHARPNESS), num_seeds: int = 5) -> pd.DataFrame:
+    """Records of every measure for some methods and seeds."""
+    rng = np.random.default_rng(0)
+    rows: list[dict[str, Any]] = []
+    for method in methods:
+        for seed in range(num_seeds):
+            cell = {"study": "made-up", "method": method, "seed": seed, "train_size": 100}
+            rows += [cell | row for row in _cell(method, seed, rng)]
+    return records_frame(rows)
+
+
+def _cell(method: str, seed: int, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
+    sharp = SHARPNESS.get(method, 1.0) * rng.uniform(0.85, 1.15)
+    for split, loss, accuracy in (("train", 0.02, 1.0), ("test", 0.3, 0.9)):
+        yield {"measure": f"{split}_loss", "value": loss * rng.uniform(0.9, 1.1)}
+        yield {"measure": f"{split}_accuracy", "value": accuracy - 0.02 * rng.uniform() * (split == "test")}
+    for rho in RADII:
+        for subspace, factor in (("full", 1.0), ("lora", 0.4)):
+            rise = 40 * sharp * factor * rho**2 + 0.2 * rho
+            yield {"measure": "worst_case_rise", "rho": rho, "subspace": subspace, "value": rise}
+            yield {"measure": "one_step_rise", "rho": rho, "subspace": subspace, "value": 0.8 * rise}
+    yield from _eigenvalues(sharp, with_pyhessian=method == "bilora" and seed == 0)
+    yield from _alignment(method, rng)
+    passes = 1 + (method in ("sam", "lora_sam", "lora_sam_full"))
+    for measure, value in (
+        ("step_seconds", 0.004 * passes * rng.uniform(0.98, 1.02)),
+        ("train_step_seconds", 0.005 * passes),
+        ("gradient_passes", passes),
+        ("trainable_parameters", 61_440 if method in ("full", "sam") else 6_144),
+        ("peak_memory_bytes", 3e7),
+    ):
+        if seed == 0 or measure == "step_seconds":
+            yield {"measure": measure, "value": value}
+
+
+def _eigenvalues(sharp: float, *, with_pyhessian: bool) -> Iterator[dict[str, Any]]:
+    errors = {"lanczos": 0.0, "power_iteration": 1e-5} | ({"pyhessian": 2e-4} if with_pyhessian else {})
+    for algorithm, error in errors.items():
+        for k in range(1, 6):
+            common = {"algorithm": algorithm, "subspace": "full", "k": k}
+            yield common | {"measure": "hessian_eigenvalue", "value": 60 * sharp / k * (1 + error)}
+            yield common | {"measure": "hessian_residual", "value": error + 1e-7}
+
+
+def _alignment(method: str, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
+    excess = 0.25 if method == "bilora" else 0.05
+    for layer in (*LAYERS, "all"):
+        for k in range(1, 6):
+            common = {"layer": layer, "k": k, "subspace": "column"}
+            yield common | {"measure": "captured_energy", "value": 0.125 + excess * rng.uniform(0.5, 1.5)}
+            yield common | {"measure": "captured_energy_null", "value": 0.125}
+            yield common | {"measure": "captured_energy_optimum", "value": 0.9}
+
+
+def made_up_claims() -> dict[str, Any]:
+    """Claims of each verdict; the last one has nothing that is defined."""
+
+    def claim(number: int, verdict: str, effects: list[tuple[Any, Any, Any]], p: float | None) -> dict[str, Any]:
+        parts = [
+            {"name": f"bilora_{i} − lora", "effect": effect, "low": low, "high": high, "unit": "nats", "n": 5}
+            | {"p_value": p, "reading": f"reading {number}.{i} with 95 % & <b>"}
+            for i, (effect, low, high) in enumerate(effects)
+        ]
+        statement = f"Statement number {number} says that one method's worst-case rise is below another's"
+        common = {"number": number, "statement": statement, "verdict": verdict, "test": "paired t, Holm over 4 claims"}
+        return common | {"p_value": p, "p_adjusted": p, "parts": parts}
+
+    return {
+        "rho": RHO,
+        "alpha": 0.05,
+        "claims": [
+            claim(1, "supported", [(-0.1, -0.2, -0.05), (-0.3, -0.4, -0.2)], 0.001),
+            claim(2, "contradicted", [(0.1, 0.05, 0.2)], 0.002),
+            claim(3, "undecided", [(0.5, -math.inf, math.inf)], 0.8),
+            claim(4, "undecided", [(math.nan, None, math.nan)], None),
+            claim(5, "undecided", [], math.nan),
+        ],
+    }
+
+
+def write_study(folder: Path, records: pd.DataFrame, claims: dict[str, Any], failures: list[dict[str, str]]) -> Path:
+    """The files that an audit leaves for the report."""
+    write_records(records, folder / "records.parquet")
+    environment = {"torch": "2.13.0", "commit": "1b22b92", "cpu": "<made up>"}
+    for name, content in (("claims", claims), ("failures", failures), ("environment", environment)):
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    (folder / "study.yaml").write_text("name: made-up\nseeds: 5  # a <comment>\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def records() -> pd.DataFrame:
+    """Records of all nine methods over five seeds."""
+    return made_up_records()
+
+
+@pytest.fixture
+def claims() -> dict[str, Any]:
+    """Claims of each verdict, some with undefined numbers."""
+    return made_up_claims()
