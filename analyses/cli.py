@@ -154,8 +154,8 @@ def methods(options: Namespace) -> int:
 
     width = max(len(name) for name in METHODS)
     for name, method in METHODS.items():
-        passes = "pass " if method.passes_per_step == 1 else "passes"
-        print(f"{name:<{width}}  {method.passes_per_step} {passes} a step  {method.summary}")
+        passes = f"{method.passes_per_step} {'pass' if method.passes_per_step == 1 else 'passes'} a step"
+        print(f"{name:<{width}}  {passes:<15}  {method.summary}")
     return DONE
 
 

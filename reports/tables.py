@@ -14,13 +14,11 @@ import pandas as pd
 from analyses.records import write_atomically
 from reports.style import mean_interval, method_order, method_style
 
-NOTHING = "–"
+NOTHING, UNBOUNDED = "–", "unbounded"
 PART = ("name", "effect", "low", "high", "unit", "n", "p_value")
 ALGORITHMS = ("lanczos", "power_iteration", "pyhessian")
 CONVERGED = 1e-2
 """Relative residual up to which the agreement table counts an eigenpair as resolved, whatever the solver's own rule."""
-
-
 TEXT_COLUMNS = dict.fromkeys(["method", "algorithm", "claim", "comparison", "run"], "l") | {"statement": "p{6cm}"}
 LATEX = {character: rf"\{character}" for character in "%_&#${}"} | {
     "\\": r"\textbackslash{}",
@@ -109,8 +107,9 @@ def agreement_table(records: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
         within = f"residual at most {CONVERGED:g}"
         share = (residual <= CONVERGED).mean()
         plain[algorithm] = row | {within: share}
-        shown[algorithm] = {name: _scientific(value) for name, value in row.items()}
-        shown[algorithm] |= {"eigenpairs": str(len(found)), within: _number(100 * share, 0, " %")}
+        texts = {name: _scientific(value) for name, value in row.items()}
+        texts |= {"eigenpairs": str(len(found)), within: _number(100 * share, 0, " %")}
+        shown[algorithm.replace("_", " ")] = texts
     return _by_row(shown, "algorithm"), _by_row(plain, "algorithm")
 
 
@@ -127,7 +126,7 @@ def pyhessian_table(records: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
         shown.append(
             {"run": f"{method_style(row['method']).label}, seed {row['seed']}, {row['train_size']} examples"}
             | {"k": str(row["k"])}
-            | {name: _number(row[name], 4) for name in ALGORITHMS}
+            | {name.replace("_", " "): _number(row[name], 4) for name in ALGORITHMS}
             | {"PyHessian against Lanczos": _scientific(difference)}
         )
     return pd.DataFrame(shown), pd.DataFrame(plain)
@@ -170,13 +169,13 @@ def significant(value: float | None) -> str:
     """Three significant digits; a dash for what is undefined."""
     if value is None or math.isnan(value):
         return NOTHING
-    return "unbounded" if math.isinf(value) else f"{value:.3g}"
+    return UNBOUNDED if math.isinf(value) else f"{value:.3g}"
 
 
 def quantity(value: float | None, unit: str | None) -> str:
-    """A number with its unit; a dash alone for what is undefined."""
+    """A number with its unit, or the word or dash alone for what is not a number."""
     number = significant(value)
-    return number if number == NOTHING else f"{number} {unit}"
+    return number if number in (NOTHING, UNBOUNDED) else f"{number} {unit}"
 
 
 def interval(low: float | None, high: float | None) -> str:
@@ -184,7 +183,7 @@ def interval(low: float | None, high: float | None) -> str:
     if low is None or high is None or math.isnan(low) or math.isnan(high):
         return NOTHING
     if math.isinf(low) or math.isinf(high):
-        return "unbounded"
+        return UNBOUNDED
     return f"[{low:.3g}, {high:.3g}]"
 
 
@@ -198,7 +197,7 @@ def _plus_minus(mean: float, half: float, digits: int) -> str:
     return f"{mean:.{digits}f} ± {NOTHING if math.isnan(half) else f'{half:.{digits}f}'}"
 
 
-def _number(value: float, digits: int, unit: str = "") -> str:
+def _number(value: Any, digits: int, unit: str = "") -> str:
     return NOTHING if math.isnan(value) else f"{value:,.{digits}f}{unit}"
 
 

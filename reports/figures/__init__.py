@@ -38,7 +38,7 @@ def draw_all(records: pd.DataFrame, *, rho: float, folder: Path) -> list[FigureF
     plans: list[tuple[str, bool, str, Callable[[], Figure]]] = [
         (
             "worst_case_rise",
-            (measure == "worst_case_rise").any(),
+            bool((measure == "worst_case_rise").any()),
             "Worst-case rise of the training loss in balls around the merged weights of the adapted layers, by "
             "projected gradient ascent: lower bounds of the true maximum. Left: over all weights. Right: inside the "
             "tangent space of the run's adapter (for methods without one, of the best rank-r fit of their update). "
@@ -49,14 +49,14 @@ def draw_all(records: pd.DataFrame, *, rho: float, folder: Path) -> list[FigureF
         ),
         (
             "eigenvalues",
-            lanczos.any(),
+            bool(lanczos.any()),
             "Hessian eigenvalues of largest magnitude of the training loss over the adapted layers' merged weights, "
             f"by thick-restart Lanczos; residuals stand in the agreement table. {over}",
             lambda: plot_eigenvalues(records),
         ),
         (
             "alignment",
-            ((measure == "captured_energy") & (records["layer"] != "all")).any(),
+            bool(((measure == "captured_energy") & (records["layer"] != "all")).any()),
             "Share of the dominant eigenvectors' blocks, layer by layer, in the column space of the auxiliary "
             "adapter (of the primary for methods without one), averaged over the eigenvectors with equal weights. "
             "Black: expectation for a random subspace of the same rank, r/out. Grey dotted: the most that any "
@@ -65,7 +65,7 @@ def draw_all(records: pd.DataFrame, *, rho: float, folder: Path) -> list[FigureF
         ),
         (
             "accuracy_sharpness",
-            (measure == "test_accuracy").any() and at_rho.any(),
+            bool((measure == "test_accuracy").any() and at_rho.any()),
             f"Test accuracy against the worst-case rise of the training loss at rho = {rho:g} in the full space, by "
             "projected gradient ascent (a lower bound). Faint marks are runs, large marks are means over "
             f"n = {seeds} {'seeds' if seeds > 1 else 'seed'}; intervals stand in the main table.",

@@ -42,6 +42,8 @@ def plot_worst_case(records: pd.DataFrame, *, rho: float) -> Figure:
             row[0].set_ylabel(label)
             if column == "value":
                 _logarithmic(row, rises["value"])
+            else:
+                row[0].ticklabel_format(axis="y", useOffset=False)
         for top, bottom, title in zip(axes[0], axes[-1], PANELS.values(), strict=True):
             top.set_title(title)
             bottom.set_xlabel("radius rho of the ball (norm of the weight change)")

@@ -104,12 +104,18 @@ def test_recomputation_equals_kept_graphs(digit_batches: Batches) -> None:
     torch.testing.assert_close(kept.matmat(vectors), stacked, rtol=0, atol=0)
 
 
+class LinearWithUnusedWeights(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.unused = nn.Linear(4, 2, bias=False), nn.Parameter(torch.ones(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x)
+
+
 def test_least_squares_closed_form() -> None:
     """Mean of ‖Wx − y‖² has the Hessian 2/N XᵀX for every row of W, and zero for weights that are not used."""
-    model = nn.Module()
-    model.linear, model.unused = nn.Linear(4, 2, bias=False), nn.Parameter(torch.ones(3))
-    model.forward = lambda x: model.linear(x)
-    model.double()
+    model = LinearWithUnusedWeights().double()
     x, y = torch.randn(9, 4, dtype=torch.float64), torch.randn(9, 2, dtype=torch.float64)
     batches = [(x[:5], y[:5]), (x[5:], y[5:])]
     risk = EmpiricalRisk(model, batches, loss=lambda out, batch: (out - batch[1]).square().sum(dim=1))

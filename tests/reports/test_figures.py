@@ -1,0 +1,167 @@
+"""What the figures show, read from their artists."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.collections import Collection, LineCollection
+from matplotlib.colors import to_hex
+from matplotlib.container import ErrorbarContainer
+from matplotlib.figure import Figure
+
+from reports.figures import draw_all
+from reports.figures.accuracy_sharpness import plot_accuracy_sharpness
+from reports.figures.alignment import plot_alignment
+from reports.figures.eigenvalues import plot_eigenvalues
+from reports.figures.worst_case import plot_worst_case
+from reports.style import mean_interval, method_style
+from tests.reports.conftest import LAYERS, RADII, RHO, SHARPNESS, made_up_records
+
+
+@pytest.fixture(autouse=True)
+def _close_figures() -> Iterator[None]:
+    yield
+    plt.close("all")
+
+
+def _container(ax: Axes, method: str) -> tuple[np.ndarray, np.ndarray]:
+    """Heights (m,) of a method's marks and ends (m, 2) of their intervals; a gap has no interval."""
+    label = method_style(method).label
+    line, _, (bars,) = next(one for one in _errorbars(ax) if one.get_label() == label).lines
+    ends = [segment[:, 1] for segment in _segments(bars) if len(segment)]
+    assert line is not None
+    return np.asarray(line.get_ydata()), np.array(ends)
+
+
+def _errorbars(ax: Axes) -> list[ErrorbarContainer]:
+    return [one for one in ax.containers if isinstance(one, ErrorbarContainer)]
+
+
+def _segments(lines: Collection) -> list[np.ndarray]:
+    assert isinstance(lines, LineCollection)
+    return [np.asarray(segment) for segment in lines.get_segments()]
+
+
+def _legend_is_outside(figure: Figure) -> bool:
+    figure.canvas.draw()
+    (legend,) = figure.legends
+    box = legend.get_window_extent()
+    page = figure.bbox
+    inside = box.x0 >= page.x0 and box.x1 <= page.x1 and box.y0 >= page.y0
+    return inside and not any(box.overlaps(ax.get_tightbbox() or page) for ax in figure.axes)
+
+
+def _shows_all_intervals(ax: Axes) -> bool:
+    low, high = sorted(ax.get_ylim())
+    ends = np.concatenate([segment[:, 1] for one in _errorbars(ax) for segment in _segments(one.lines[2][0])])
+    return bool(low <= ends.min() and ends.max() <= high)
+
+
+def test_worst_case_shows_means_and_intervals(records: pd.DataFrame) -> None:
+    figure = plot_worst_case(records, rho=RHO)
+    rises = records[(records["measure"] == "worst_case_rise") & (records["method"] == "bilora")]
+    for ax, space in zip(figure.axes[:2], ("full", "lora"), strict=True):
+        means, ends = _container(ax, "bilora")
+        assert len(means) == len(RADII)
+        own = rises[(rises["subspace"] == space) & np.isclose(rises["rho"], RHO)]["value"]
+        mean, half = mean_interval(own)
+        at = RADII.index(RHO)
+        assert means[at] == pytest.approx(mean)
+        assert ends[at] == pytest.approx([mean - half, mean + half])
+        assert ax.get_yscale() == "log"
+    assert _legend_is_outside(figure)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [method_style(m).label for m in SHARPNESS]
+    assert all(_shows_all_intervals(ax) for ax in figure.axes)
+
+
+def test_lower_row_of_worst_case_is_paired_by_seed(records: pd.DataFrame) -> None:
+    figure = plot_worst_case(records, rho=RHO)
+    rises = records[(records["measure"] == "worst_case_rise") & (records["subspace"] == "full")]
+    wide = rises[np.isclose(rises["rho"], RHO)].pivot(index="seed", columns="method", values="value")
+    means, _ = _container(figure.axes[2], "sam")
+    assert means[RADII.index(RHO)] == pytest.approx((wide["sam"] / wide["lora"]).mean())
+    np.testing.assert_allclose(_container(figure.axes[2], "lora")[0], 1.0)
+
+
+def test_worst_case_without_lora_or_with_a_rise_of_zero(records: pd.DataFrame) -> None:
+    others = records[records["method"].isin(["full", "sam"])].copy()
+    flat = (others["measure"] == "worst_case_rise") & (others["method"] == "sam") & (others["rho"] < 0.02)
+    others.loc[flat, "value"] = 0.0
+    figure = plot_worst_case(others, rho=RHO)
+    assert len(figure.axes) == 2
+    assert _container(figure.axes[0], "sam")[0][0] == 0
+    assert figure.axes[0].get_yscale() == "symlog"
+    assert all(_shows_all_intervals(ax) for ax in figure.axes)
+
+
+def test_eigenvalues_are_those_of_lanczos(records: pd.DataFrame) -> None:
+    figure = plot_eigenvalues(records)
+    chosen = records[(records["measure"] == "hessian_eigenvalue") & (records["algorithm"] == "lanczos")]
+    means, ends = _container(figure.axes[0], "bilora")
+    expected = chosen[chosen["method"] == "bilora"].groupby("k")["value"].mean()
+    np.testing.assert_allclose(means, expected.to_numpy())
+    assert (ends[:, 0] < means).all() and (ends[:, 1] > means).all()
+    assert _legend_is_outside(figure)
+    assert _shows_all_intervals(figure.axes[0])
+
+
+def test_alignment_stands_against_null_and_optimum(records: pd.DataFrame) -> None:
+    figure = plot_alignment(records)
+    (ax,) = figure.axes
+    assert len(ax.get_xticks()) == len(LAYERS) == 24
+    assert [tick.get_text() for tick in ax.get_xticklabels()][:2] == ["0·q_proj", "0·k_proj"]
+    levels = {one.get_label(): {segment[0, 1] for segment in _segments(one)} for one in ax.collections[-2:]}
+    assert levels == {"random subspace (expected)": {0.125}, "optimum (Bi-LoRA)": {0.9}}
+    own = records[(records["measure"] == "captured_energy") & (records["method"] == "bilora")]
+    means, _ = _container(ax, "bilora")
+    assert means[3] == pytest.approx(own[own["layer"] == LAYERS[3]]["value"].mean())
+    assert _legend_is_outside(figure)
+    assert _shows_all_intervals(ax)
+
+
+def test_alignment_leaves_a_gap_where_a_layer_is_missing(records: pd.DataFrame) -> None:
+    gap = records[~((records["layer"] == LAYERS[1]) & (records["method"] == "bilora"))]
+    (ax,) = plot_alignment(gap).axes
+    means, _ = _container(ax, "bilora")
+    layers = [tick.get_text() for tick in ax.get_xticklabels()]
+    assert np.isnan(means[layers.index("0·k_proj")])
+    assert np.isfinite(means).sum() == len(LAYERS) - 1
+
+
+def test_accuracy_against_sharpness_has_a_point_a_run_and_a_mean_a_method(records: pd.DataFrame) -> None:
+    figure = plot_accuracy_sharpness(records, rho=RHO)
+    (ax,) = figure.axes
+    points = [np.array(one.get_offsets(), dtype=float) for one in ax.collections]
+    runs, means = points[::2], points[1::2]
+    assert [len(one) for one in runs] == [5] * len(SHARPNESS)
+    for run, mean in zip(runs, means, strict=True):
+        np.testing.assert_allclose(mean[0], run.mean(axis=0))
+        assert 80 < mean[0][1] < 100
+    colours = [to_hex(one.get_facecolor()[0]).upper() for one in ax.collections[1::2]]
+    assert colours == [method_style(method).colour for method in SHARPNESS]
+    assert _legend_is_outside(figure)
+
+
+def test_draw_all_writes_files_with_captions_that_name_the_method(records: pd.DataFrame, tmp_path: Path) -> None:
+    few = records[records["method"].isin(["lora", "bilora"])]
+    figures = draw_all(few, rho=RHO, folder=tmp_path)
+    assert [one.name for one in figures] == ["worst_case_rise", "eigenvalues", "alignment", "accuracy_sharpness"]
+    for one in figures:
+        assert one.path.is_file() and one.path.with_suffix(".pdf").is_file()
+        assert "n = 5 seeds" in one.caption
+    assert "gradient ascent" in figures[0].caption and "lower bound" in figures[0].caption
+    assert not plt.get_fignums()
+
+
+def test_draw_all_leaves_out_what_has_no_records(tmp_path: Path) -> None:
+    records = made_up_records(("bilora",), num_seeds=1)
+    drawn = draw_all(records[records["measure"] != "captured_energy"], rho=0.3, folder=tmp_path)
+    assert [one.name for one in drawn] == ["worst_case_rise", "eigenvalues"]
+    assert "one seed has no interval" in drawn[0].caption
+    assert draw_all(records.iloc[:0], rho=RHO, folder=tmp_path) == []

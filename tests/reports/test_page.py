@@ -1,0 +1,102 @@
+"""The page as a whole, from whole and from partial folders."""
+
+from __future__ import annotations
+
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from reports.page import claims_text, write_report
+from tests.reports.conftest import made_up_records, write_study
+
+FAILURES = [{"cell": "sam-3", "stage": "train", "reason": "the loss <diverged>"}]
+UNDEFINED = re.compile(r"\b(nan|None|inf|<NA>)\b")
+
+
+class _Page(HTMLParser):
+    """Tags that open and text outside style sheets."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.images: list[str] = []
+        self.text = ""
+        self.feed(source)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "img":
+            self.images.append(dict(attrs)["src"] or "")
+        elif tag != "meta":
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open:
+            self.text += data
+
+
+def test_page_is_whole_and_self_contained(records: pd.DataFrame, claims: dict[str, Any], tmp_path: Path) -> None:
+    path = write_report(write_study(tmp_path, records, claims, FAILURES))
+    source = path.read_text()
+    page = _Page(source)
+    assert path == tmp_path / "report.html"
+    assert page.open == []
+    assert len(page.images) == 4 and all(image.startswith("data:image/png;base64,") for image in page.images)
+    assert not re.search(r'(src|href)="(?!data:)', source)
+    assert "url(" not in source and "<script" not in source
+    for expected in (
+        "reading 1.0 with 95 % & <b>",
+        "Statement number 3",
+        "the loss <diverged>",
+        "a <comment>",
+        "<made up>",
+        "Bi-LoRA, seed 0",
+    ):
+        assert expected in page.text
+    assert page.text.index("Verdicts") < page.text.index("Main results")
+    assert re.findall(r'class="badge (\w+)">(\w+)<', source)[:2] == [("supported",) * 2, ("contradicted",) * 2]
+    assert not UNDEFINED.search(page.text)
+    names = {table.stem for table in (tmp_path / "tables").iterdir()}
+    assert names == {"main", "cost", "agreement", "pyhessian", "claims"}
+
+
+def test_page_of_one_run_without_baselines(claims: dict[str, Any], tmp_path: Path) -> None:
+    records = made_up_records(("random_aux",), num_seeds=1)
+    page = _Page(write_report(write_study(tmp_path, records, claims, [])).read_text())
+    assert "1 measured run." in page.text
+    assert "± –" in page.text
+    assert "Failed cells" not in page.text
+    assert not UNDEFINED.search(page.text)
+
+
+def test_page_without_any_records_or_settings(claims: dict[str, Any], tmp_path: Path) -> None:
+    write_study(tmp_path, made_up_records(()), claims, FAILURES)
+    for name in ("study.yaml", "environment.json"):
+        (tmp_path / name).unlink()
+    page = _Page(write_report(tmp_path).read_text())
+    assert page.images == []
+    assert "sam-3" in page.text
+
+
+def test_a_second_report_has_the_same_bytes(claims: dict[str, Any], tmp_path: Path) -> None:
+    write_study(tmp_path, made_up_records(("lora", "bilora"), num_seeds=2), claims, [])
+    first = write_report(tmp_path).read_bytes()
+    assert write_report(tmp_path).read_bytes() == first
+
+
+def test_claims_in_a_terminal(claims: dict[str, Any]) -> None:
+    text = claims_text(claims)
+    heads = [line for line in text.splitlines() if line.startswith("(")]
+    assert [line[:3] for line in heads] == ["(1)", "(2)", "(3)", "(4)", "(5)"]
+    verdicts = [claim["verdict"] for claim in claims["claims"]]
+    columns = {line.index(f" {verdict} ") for line, verdict in zip(heads, verdicts, strict=True)}
+    assert len(columns) == 1
+    assert max(len(line) for line in text.splitlines()) < 100
+    assert "unbounded" in text and not UNDEFINED.search(text)
+    assert claims_text({"rho": 0.1, "alpha": math.nan, "claims": []}).startswith("Claims")

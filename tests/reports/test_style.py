@@ -1,0 +1,52 @@
+"""Marks of methods, intervals and saved files."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pytest
+
+from reports.style import mean_interval, method_order, method_style, plot_context, save_figure
+from tests.reports.conftest import SHARPNESS
+
+
+def test_known_methods_come_first_and_others_are_appended() -> None:
+    assert method_order(["zeta", "bilora", "alpha", "full"]) == ["full", "bilora", "alpha", "zeta"]
+    assert method_order(reversed(SHARPNESS)) == list(SHARPNESS)
+
+
+def test_no_two_methods_look_alike_without_colour_and_line() -> None:
+    styles = [method_style(method) for method in SHARPNESS]
+    assert len({style.label for style in styles}) == len(styles)
+    assert len({(style.colour, style.marker) for style in styles}) == len(styles)
+    assert len({(style.marker, style.line) for style in styles}) >= len(styles) - 2
+    assert method_style("new").label == "new"
+
+
+def test_interval_against_the_table_of_student_t() -> None:
+    mean, half = mean_interval([1.0, 2.0, 3.0])
+    assert mean == pytest.approx(2.0)
+    assert half == pytest.approx(4.302653 / math.sqrt(3), rel=1e-6)
+
+
+def test_interval_of_too_few_values_is_undefined() -> None:
+    assert mean_interval([4.0, math.nan])[0] == 4.0
+    assert math.isnan(mean_interval([4.0, math.nan])[1])
+    assert all(math.isnan(value) for value in mean_interval([math.inf]))
+
+
+def test_saved_files_do_not_depend_on_the_date_and_embed_truetype(tmp_path: Path) -> None:
+    with plot_context():
+        figure, ax = plt.subplots(figsize=(2, 2))
+        ax.set_title("a title")
+    png = save_figure(figure, tmp_path, "plot")
+    first = [path.read_bytes() for path in sorted(tmp_path.iterdir())]
+    assert save_figure(figure, tmp_path, "plot") == png
+    assert [path.read_bytes() for path in sorted(tmp_path.iterdir())] == first
+    plt.close(figure)
+    pdf = (tmp_path / "plot.pdf").read_bytes()
+    assert b"CreationDate" not in pdf
+    assert b"/CIDFontType2" in pdf and b"/Type3" not in pdf
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["plot.pdf", "plot.png"]

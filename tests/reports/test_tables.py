@@ -1,0 +1,112 @@
+"""Numbers and texts of the tables."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from reports.style import mean_interval
+from reports.tables import (
+    agreement_table,
+    claims_table,
+    cost_table,
+    interval,
+    main_table,
+    pyhessian_table,
+    quantity,
+    significant,
+    write_tables,
+)
+from tests.reports.conftest import RHO, SHARPNESS, made_up_records
+
+
+def test_main_table_has_a_row_a_method_with_mean_and_half_width(records: pd.DataFrame) -> None:
+    shown, plain = main_table(records, rho=RHO)
+    assert plain["method"].tolist() == list(SHARPNESS)
+    rises = records[(records["measure"] == "worst_case_rise") & (records["method"] == "sam")]
+    own = rises[(rises["subspace"] == "lora") & np.isclose(rises["rho"], RHO)]["value"]
+    mean, half = mean_interval(own)
+    sam = plain.set_index("method").loc["sam"]
+    assert sam["rise, LoRA (rho=0.1) mean"] == pytest.approx(mean)
+    assert sam["rise, LoRA (rho=0.1) half-width"] == pytest.approx(half)
+    assert shown.set_index("method").loc["SAM", "rise, LoRA (rho=0.1)"] == f"{mean:.3f} ± {half:.3f}"
+    assert plain["test accuracy (%) mean"].between(87, 91).all()
+
+
+def test_one_seed_has_a_mean_and_no_interval() -> None:
+    shown, _ = main_table(made_up_records(("bilora",), num_seeds=1), rho=RHO)
+    assert str(shown.loc[0, "test loss"]).endswith("± –")
+    elsewhere, _ = main_table(made_up_records(("bilora",), num_seeds=1), rho=0.3)
+    assert elsewhere.loc[0, "rise, full (rho=0.3)"] == "–"
+
+
+def test_costs_are_relative_to_lora(records: pd.DataFrame) -> None:
+    shown, plain = cost_table(records)
+    ratios = plain.set_index("method")["step_over_lora"]
+    assert ratios["lora"] == 1
+    assert ratios["lora_sam"] == pytest.approx(2, rel=0.05)
+    assert shown.set_index("method").loc["SAM", "gradient passes"] == "2"
+    without, _ = cost_table(records[records["method"] == "bilora"])
+    assert without.loc[0, "over LoRA"] == "–"
+
+
+def test_agreement_measures_the_distance_from_lanczos(records: pd.DataFrame) -> None:
+    shown, plain = agreement_table(records)
+    rows = plain.set_index("algorithm")
+    assert rows["eigenpairs"].to_dict() == {"lanczos": 225, "power_iteration": 225, "pyhessian": 5}
+    difference = rows["largest relative difference from Lanczos"]
+    assert difference["lanczos"] == 0
+    assert difference["power_iteration"] == pytest.approx(1e-5, rel=1e-6)
+    assert difference["pyhessian"] == pytest.approx(2e-4, rel=1e-6)
+    assert shown["residual at most 0.01"].tolist() == ["100 %"] * 3
+
+
+def test_agreement_without_lanczos_or_residuals(records: pd.DataFrame) -> None:
+    power = records[(records["algorithm"] == "power_iteration") & (records["measure"] == "hessian_eigenvalue")]
+    shown, _ = agreement_table(power)
+    assert shown.loc[0, "largest relative difference from Lanczos"] == "–"
+    assert shown.loc[0, "largest residual"] == "–"
+    assert agreement_table(records.iloc[:0])[0].empty
+
+
+def test_pyhessian_cell_is_shown_eigenvalue_by_eigenvalue(records: pd.DataFrame) -> None:
+    shown, plain = pyhessian_table(records)
+    assert plain["k"].tolist() == [1, 2, 3, 4, 5]
+    assert set(plain["method"]) == {"bilora"}
+    np.testing.assert_allclose(plain["relative_difference"], 2e-4, rtol=1e-6)
+    assert shown.loc[0, "run"] == "Bi-LoRA, seed 0, 100 examples"
+    assert pyhessian_table(records[records["algorithm"] != "pyhessian"])[0].empty
+    assert pyhessian_table(records.iloc[:0])[0].empty
+
+
+def test_claims_table_copes_with_undefined_numbers(claims: dict[str, Any]) -> None:
+    shown, plain = claims_table(claims)
+    assert shown["claim"].tolist() == ["1", "", "2", "3", "4", "5"]
+    assert shown["effect"].tolist() == ["-0.1 nats", "-0.3 nats", "0.1 nats", "0.5 nats", "–", "–"]
+    assert shown["95 % interval"].tolist()[3:] == ["unbounded", "–", "–"]
+    assert shown["adjusted p"].tolist()[-2:] == ["–", "–"]
+    assert plain["number"].tolist() == [1, 1, 2, 3, 4, 5]
+
+
+def test_texts_of_numbers() -> None:
+    assert [significant(value) for value in (None, math.nan, math.inf, 0.012345)] == ["–", "–", "unbounded", "0.0123"]
+    assert interval(-math.inf, 1.0) == "unbounded"
+    assert interval(0.1, 0.25) == "[0.1, 0.25]"
+    assert [quantity(value, "nats") for value in (None, math.inf, 2.0)] == ["–", "unbounded", "2 nats"]
+
+
+def test_written_files_keep_numbers_and_escape_markup(tmp_path: Path) -> None:
+    plain = pd.DataFrame({"method": ["a_b"], "value": [1 / 3]})
+    shown = pd.DataFrame({"method": [r"a_b & {50 %} $x^2$ \n"], "value|unit": ["0.3 ± 0.1"]})
+    write_tables({"one": (shown, plain), "none": (pd.DataFrame(), pd.DataFrame())}, tmp_path)
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "one.csv"), plain)
+    latex = (tmp_path / "one.tex").read_text()
+    assert r"a\_b \& \{50 \%\} \$x\textasciicircum{}2\$ \textbackslash{}n & 0.3 $\pm$ 0.1 \\" in latex
+    assert latex.startswith("\\begin{tabular}{lr}\n\\toprule\n")
+    assert (tmp_path / "one.md").read_text().splitlines()[0] == r"| method | value\|unit |"
+    assert len(list(tmp_path.iterdir())) == 6
