@@ -75,7 +75,8 @@ def generalization(subject: Subject, progress: Progress) -> Rows:
 def worst_case(subject: Subject, progress: Progress) -> Rows:
     """Loss rise in balls of growing radius, over all weights and inside the run's LoRA subspace.
 
-    Each radius starts from SAM's point and from the maximiser at the radius before, scaled.
+    Each radius starts from SAM's point or from the maximiser at the radius before, whichever is higher, so that the
+    rise never falls as the radius grows.
     """
     settings = subject.study.measures.worst_case
     risk = subject.risk()

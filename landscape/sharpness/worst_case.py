@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -26,17 +27,19 @@ def worst_case_sharpness(
 
     Each start follows :math:`\epsilon \leftarrow \Pi(\epsilon + \alpha\,g/\|g\|)` with :math:`\Pi` the projection
     onto the ball (and the subspace) and :math:`\alpha` beginning at :math:`2\rho`; a step that does not raise the
-    loss is taken back and halves :math:`\alpha`, so the loss never falls. The first start is SAM's one-step point
-    :math:`\rho\,g/\|g\|` (Foret et al. 2021, equation 2), the others are random points of the sphere. What is
-    returned is a **lower bound** of the maximum.
+    loss is taken back and halves :math:`\alpha`, so the loss never falls; at :math:`\rho/1000` it ends. The first
+    start is SAM's one-step point :math:`\rho\,g/\|g\|` (Foret et al. 2021, equation 2) or ``start``, whichever
+    has the larger loss; the others are random points of the sphere. What is returned is a **lower bound** of the
+    maximum.
 
     Args:
         risk: The mean loss over the data.
         rho: Radius, in the units of the weights, at least 0.
-        steps: Ascent steps from each start; each costs one forward-backward pass.
+        steps: Points visited from each start at most; each costs one forward-backward pass.
         restarts: Number of starts, the first included.
         subspace: Directions allowed: an orthonormal basis (n, k) or an object with ``project``. Default: all.
-        start: One more start (n,), scaled to the sphere: the maximiser at a smaller radius, say.
+        start: Point (n,) of the ball that rivals SAM's as the first start. With the maximiser at a smaller radius,
+            the result cannot fall as the radius grows.
         seed: Seed of the random starts.
 
     Returns:
@@ -53,27 +56,32 @@ def worst_case_sharpness(
     space = BasisSubspace(subspace) if isinstance(subspace, Tensor) else subspace
     ascent = _Ascent(risk, rho, space)
     generator = torch.Generator().manual_seed(seed)
-    starts = [ascent.centre_gradient]
-    if start is not None:
-        starts.append(start)
-    for _ in range(restarts - 1):
+    starts = [ascent.on_sphere(ascent.centre.gradient)]
+    for _ in range(restarts - 1 if rho > 0 else 0):
         noise = torch.randn(risk.num_params, dtype=torch.float64, generator=generator)
-        starts.append(noise.to(risk.device, risk.dtype))
-    if rho == 0:
-        starts = starts[:1]
-    runs = [ascent.climb(direction, steps if rho > 0 else 1) for direction in starts]
-    best_loss, best_epsilon = max(runs, key=lambda run: run[0])
-    if best_loss <= ascent.centre_loss:
-        best_loss, best_epsilon = ascent.centre_loss, torch.zeros_like(ascent.theta)
+        starts.append(ascent.on_sphere(noise.to(risk.device, risk.dtype)))
+    one_step, *others = [ascent.visit(epsilon) for epsilon in starts]
+    rival = one_step if start is None else max(one_step, ascent.visit(start), key=lambda point: point.loss)
+    runs = [ascent.climb(point, steps - 1) for point in (rival, *others)]
+    best = max((ascent.centre, *runs), key=lambda point: point.loss)
     return SharpnessResult(
         rho=rho,
-        loss=ascent.centre_loss,
-        worst_loss=best_loss,
-        epsilon=best_epsilon,
-        one_step_loss=ascent.one_step_loss,
-        start_losses=tuple(loss for loss, _ in runs),
+        loss=ascent.centre.loss,
+        worst_loss=best.loss,
+        epsilon=best.epsilon,
+        one_step_loss=one_step.loss,
+        start_losses=tuple(point.loss for point in runs),
         num_passes=ascent.num_passes,
     )
+
+
+@dataclass(frozen=True)
+class _Point:
+    """A perturbation with its loss and gradient, the latter inside the subspace."""
+
+    epsilon: Tensor
+    loss: float
+    gradient: Tensor
 
 
 class _Ascent:
@@ -83,39 +91,36 @@ class _Ascent:
         self.risk, self.rho, self.space = risk, rho, space
         self.theta = risk.theta
         self.num_passes = 0
-        self.one_step_loss = math.nan
-        self.centre_loss, self.centre_gradient = self._evaluate(torch.zeros_like(self.theta))
-        if not math.isfinite(self.centre_loss):
-            raise FloatingPointError(f"the loss at the centre of the ball is {self.centre_loss}: nothing to compare")
+        self.centre = self.visit(torch.zeros_like(self.theta))
+        if not math.isfinite(self.centre.loss):
+            raise FloatingPointError(f"the loss at the centre of the ball is {self.centre.loss}: nothing to compare")
 
-    def climb(self, direction: Tensor, steps: int) -> tuple[float, Tensor]:
-        """Largest loss met and its epsilon, from the point of the sphere in ``direction``."""
-        epsilon = self._into_ball(self._on_sphere(direction))
-        loss, gradient = self._evaluate(epsilon)
-        if math.isnan(self.one_step_loss):
-            self.one_step_loss = loss
-        best, step_size = (loss, epsilon), 2 * self.rho
-        for _ in range(steps - 1):
-            if not math.isfinite(loss):
-                break  # an infinite loss cannot be exceeded; the caller sees it
-            candidate = self._into_ball(best[1] + step_size * _unit(gradient))
-            loss, new_gradient = self._evaluate(candidate)
-            if loss > best[0]:
-                best, gradient = (loss, candidate), new_gradient
-            else:
-                step_size, loss = step_size / 2, best[0]
-        return best
-
-    def _evaluate(self, epsilon: Tensor) -> tuple[float, Tensor]:
+    def visit(self, epsilon: Tensor) -> _Point:
+        """Loss and gradient at a point, brought into the ball and the subspace first."""
+        epsilon = self._into_ball(self._project(epsilon))
         self.num_passes += 1
         loss, gradient = self.risk.loss_and_gradient(self.theta + epsilon)
-        return (math.inf if math.isnan(loss) else loss), self._project(gradient)
+        return _Point(epsilon, math.inf if math.isnan(loss) else loss, self._project(gradient))
+
+    def climb(self, best: _Point, steps: int) -> _Point:
+        """The point with the largest loss met on the way up; an infinite loss cannot be exceeded."""
+        step_size = 2 * self.rho
+        for _ in range(steps):
+            if not math.isfinite(best.loss) or step_size <= 1e-3 * self.rho:
+                break
+            candidate = self.visit(best.epsilon + step_size * _unit(best.gradient))
+            if candidate.loss > best.loss:
+                best = candidate
+            else:
+                step_size /= 2
+        return best
+
+    def on_sphere(self, direction: Tensor) -> Tensor:
+        """The sphere's point in a direction of the subspace."""
+        return self.rho * _unit(self._project(direction))
 
     def _project(self, vector: Tensor) -> Tensor:
         return vector if self.space is None else self.space.project(vector)
-
-    def _on_sphere(self, direction: Tensor) -> Tensor:
-        return self.rho * _unit(self._project(direction))
 
     def _into_ball(self, epsilon: Tensor) -> Tensor:
         norm = float(epsilon.double().norm())
