@@ -40,10 +40,7 @@ def plot_worst_case(records: pd.DataFrame, *, rho: float) -> Figure:
                 draw_rises(rises[rises["subspace"] == space], column=column, ax=ax)
                 ax.axvline(rho, color="0.85", lw=4, zorder=0)
             row[0].set_ylabel(label)
-            if column == "value":
-                _logarithmic(row, rises["value"])
-            else:
-                row[0].ticklabel_format(axis="y", useOffset=False)
+            _logarithmic(row, rises[column].dropna())
         for top, bottom, title in zip(axes[0], axes[-1], PANELS.values(), strict=True):
             top.set_title(title)
             bottom.set_xlabel("radius rho of the ball (norm of the weight change)")
@@ -65,7 +62,7 @@ def draw_rises(rises: pd.DataFrame, *, column: str, ax: Axes) -> Axes:
         shifted = summary.index.to_numpy(dtype=float) * 1.03 ** (index - (len(methods) - 1) / 2)
         means, half = summary["mean"].to_numpy(), summary["half"].fillna(0).to_numpy()
         # An interval that reaches 0 has no end on a logarithmic axis.
-        lower = np.where(means > 0, np.minimum(half, 0.95 * means), half) if column == "value" else half
+        lower = np.where(means > 0, np.minimum(half, 0.95 * means), half)
         ax.errorbar(
             shifted,
             means,
