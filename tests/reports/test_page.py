@@ -13,7 +13,7 @@ import pandas as pd
 from reports.page import claims_text, write_report
 from tests.reports.conftest import made_up_records, write_study
 
-FAILURES = [{"cell": "sam-3", "stage": "train", "reason": "the loss <diverged>"}]
+FAILURES = [{"cell": "sam-3", "reason": "the loss <diverged>"}]
 UNDEFINED = re.compile(r"\b(nan|None|inf|<NA>)\b")
 
 
