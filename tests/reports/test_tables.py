@@ -63,7 +63,19 @@ def test_agreement_measures_the_distance_from_lanczos(records: pd.DataFrame) -> 
     assert difference["lanczos"] == 0
     assert difference["power_iteration"] == pytest.approx(1e-5, rel=1e-6)
     assert difference["pyhessian"] == pytest.approx(2e-4, rel=1e-6)
-    assert shown["residual at most 0.01"].tolist() == ["100 %"] * 3
+    assert shown["residual at most 0.05"].tolist() == ["100.0 %"] * 3
+
+
+def test_an_unresolved_pair_is_counted_and_not_compared(records: pd.DataFrame) -> None:
+    records = records.copy()
+    pair = (records["algorithm"] == "power_iteration") & (records["method"] == "sam") & (records["seed"] == 0)
+    pair &= records["k"] == 5
+    records.loc[pair & (records["measure"] == "hessian_eigenvalue"), "value"] *= -1
+    records.loc[pair & (records["measure"] == "hessian_residual"), "value"] = 1.7
+    row = agreement_table(records)[1].set_index("algorithm").loc["power_iteration"]
+    assert row["largest relative difference from Lanczos"] == pytest.approx(1e-5, rel=1e-6)
+    assert row["largest residual"] == 1.7
+    assert row["residual at most 0.05"] == pytest.approx(224 / 225)
 
 
 def test_agreement_without_lanczos_or_residuals(records: pd.DataFrame) -> None:
