@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from landscape.algorithms.krylov import (
     check_request,
@@ -27,8 +28,9 @@ def power_iteration(
     r"""Compute the k eigenpairs of largest magnitude, one after the other.
 
     Each vector starts at random and follows :math:`v \leftarrow Hv/\|Hv\|`, kept orthogonal to the pairs already
-    found. A Rayleigh-Ritz step in the span of all k vectors closes the run; it needs no further product. An
-    eigenvalue that shares its magnitude with one of the other sign cannot be reached this way: the flags say so.
+    found. The eigenpair is read off the last two iterates by a Rayleigh-Ritz step (Parlett 1998, section 11.3), whose
+    products are known already: two eigenvalues of equal size and opposite sign, between which the iterates swing
+    forever, both lie in that plane. A Rayleigh-Ritz step in the span of all k vectors closes the run.
 
     Args:
         operator: Symmetric operator (n, n).
@@ -58,17 +60,38 @@ def power_iteration(
     for index in range(k):
         found = vectors[:, :index]
         vector = random_unit(operator, generator, found)
-        remaining = max(2, (max_matvecs - num_matvecs) // (k - index))
-        for _ in range(remaining):
+        plane = images = vectors[:, :0]
+        for _ in range(max(2, (max_matvecs - num_matvecs) // (k - index))):
             image = product(operator, vector)
             num_matvecs += 1
-            vectors[:, index], products[:, index] = vector, image
-            deflated = orthogonalise(image, found)
-            value = vector @ deflated
-            residual = relative_residuals(vector[:, None], deflated[:, None], value[None])
-            if residual <= tol or deflated.norm() == 0:
+            plane, images = _two_newest(plane, images, vector, image)
+            deflated = torch.stack([orthogonalise(column, found) for column in images.T], dim=1)
+            values, rotation = torch.linalg.eigh(_symmetric(plane.T @ deflated))
+            chosen = int(values.abs().argmax())
+            ritz = rotation[:, chosen : chosen + 1]
+            residual = relative_residuals(plane @ ritz, deflated @ ritz, values[chosen : chosen + 1])
+            direction = orthogonalise(image, found)
+            if residual <= tol or direction.norm() == 0:
                 break
-            vector = deflated / deflated.norm()
-    projected = vectors.T @ products
-    values, rotation = torch.linalg.eigh((projected + projected.T) / 2)
+            vector = direction / direction.norm()
+        vectors[:, index], products[:, index] = (plane @ ritz)[:, 0], (images @ ritz)[:, 0]
+    values, rotation = torch.linalg.eigh(_symmetric(vectors.T @ products))
     return eigen_result(operator, vectors @ rotation, products @ rotation, values, num_matvecs, tol)
+
+
+def _two_newest(plane: Tensor, images: Tensor, vector: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+    """Orthonormal basis of the newest iterate and the one before it, with its products; one column if they agree."""
+    if plane.shape[1] == 0:
+        return vector[:, None], image[:, None]
+    # The first column of the plane is the iterate before.
+    overlap = plane[:, 0] @ vector
+    rest = plane[:, 0] - overlap * vector
+    norm = rest.norm()
+    if norm < 1e-6:  # the division below would leave no correct digits
+        return vector[:, None], image[:, None]
+    rest_image = (images[:, 0] - overlap * image) / norm
+    return torch.stack([vector, rest / norm], dim=1), torch.stack([image, rest_image], dim=1)
+
+
+def _symmetric(matrix: Tensor) -> Tensor:
+    return (matrix + matrix.T) / 2

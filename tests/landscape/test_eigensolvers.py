@@ -81,6 +81,14 @@ def test_power_iteration_finds_large_magnitudes_of_either_sign() -> None:
     assert result.converged.all()
 
 
+@pytest.mark.parametrize("second", [-6.0, -5.999, -5.9])
+def test_power_iteration_resolves_opposite_signs_of_one_size(second: float) -> None:
+    matrix = matrix_with([6.0, second, 3.0, 1.0, -1.0, 0.5])
+    result = power_iteration(DenseOperator(matrix), 3, tol=1e-8, max_matvecs=600)
+    np.testing.assert_allclose(result.eigenvalues, [6, 3, second], atol=1e-8)
+    assert result.converged.all()
+
+
 def test_an_eigenvalue_lies_within_each_residual() -> None:
     matrix = matrix_with(SPECTRA["clustered"])
     values = np.linalg.eigvalsh(matrix.numpy())
