@@ -62,7 +62,7 @@ def find_setting(solver: peers.Solver, problem: Problem, operator: HessianOperat
 
 
 def eigenpairs(problem: Problem, rounds: int, budget: float) -> tuple[list[Row], dict[str, float]]:
-    operator = HessianOperator(problem.risk())
+    operator = peers.own_hessian(problem)
     check_operator(problem, operator)
     reference = reference_values(problem)
     settings, limits = {}, {}
@@ -161,7 +161,7 @@ def hvp(problem: Problem, rounds: int) -> tuple[list[Row], dict[str, float]]:
     products = peers.peer_products(problem)
 
     def own() -> None:
-        operator = HessianOperator(risk)
+        operator = HessianOperator(risk, graph_budget=peers.GRAPH_BUDGET)
         for _ in range(50):
             operator.matvec(vector)
 
@@ -169,7 +169,7 @@ def hvp(problem: Problem, rounds: int) -> tuple[list[Row], dict[str, float]]:
     runs: dict[str, Callable[[], Any]] = {"gradient": lambda: [risk.gradient() for _ in range(10)], "landscape": own}
     runs |= {name: lambda f=function: [f(vector) for _ in range(3)] for name, function in products.items()}
     each = {name: seconds / repeats[name] for name, (seconds, _) in interleaved(runs, rounds).items()}
-    operator = HessianOperator(risk)
+    operator = HessianOperator(risk, graph_budget=peers.GRAPH_BUDGET)
     products = {"landscape": operator.matvec} | products
     rows = [
         {
@@ -227,7 +227,7 @@ def trace(problem: Problem, rounds: int, max_products: int) -> list[Row]:
 
 
 def own_trace(problem: Problem, method: str, max_products: int) -> Any:
-    operator = HessianOperator(problem.risk())
+    operator = peers.own_hessian(problem)
     return landscape.estimate_trace(operator, method=method, tol=0.02, max_matvecs=max_products, seed=0)
 
 
@@ -235,7 +235,7 @@ def density(problem: Problem, rounds: int) -> list[Row]:
     """Spectral densities from 4 probes of 50 Lanczos steps. PyHessian's raises: it calls a removed torch.eig."""
 
     def own() -> None:
-        landscape.spectral_density(HessianOperator(problem.risk()), num_steps=50, num_probes=4, seed=0)
+        landscape.spectral_density(peers.own_hessian(problem), num_steps=50, num_probes=4, seed=0)
 
     runs = {"landscape": own, "hessian-eigenthings": lambda: peers.density_eigenthings(problem, 50, 4)}
     return [

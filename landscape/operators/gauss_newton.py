@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,10 +37,12 @@ class _Jacobian:
         (pushed,) = torch.autograd.grad(self.pulled, self.cotangent, vector, retain_graph=True)
         return pushed
 
-    def pull(self, theta: Tensor, cotangent: Tensor, retain: bool) -> Tensor:
-        """Jᵀu (n,)."""
-        (pulled,) = torch.autograd.grad(self.values, theta, cotangent, retain_graph=retain)
-        return pulled
+
+def _pull(jacobians: Sequence[_Jacobian], theta: Tensor, cotangents: Sequence[Tensor], retain: bool) -> Tensor:
+    """Sum of Jᵀu (n,)."""
+    values = [jacobian.values for jacobian in jacobians]
+    (pulled,) = torch.autograd.grad(values, theta, list(cotangents), retain_graph=retain)
+    return pulled
 
 
 class GGNOperator(RiskOperator[tuple[_Jacobian, Tensor]]):
@@ -59,14 +62,17 @@ class GGNOperator(RiskOperator[tuple[_Jacobian, Tensor]]):
         (slope,) = torch.autograd.grad(summed, logits, create_graph=True)
         return _Jacobian.of(logits, self.theta), slope
 
-    def apply(self, graph: tuple[_Jacobian, Tensor], vector: Tensor, retain: bool) -> Tensor:
-        jacobian, slope = graph
-        if not slope.requires_grad:  # the loss is linear in the logits
+    def apply(self, graphs: Sequence[tuple[_Jacobian, Tensor]], vector: Tensor, retain: bool) -> Tensor:
+        curved = [graph for graph in graphs if graph[1].requires_grad]  # other losses are linear in the logits
+        if not curved:
             return torch.zeros_like(vector)
-        (curved,) = torch.autograd.grad(
-            slope, jacobian.values, jacobian.push(vector), retain_graph=True, materialize_grads=True
-        )
-        return jacobian.pull(self.theta, curved, retain)
+        cotangents = [
+            torch.autograd.grad(
+                slope, jacobian.values, jacobian.push(vector), retain_graph=True, materialize_grads=True
+            )[0]
+            for jacobian, slope in curved
+        ]
+        return _pull([jacobian for jacobian, _ in curved], self.theta, cotangents, retain)
 
 
 class EmpiricalFisherOperator(RiskOperator[tuple[_Jacobian, Tensor]]):
@@ -82,6 +88,6 @@ class EmpiricalFisherOperator(RiskOperator[tuple[_Jacobian, Tensor]]):
         _, losses = self.losses(index)
         return _Jacobian.of(losses, self.theta), self.risk.weights[index]
 
-    def apply(self, graph: tuple[_Jacobian, Tensor], vector: Tensor, retain: bool) -> Tensor:
-        jacobian, weights = graph
-        return jacobian.pull(self.theta, weights * jacobian.push(vector), retain)
+    def apply(self, graphs: Sequence[tuple[_Jacobian, Tensor]], vector: Tensor, retain: bool) -> Tensor:
+        cotangents = [weights * jacobian.push(vector) for jacobian, weights in graphs]
+        return _pull([jacobian for jacobian, _ in graphs], self.theta, cotangents, retain)

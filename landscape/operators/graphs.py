@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Generic, TypeVar
 
 import torch
@@ -63,17 +63,17 @@ class RiskOperator(SymmetricOperator, Generic[Graph]):
         """The graph of one batch at `theta`."""
 
     @abstractmethod
-    def apply(self, graph: Graph, vector: Tensor, retain: bool) -> Tensor:
-        """Unnormalised product (n,) of one batch's matrix with a vector; the graph outlives it if ``retain``."""
+    def apply(self, graphs: Sequence[Graph], vector: Tensor, retain: bool) -> Tensor:
+        """Unnormalised product (n,) of some batches' matrices with a vector; the graphs outlive it if ``retain``."""
 
     def matvec(self, vector: Tensor) -> Tensor:
         """Product (n,) with a vector (n,)."""
         if vector.shape != (self.shape[0],):
             raise ValueError(f"vector: expected shape ({self.shape[0]},), got {tuple(vector.shape)}")
         vector = vector.to(self.dtype)
-        product = torch.zeros_like(vector)
-        for graph, kept in self._graphs():
-            product += self.apply(graph, vector, kept)
+        product = self.apply(self._kept, vector, True) if self._kept else torch.zeros_like(vector)
+        for index in range(self.kept_batches, len(self.risk.batches)):
+            product += self.apply([self.build(index)], vector, False)
         return all_sum(product) / self.risk.total_weight
 
     def losses(self, index: int) -> tuple[object, Tensor]:
@@ -88,12 +88,6 @@ class RiskOperator(SymmetricOperator, Generic[Graph]):
             )
         self.risk.check_differentiable(losses)
         return outputs, losses
-
-    def _graphs(self) -> Iterator[tuple[Graph, bool]]:
-        for graph in self._kept:
-            yield graph, True
-        for index in range(self.kept_batches, len(self.risk.batches)):
-            yield self.build(index), False
 
     def _bytes_per_example(self) -> float:
         saved = _SavedBytes()

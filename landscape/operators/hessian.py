@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -29,8 +31,10 @@ class HessianOperator(RiskOperator[Tensor]):
         summed = (losses * self.risk.weights[index]).sum()
         return torch.autograd.grad(summed, self.theta, create_graph=True)[0]
 
-    def apply(self, graph: Tensor, vector: Tensor, retain: bool) -> Tensor:
-        if not graph.requires_grad:  # the loss is linear in theta
+    def apply(self, graphs: Sequence[Tensor], vector: Tensor, retain: bool) -> Tensor:
+        curved = [gradient for gradient in graphs if gradient.requires_grad]  # the others are constant in theta
+        if not curved:
             return torch.zeros_like(vector)
-        (product,) = torch.autograd.grad(graph, self.theta, vector, retain_graph=retain, materialize_grads=True)
+        seeds = [vector] * len(curved)
+        (product,) = torch.autograd.grad(curved, self.theta, seeds, retain_graph=retain, materialize_grads=True)
         return product

@@ -95,7 +95,7 @@ def draw_all(records: pd.DataFrame, *, rho: float, folder: Path) -> list[FigureF
         (
             "surfaces",
             bool((measure == "loss_surface").any()),
-            "The contours of four methods in three dimensions, on one height and colour scale.",
+            "The contours of four methods in three dimensions, on one logarithmic height and colour scale.",
             lambda: plot_surfaces(records),
         ),
         (

@@ -26,13 +26,13 @@ def plot_barriers(records: pd.DataFrame) -> Figure:
     labels = [method_style(method).label for method in methods]
     with plot_context():
         figure, ax = plt.subplots(figsize=(ONE_COLUMN, 3.1))
-        image = ax.imshow(matrix[1:, :-1], cmap="viridis", vmin=0)
+        image = ax.imshow(1e3 * matrix[1:, :-1], cmap="viridis", vmin=0)
         top = np.nanmax(matrix)
         for i in range(1, len(methods)):
             for j in range(i):
                 colour = "black" if matrix[i, j] > 0.6 * top else "white"
-                ax.text(j, i - 1, f"{matrix[i, j]:.2f}", ha="center", va="center", fontsize=6, color=colour)
+                ax.text(j, i - 1, f"{1e3 * matrix[i, j]:.2g}", ha="center", va="center", fontsize=6, color=colour)
         ax.set_xticks(range(len(methods) - 1), labels[:-1], rotation=45, ha="right")
         ax.set_yticks(range(len(methods) - 1), labels[1:])
-        figure.colorbar(image, ax=ax, label="barrier (nats)", shrink=0.8)
+        figure.colorbar(image, ax=ax, label="barrier (thousandths of a nat)", shrink=0.8)
     return figure

@@ -30,8 +30,8 @@ def plot_profiles(records: pd.DataFrame) -> Figure:
                 ax.plot(own["alpha"], own["value"], color=style.colour, ls=style.line, label=style.label)
             ax.set_title(direction)
             ax.set_yscale("log")
+            ax.set_xlabel("distance from minimum")
         axes[0, 0].set_ylabel("training loss (nats)")
-        figure.supxlabel("distance from the minimum (norm of the weight change)", fontsize=8)
         handles, labels = axes[0, 0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=5)
     return figure

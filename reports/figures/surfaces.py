@@ -28,7 +28,7 @@ def plot_contours(records: pd.DataFrame) -> Figure:
     with plot_context():
         rows = math.ceil(len(grids) / _COLUMNS)
         figure, axes = plt.subplots(
-            rows, _COLUMNS, figsize=(TWO_COLUMNS, 0.8 + 1.55 * rows), sharex=True, sharey=True, squeeze=False
+            rows, _COLUMNS, figsize=(TWO_COLUMNS, 0.7 + 1.25 * rows), sharex=True, sharey=True, squeeze=False
         )
         for ax in axes.flat[len(grids) :]:
             ax.set_visible(False)
@@ -43,7 +43,7 @@ def plot_contours(records: pd.DataFrame) -> Figure:
                 extend="both",
             )
             ax.plot(0, 0, marker="+", color="white")
-            ax.set_title(method_style(method).label)
+            ax.set_title(method_style(method).label.replace(" (", "\n("))
             ax.set_aspect("equal")
         figure.colorbar(filled, ax=axes, label="training loss (nats)", ticks=levels[::4], format="{x:.2g}")
         figure.supxlabel(_ACROSS, fontsize=8)
@@ -61,7 +61,7 @@ def plot_surfaces(records: pd.DataFrame) -> Figure:
     telling = [method for method in ("sam", "lora", "lora_sam", "bilora") if method in grids] or list(grids)[:4]
     low, high = _limits({method: grids[method] for method in telling})
     with plot_context():
-        figure = plt.figure(figsize=(TWO_COLUMNS, 2.3))
+        figure = plt.figure(figsize=(TWO_COLUMNS, 2.1))
         for number, method in enumerate(telling, 1):
             ax = figure.add_subplot(1, len(telling), number, projection="3d")
             grid = grids[method]
@@ -73,8 +73,8 @@ def plot_surfaces(records: pd.DataFrame) -> Figure:
             ax.set_xlabel("inside LoRA", labelpad=-8)
             ax.set_ylabel("outside", labelpad=-8)
             ax.tick_params(labelsize=5, pad=-3)
-            ax.set_zlabel("log10 loss" if number == len(telling) else "", labelpad=-8)
-            ax.set_box_aspect(None, zoom=0.85)
+            ax.set_box_aspect(None, zoom=0.9)
+        figure.text(0.5, 0.02, "height: log10 of the training loss (nats)", ha="center", fontsize=7)
     return figure
 
 
