@@ -20,6 +20,7 @@ from analyses.runs import method_config
 from analyses.study import Study, StudyFolder
 from analyses.tasks.digits import Digits
 from bilora import Method, build_method
+from bilora.optimizers import method_optimizer
 
 Progress = Callable[[int, int], None]
 STEPS_PER_ROUND = 10
@@ -68,8 +69,10 @@ class _Stepper:
     def build(cls, base: nn.Module, study: Study, name: str, batch: dict[str, Tensor]) -> _Stepper:
         method = build_method(base, method_config(study, name), seed=0)
         method.model.train()
-        groups = method.parameter_groups(study.methods[name].learning_rate)
-        return cls(method, torch.optim.AdamW(groups, weight_decay=0.0), batch)
+        optimizer = method_optimizer(
+            method, torch.optim.AdamW, lr=study.methods[name].learning_rate, weight_decay=0.0, fused=True
+        )
+        return cls(method, optimizer, batch)
 
     def _backward(self) -> Tensor:
         self.num_passes += 1
@@ -80,7 +83,6 @@ class _Stepper:
     def step(self) -> None:
         self.method.gradient(self._backward)
         self.optimizer.step()
-        self.method.after_step()
         self.optimizer.zero_grad()
 
     def median_seconds(self) -> float:

@@ -22,7 +22,8 @@ from analyses.records import read_json, write_json
 from analyses.study import Cell, Study, StudyFolder
 from analyses.tasks.digits import Digits
 from bilora import BiLoraConfig, BiLoraTrainer
-from bilora.adapters import AUXILIARY, PRIMARY, adapted_layers, adapter_factors
+from bilora.adapters import PRIMARY
+from bilora.snapshots import factor_tensors
 
 Progress = Callable[[int, int], None]
 
@@ -76,8 +77,8 @@ def train_cell(study: Study, cell: Cell, folder: StudyFolder, progress: Progress
         started = time.perf_counter()
         trainer.train()
         seconds = time.perf_counter() - started
-        trainer.save_result(str(directory))
-        factors = _all_factors(trainer.method.model)
+        trainer.save_model(str(directory / PRIMARY if isinstance(trainer.model, PeftModel) else directory))
+        factors = factor_tensors(trainer.method.model)
         if factors:
             save_file(factors, directory / "factors.safetensors")
         write_json(
@@ -93,21 +94,10 @@ def train_cell(study: Study, cell: Cell, folder: StudyFolder, progress: Progress
                 "passes_per_step": trainer.method.passes_per_step,
                 "seconds": seconds,
                 "step_seconds": clock.median,
-                "history": {"loss": [float(loss) for loss in trainer.step_losses]},
+                "history": {"loss": trainer.step_losses},
                 "environment": environment(),
             },
         )
-
-
-def _all_factors(model: nn.Module) -> dict[str, Tensor]:
-    """Final factors of both adapters; the auxiliary is kept for analysis, it is no part of the result."""
-    tensors: dict[str, Tensor] = {}
-    if adapted_layers(model):
-        for adapter in (PRIMARY, AUXILIARY):
-            for layer, pair in adapter_factors(model, adapter).items():
-                tensors[f"{adapter}/{layer}/A"] = pair.A.detach().clone()
-                tensors[f"{adapter}/{layer}/B"] = pair.B.detach().clone()
-    return tensors
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,20 @@
-"""LoRA adapters on PEFT: attaching them, reading their factors, and the norm of what they add."""
+"""LoRA adapters on PEFT: attaching them, switching them and reading their factors."""
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, LoraGAConfig, PeftModel, get_peft_model
 from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
+
+from bilora.config import Primary
+from bilora.fused import FusedLinear
 
 PRIMARY = "primary"
 AUXILIARY = "auxiliary"
@@ -40,6 +45,15 @@ class Factors:
         return self.scaling**2 * ((self.B.T @ self.B) * (self.A @ self.A.T)).sum()
 
 
+_PEFT_OPTIONS: dict[Primary, dict[str, Any]] = {
+    "lora": {},
+    "rslora": {"use_rslora": True},
+    "dora": {"use_dora": True},
+    "pissa": {"init_lora_weights": "pissa"},
+    "lora_ga": {"init_lora_weights": "lora_ga", "lora_ga_config": LoraGAConfig()},
+}
+
+
 def attach_adapter(
     model: nn.Module,
     name: str,
@@ -48,11 +62,14 @@ def attach_adapter(
     alpha: float,
     target_modules: list[str] | str | None,
     seed: int,
+    modules_to_save: list[str] | None = None,
+    kind: Primary = "lora",
 ) -> PeftModel:
     """Add a LoRA adapter to every targeted linear layer and activate it beside those that are there.
 
     A is drawn per layer from the seed and the layer's name, row by row, with PEFT's default distribution
     U(−1/√in, 1/√in); B is zero. So two methods with one seed start alike, and a larger rank extends a smaller one.
+    PiSSA and LoRA-GA keep the initial factors that define them.
 
     Args:
         model: Plain model, or a `PeftModel` that gets one more adapter.
@@ -61,31 +78,47 @@ def attach_adapter(
         alpha: ``lora_alpha``.
         target_modules: As in `peft.LoraConfig`.
         seed: Seed of the initial A.
+        modules_to_save: Modules trained as a whole and saved with the adapter, as in `peft.LoraConfig`.
+        kind: Variant of LoRA, as PEFT offers it.
 
     Raises:
-        ValueError: No layer matches, a layer is not an unquantised linear layer, or r exceeds a dimension.
+        ValueError: A name matches nothing, a layer is not an unquantised linear layer, r exceeds a dimension, or
+            LoRA-GA's gradients are missing.
     """
-    config = LoraConfig(r=r, lora_alpha=alpha, target_modules=target_modules, lora_dropout=0.0)
+    config = LoraConfig(
+        r=r,
+        lora_alpha=alpha,
+        target_modules=target_modules,
+        modules_to_save=modules_to_save,
+        lora_dropout=0.0,
+        **_PEFT_OPTIONS[kind],
+    )
+    config._register_custom_module({nn.Linear: FusedLinear})
     if isinstance(model, PeftModel):
         model.add_adapter(name, config)
         peft_model = model
     else:
         if target_modules is not None:
-            _check_targets(model, target_modules, r)
+            _check_targets(model, target_modules, r, needs_gradients=kind == "lora_ga")
+        _check_saved_modules(model, modules_to_save or [])
         peft_model = get_peft_model(model, config, adapter_name=name)
-    for layer_name, factors in adapter_factors(peft_model, name).items():
-        generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{name}/{layer_name}".encode()))
-        bound = factors.A.shape[1] ** -0.5
-        draw = torch.rand(factors.A.shape, generator=generator) * (2 * bound) - bound
-        with torch.no_grad():
-            factors.A.copy_(draw)
-            factors.B.zero_()
+    if kind not in {"pissa", "lora_ga"}:
+        _draw_factors(adapter_factors(peft_model, name), f"{seed}/{name}")
     active = list(dict.fromkeys([*peft_model.active_adapters, name]))
     peft_model.base_model.set_adapter(active)
     return peft_model
 
 
-def _check_targets(model: nn.Module, target_modules: list[str] | str, r: int) -> None:
+@torch.no_grad()
+def _draw_factors(factors: Mapping[str, Factors], seed: str) -> None:
+    for layer_name, pair in factors.items():
+        generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{layer_name}".encode()))
+        bound = pair.A.shape[1] ** -0.5
+        pair.A.copy_(torch.rand(pair.A.shape, generator=generator) * (2 * bound) - bound)
+        pair.B.zero_()
+
+
+def _check_targets(model: nn.Module, target_modules: list[str] | str, r: int, *, needs_gradients: bool) -> None:
     from peft.tuners.tuners_utils import check_target_module_exists
 
     config = LoraConfig(target_modules=target_modules)
@@ -104,6 +137,33 @@ def _check_targets(model: nn.Module, target_modules: list[str] | str, r: int) ->
                 f"({module.out_features}, {module.in_features}); use at most "
                 f"{min(module.in_features, module.out_features)}"
             )
+        if needs_gradients and not hasattr(module, "_peft_loraga_grad"):
+            raise ValueError(
+                f"primary: lora_ga needs the gradient of {layer_name}; run "
+                "peft.tuners.lora.loraga.preprocess_loraga on the model first"
+            )
+
+
+def _check_saved_modules(model: nn.Module, modules_to_save: list[str]) -> None:
+    names = [name for name, _ in model.named_modules() if name]
+    for wanted in modules_to_save:
+        if not any(name == wanted or name.endswith(f".{wanted}") for name in names):
+            top = [name for name, _ in model.named_children()]
+            raise ValueError(f"modules_to_save: {wanted!r} matches no module; the model's parts are {top}")
+
+
+@contextmanager
+def only_adapter(model: PeftModel, name: str) -> Iterator[None]:
+    """Compute with one adapter alone; the others and what is trained are as before on the way out."""
+    active = list(model.active_adapters)
+    trained = [(p, p.requires_grad) for p in model.parameters()]
+    model.base_model.set_adapter([name])
+    try:
+        yield
+    finally:
+        model.base_model.set_adapter(active)
+        for parameter, flag in trained:
+            parameter.requires_grad_(flag)
 
 
 def adapted_layers(model: nn.Module) -> dict[str, LoraLinear]:
@@ -122,37 +182,3 @@ def adapter_factors(model: nn.Module, adapter: str) -> dict[str, Factors]:
         for name, layer in adapted_layers(model).items()
         if adapter in layer.lora_A
     }
-
-
-def adapter_norm(factors: Iterable[Factors]) -> Tensor:
-    r"""Norm of what an adapter adds, :math:`c=\sqrt{\sum_j\|s B_jA_j\|_F^2}`."""
-    return torch.stack([pair.squared_norm for pair in factors]).sum().clamp_min(0).sqrt()
-
-
-@torch.no_grad()
-def scale_adapter(factors: Iterable[Factors], factor: Tensor | float) -> None:
-    """Multiply what an adapter adds by ``factor`` >= 0: its A and B each by the square root."""
-    root = torch.as_tensor(factor).sqrt()
-    for pair in factors:
-        pair.A.mul_(root.to(pair.A))
-        pair.B.mul_(root.to(pair.B))
-
-
-@torch.no_grad()
-def clip_adapter(factors: Mapping[str, Factors], rho: float, mode: str) -> None:
-    r"""Bring an adapter back into the ball of radius rho.
-
-    ``global``: :math:`c=\sqrt{\sum_j\|sB_jA_j\|^2}`; if c > rho, every A_j and B_j is multiplied by
-    :math:`\sqrt{\rho/c}`, so that afterwards c = rho. ``layerwise``: the same for every layer alone, each with
-    radius rho/√(number of layers), so that the whole stays within rho. ``none``: nothing.
-    """
-    if mode == "none":
-        return
-    if mode == "global":
-        norm = adapter_norm(factors.values())
-        scale_adapter(factors.values(), torch.where(norm > rho, rho / norm, torch.ones_like(norm)))
-        return
-    radius = rho / len(factors) ** 0.5
-    for pair in factors.values():
-        norm = adapter_norm([pair])
-        scale_adapter([pair], torch.where(norm > radius, radius / norm, torch.ones_like(norm)))

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
+from transformers.trainer_utils import IntervalStrategy
 
 from bilora.adapters import PRIMARY
+from bilora.checkpoints import check_config, load_adapters, save_adapter, write_config
 from bilora.config import BiLoraConfig
 from bilora.methods import build_method
+from bilora.methods.bilora import BiLora
+from bilora.optimizers import method_optimizer
+from bilora.probe import AscentProbe
 
 
 class BiLoraTrainer(Trainer):
@@ -26,8 +32,10 @@ class BiLoraTrainer(Trainer):
     3. :math:`c=\sqrt{\sum_j s_2^2\operatorname{tr}(B_{2j}^\top B_{2j}A_{2j}A_{2j}^\top)}`, and if :math:`c>\rho`
        every :math:`A_{2j}, B_{2j}` is multiplied by :math:`\sqrt{\rho/c}`.
 
-    Gradient norm clipping (``max_grad_norm``) applies to the descending weights only. The other methods' updates
-    stand in their own docstrings under `bilora.methods`.
+    Gradient norm clipping (``max_grad_norm``) applies to the descending weights only. Evaluation and prediction
+    run without the auxiliary. Logs carry the auxiliary's norm, the share of steps clipped and, read at the logged
+    step, the ascent's first-order gain ⟨G, ε⟩ and cos(ε, G). The other methods' updates stand in their own docstrings
+    under `bilora.methods`.
 
     Args:
         model: Plain model; adapters are attached here.
@@ -44,7 +52,8 @@ class BiLoraTrainer(Trainer):
 
     def __init__(self, model: nn.Module, args: TrainingArguments, *, bilora: BiLoraConfig, **kwargs: Any) -> None:
         self.method = build_method(model, bilora, seed=args.seed)
-        self.step_losses: list[Tensor] = []
+        self.step_losses: list[float] = []
+        self._ascent: dict[str, float] = {}
         self._descending = self.method.primary_parameters()
         self._floating_point_ops: dict[tuple[torch.Size, ...], int] = {}
         super().__init__(model=self.method.model, args=args, **kwargs)
@@ -53,9 +62,8 @@ class BiLoraTrainer(Trainer):
         """Optimizer of the class that ``args.optim`` names, over the method's parameter groups."""
         if self.optimizer is None:
             optimizer_class, kwargs = self.get_optimizer_cls_and_kwargs(self.args, self.model)
-            groups = self.method.parameter_groups(self.args.learning_rate)
-            self.optimizer = optimizer_class(groups, weight_decay=self.args.weight_decay, **kwargs)
-        self.optimizer.register_step_post_hook(lambda *_: self.method.after_step())
+            kwargs = {"lr": self.args.learning_rate, "weight_decay": self.args.weight_decay} | kwargs
+            self.optimizer = method_optimizer(self.method, optimizer_class, **kwargs)
         return self.optimizer
 
     def training_step(
@@ -67,15 +75,37 @@ class BiLoraTrainer(Trainer):
             # The parent moves what it is given, so a second pass needs the inputs again.
             return super(BiLoraTrainer, self).training_step(model, dict(inputs), num_items_in_batch)
 
-        self.method.progress = self.state.global_step / max(1, self.state.max_steps)
-        loss = self.method.gradient(backward)
+        self.method.step, self.method.num_steps = self.state.global_step, max(1, self.state.max_steps)
+        if isinstance(self.method, BiLora) and self._step_is_logged():
+            with AscentProbe(self.method) as probe:
+                loss = self.method.gradient(backward)
+            self._ascent = probe.metrics()
+        else:
+            loss = self.method.gradient(backward)
         if not bool(torch.isfinite(loss)):
             raise FloatingPointError(
                 f"the training loss of {self.method.name} is {float(loss)} at step {self.state.global_step + 1}; "
                 "lower the learning rate or rho"
             )
-        self.step_losses.append(loss)
+        self.step_losses.append(float(loss))
         return loss
+
+    def _step_is_logged(self) -> bool:
+        step = self.state.global_step + 1
+        return self.args.logging_strategy == IntervalStrategy.STEPS and (
+            step % self.state.logging_steps == 0 or (step == 1 and self.args.logging_first_step)
+        )
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """The parent's log, with what the method says of itself beside the training loss."""
+        if "loss" in logs:
+            logs |= self.method.metrics() | self._ascent
+        super().log(logs, start_time)
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluation and prediction of what the method deploys: the auxiliary is off."""
+        with self.method.deployed():
+            return super().evaluation_loop(*args, **kwargs)
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         """Clip the descending weights' gradients; the ascent's own clip bounds the auxiliary."""
@@ -95,9 +125,29 @@ class BiLoraTrainer(Trainer):
             self._floating_point_ops[shapes] = super().floating_point_ops(inputs)
         return self._floating_point_ops[shapes]
 
-    def save_result(self, directory: str) -> None:
-        """Save what the method deploys: the primary adapter in PEFT's format, or the full weights."""
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save what the method deploys: the primary as a plain PEFT adapter, or the full weights.
+
+        Checkpoints, which the trainer writes itself, hold both adapters.
+        """
+        if _internal_call or not isinstance(self.model, PeftModel):
+            super().save_model(output_dir, _internal_call)
+        elif self.args.should_save:
+            save_adapter(self.model, PRIMARY, Path(output_dir or self.args.output_dir))
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        write_config(self.method.config, Path(output_dir or self.args.output_dir))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        check_config(self.method.config, Path(resume_from_checkpoint))
         if isinstance(self.model, PeftModel):
-            self.model.save_pretrained(directory, selected_adapters=[PRIMARY])
+            load_adapters(self.model, Path(resume_from_checkpoint))
         else:
-            self.model.save_pretrained(directory)
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        if isinstance(self.model, PeftModel):
+            load_adapters(self.model, Path(self.state.best_model_checkpoint))
+        else:
+            super()._load_best_model()

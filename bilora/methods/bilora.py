@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from bilora.adapters import (
-    AUXILIARY,
-    PRIMARY,
-    Factors,
-    adapter_factors,
-    adapter_norm,
-    attach_adapter,
-    clip_adapter,
-    scale_adapter,
-)
+from bilora.adapters import AUXILIARY, PRIMARY, Factors, adapter_factors, attach_adapter, only_adapter
+from bilora.clipping import adapter_norm, clip_adapter, scale_adapter
 from bilora.methods.base import Backward, Method, attach_primary
 
 
@@ -33,6 +26,15 @@ class BiLora(Method):
 
     where step is the optimizer's update with its own state for each module. B2 starts at zero. The auxiliary takes no
     weight decay and is dropped at the end: the result is :math:`W^0 + s_1B_1A_1`.
+
+    With a factor shared, the auxiliary's is a copy of the primary's after every step, the other one learns, and the
+    clip multiplies that one by rho/c. A ball of radius 0 holds no auxiliary: it stays off. Weights trained beside the
+    primary (``modules_to_save``) descend with it.
+
+    Attributes:
+        primary: The primary's factors by layer.
+        auxiliary: The auxiliary's factors by layer.
+        clip_scale: What the last clip multiplied the auxiliary's products by.
     """
 
     name = "bilora"
@@ -50,24 +52,65 @@ class BiLora(Method):
         )
         self.auxiliary: dict[str, Factors] = adapter_factors(peft_model, AUXILIARY)
         self.primary: dict[str, Factors] = adapter_factors(peft_model, PRIMARY)
+        self.clip_scale = torch.ones(())
+        self._num_clipped: Tensor | int = 0
+        self._share_factor()
+        if self.config.rho == 0 and self.config.clip != "none":
+            peft_model.base_model.set_adapter([PRIMARY])
         return peft_model
 
     def primary_parameters(self) -> list[nn.Parameter]:
-        return _parameters(self.primary)
+        auxiliary = {id(factor) for pair in self.auxiliary.values() for factor in (pair.A, pair.B)}
+        return [p for p in super().primary_parameters() if id(p) not in auxiliary]
+
+    def auxiliary_parameters(self) -> list[nn.Parameter]:
+        """Factors of the auxiliary that the optimizer moves."""
+        factors = [factor for pair in self.auxiliary.values() for factor in (pair.A, pair.B)]
+        return [factor for factor in factors if factor.requires_grad]  # type: ignore[misc]
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
         return [
             *super().parameter_groups(learning_rate),
             {
-                "params": _parameters(self.auxiliary),
+                "params": self.auxiliary_parameters(),
                 "lr": self.config.auxiliary_lr or learning_rate,
                 "maximize": self.ascends,
                 "weight_decay": 0.0,
             },
         ]
 
+    @torch.no_grad()
+    def before_step(self) -> None:
+        if self.config.match_gradients:
+            wanted, have = (
+                torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+                for parameters in (self.primary_parameters(), self.auxiliary_parameters())
+            )
+            scale = torch.where(have > 0, wanted / have, torch.ones_like(have))
+            torch._foreach_mul_([p.grad for p in self.auxiliary_parameters() if p.grad is not None], scale)
+
     def after_step(self) -> None:
-        clip_adapter(self.auxiliary, self.config.rho, self.config.clip)
+        super().after_step()
+        self._share_factor()
+        self.clip_scale = clip_adapter(self.auxiliary, self.rho, self.config.clip, shared=self.config.share)
+        self._num_clipped += (self.clip_scale < 1).double().mean()
+
+    @torch.no_grad()
+    def _share_factor(self) -> None:
+        for layer, pair in self.auxiliary.items():
+            if self.config.share == "A":
+                pair.A.copy_(self.primary[layer].A).requires_grad_(False)
+            elif self.config.share == "B":
+                pair.B.copy_(self.primary[layer].B).requires_grad_(False)
+
+    def deployed(self) -> AbstractContextManager[None]:
+        return only_adapter(self.model, PRIMARY)
+
+    def metrics(self) -> dict[str, float]:
+        return {
+            "auxiliary_norm": float(adapter_norm(self.auxiliary.values())),
+            "clip_rate": float(self._num_clipped) / max(1, self.step),
+        }
 
 
 class DualLora(BiLora):
@@ -79,14 +122,16 @@ class DualLora(BiLora):
 
 
 class RandomAuxiliary(BiLora):
-    """Control: the auxiliary is drawn anew at every step and scaled to norm rho; only the primary is trained."""
+    """Control: the auxiliary is drawn anew for every step and scaled to norm rho; only the primary is trained.
+
+    The draw depends on the seed and the number of the step alone.
+    """
 
     name = "random_aux"
     summary = "control: Bi-LoRA with a random auxiliary at every step"
 
     def prepare(self, model: nn.Module) -> nn.Module:
         peft_model = super().prepare(model)
-        self._generator = torch.Generator().manual_seed(self.seed)
         for pair in self.auxiliary.values():
             pair.A.requires_grad_(False)
             pair.B.requires_grad_(False)
@@ -95,18 +140,19 @@ class RandomAuxiliary(BiLora):
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
         return Method.parameter_groups(self, learning_rate)
 
+    @torch.no_grad()
     def gradient(self, backward: Backward) -> Tensor:
-        with torch.no_grad():
-            for pair in self.auxiliary.values():
-                for factor in (pair.A, pair.B):
-                    factor.copy_(torch.randn(factor.shape, generator=self._generator))
-        norm = adapter_norm(self.auxiliary.values())
-        scale_adapter(self.auxiliary.values(), self.config.rho / norm)
-        return backward()
+        generator = torch.Generator().manual_seed(2**32 * self.seed + self.step)
+        for pair in self.auxiliary.values():
+            for factor in (pair.A, pair.B):
+                factor.copy_(torch.randn(factor.shape, generator=generator))
+        pairs = list(self.auxiliary.values())
+        scale_adapter(pairs, self.rho / adapter_norm(pairs))
+        with torch.enable_grad():
+            return backward()
+
+    def before_step(self) -> None:
+        """Nothing: the auxiliary has no gradient."""
 
     def after_step(self) -> None:
-        """Nothing: the auxiliary already has norm rho."""
-
-
-def _parameters(factors: dict[str, Factors]) -> list[nn.Parameter]:
-    return [factor for pair in factors.values() for factor in (pair.A, pair.B)]  # type: ignore[misc]
+        Method.after_step(self)

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bilora.adapters import PRIMARY, adapted_layers, adapter_factors
-from bilora.config import BiLoraConfig
-from bilora.methods.base import Backward, Method, attach_primary
+from bilora.methods.base import ADDED_TO_THE_WEIGHT, Backward, Method, attach_primary
 from landscape.perturbation import perturbed
 
 
@@ -22,11 +21,8 @@ class FlatLora(Method):
     """
 
     name = "flat_lora"
+    fits = ADDED_TO_THE_WEIGHT
     summary = "LoRA under Gaussian noise on the merged weights, rising over training"
-
-    def __init__(self, model: nn.Module, config: BiLoraConfig, *, seed: int) -> None:
-        super().__init__(model, config, seed=seed)
-        self._num_steps = 0
 
     def prepare(self, model: nn.Module) -> nn.Module:
         return attach_primary(model, self.config, seed=self.seed)
@@ -39,8 +35,8 @@ class FlatLora(Method):
     @torch.no_grad()
     def noise(self) -> list[Tensor]:
         """This step's noise, one (out, in) a layer."""
-        generator = torch.Generator().manual_seed(2**32 * self.seed + self._num_steps)
-        height = self.config.rho * 0.5 * (1 - math.cos(math.pi * self.progress))
+        generator = torch.Generator().manual_seed(2**32 * self.seed + self.step)
+        height = self.rho * 0.5 * (1 - math.cos(math.pi * self.progress))
         factors = adapter_factors(self.model, PRIMARY)
         noise = []
         for name, layer in adapted_layers(self.model).items():
@@ -49,6 +45,3 @@ class FlatLora(Method):
             draw = torch.randn(weight.shape, generator=generator, dtype=torch.float32)
             noise.append(height * rows * draw.to(weight))
         return noise
-
-    def after_step(self) -> None:
-        self._num_steps += 1

@@ -53,6 +53,7 @@ def one_step(
 ) -> torch.optim.Optimizer:
     optimizer = optimizer or torch.optim.SGD(method.parameter_groups(lr))
     method.gradient(backward_of(method, batch))
+    method.before_step()
     optimizer.step()
     method.after_step()
     optimizer.zero_grad()

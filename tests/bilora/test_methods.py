@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from bilora import METHODS, BiLoraConfig, build_method
-from bilora.adapters import adapter_factors, adapter_norm, clip_adapter
+from bilora.adapters import adapter_factors
+from bilora.clipping import adapter_norm, clip_adapter
 from tests.bilora.conftest import TARGETS, backward_of, make_method, merged_loss, one_step
 
 Batch = tuple[Tensor, Tensor]
@@ -148,7 +149,7 @@ def test_lora_sam_perturbation_is_proposition_1(network: nn.Module, batch: Batch
 def test_flat_lora_takes_the_gradient_at_noisy_weights(network: nn.Module, batch: Batch, progress: float) -> None:
     method = make_method(network, "flat_lora", rho=0.3)
     randomise(method, "primary", 3)
-    method.progress = progress
+    method.step, method.num_steps = int(4 * progress), 4
     factors = copies(method, "primary")
     noise = dict(zip(TARGETS, method.noise(), strict=True))
     before = {name: p.detach().clone() for name, p in method.model.named_parameters()}
@@ -164,17 +165,16 @@ def test_flat_lora_takes_the_gradient_at_noisy_weights(network: nn.Module, batch
 def test_flat_lora_noise_has_the_published_size(network: nn.Module) -> None:
     """Std of row i: f(t) · rho · ‖W_i‖ / √in, f(1/2) = 1/2; drawn anew each step, from the seed alone."""
     method = make_method(network, "flat_lora", rho=0.3)
-    method.progress = 0.5
     draws = []
-    for _ in range(3000):
+    for step in range(2, 3002):
+        method.step, method.num_steps = step, 2 * step
         draws.append(method.noise()[0])
-        method.after_step()
     weight = network[0].weight.detach()
     expected = 0.5 * 0.3 * weight.norm(dim=1) / math.sqrt(weight.shape[1])
     observed = torch.stack(draws).square().mean(dim=(0, 2)).sqrt()
     torch.testing.assert_close(observed, expected, rtol=0.03, atol=0)
     again = make_method(network, "flat_lora", rho=0.3)
-    again.progress = 0.5
+    again.step, again.num_steps = 2, 4
     assert torch.equal(again.noise()[0], draws[0]) and not torch.equal(draws[0], draws[1])
 
 

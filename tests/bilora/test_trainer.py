@@ -12,7 +12,8 @@ from torch import Tensor
 from transformers import TrainingArguments, ViTConfig, ViTForImageClassification
 
 from bilora import BiLoraConfig, BiLoraTrainer
-from bilora.adapters import adapter_factors, adapter_norm
+from bilora.adapters import adapter_factors
+from bilora.clipping import adapter_norm
 
 
 def tiny_vit() -> ViTForImageClassification:
@@ -70,8 +71,8 @@ def test_auxiliary_stays_in_the_ball_and_the_result_is_a_plain_adapter(tmp_path:
     run.train()
     auxiliary = adapter_factors(run.model, "auxiliary")
     assert 0 < float(adapter_norm(auxiliary.values())) <= 0.03 * (1 + 1e-6)
-    run.save_result(str(tmp_path / "result"))
-    loaded = PeftModel.from_pretrained(tiny_vit(), str(tmp_path / "result" / "primary"))
+    run.save_model(str(tmp_path / "result"))
+    loaded = PeftModel.from_pretrained(tiny_vit(), str(tmp_path / "result"))
     images = torch.stack([example["pixel_values"] for example in dataset()])
     run.model.base_model.set_adapter("primary")
     with torch.no_grad():

@@ -1,0 +1,42 @@
+"""A LoRA layer that applies several plain adapters as one product."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from peft.tuners.lora import Linear as LoraLinear
+from torch import Tensor
+
+
+class FusedLinear(LoraLinear):
+    r"""PEFT's LoRA layer, with the products of two or more plain active adapters fused.
+
+    .. math:: Wx + \sum_i s_iB_iA_ix = Wx + [s_1B_1\;s_2B_2]\,[A_1; A_2]\,x
+
+    The cost is that of one adapter with the ranks added up, whatever the number of adapters. Everything else (one
+    adapter, dropout, DoRA, mixed batches, merged weights) takes PEFT's own way.
+    """
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The layer's output; shapes as of `torch.nn.Linear`."""
+        names = [name for name in self.active_adapters if name in self.lora_A]
+        if args or kwargs or len(names) < 2 or not self._is_plain(names):
+            return super().forward(x, *args, **kwargs)
+        result: Tensor = self.base_layer(x)
+        down = torch.cat([self.lora_A[name].weight for name in names])
+        up = torch.cat([self.lora_B[name].weight * self.scaling[name] for name in names], dim=1)
+        hidden = F.linear(self._cast_input_dtype(x, down.dtype), down)
+        if hidden.dtype == result.dtype == up.dtype:
+            flat = torch.addmm(result.flatten(0, -2), hidden.flatten(0, -2), up.T)
+            return flat.view(result.shape)
+        return (result + F.linear(hidden, up)).to(result.dtype)
+
+    def _is_plain(self, names: list[str]) -> bool:
+        return not (self.disable_adapters or self.merged) and all(
+            name not in self.lora_variant
+            and isinstance(self.lora_dropout[name], torch.nn.Identity)
+            and not self.lora_bias[name]
+            for name in names
+        )
