@@ -8,6 +8,7 @@ from pathlib import Path
 
 from peft import PeftModel
 from peft.utils import load_peft_weights, set_peft_model_state_dict
+from transformers import PreTrainedModel
 
 from bilora.config import BiLoraConfig
 
@@ -28,6 +29,16 @@ def load_adapters(model: PeftModel, checkpoint: Path) -> None:
     """Load every adapter of the model from a checkpoint; which are active and trained stays."""
     for name in model.peft_config:
         set_peft_model_state_dict(model, load_peft_weights(str(checkpoint / name), device="cpu"), adapter_name=name)
+
+
+def load_weights(model: PreTrainedModel, checkpoint: Path) -> None:
+    """Load all weights from a checkpoint.
+
+    Through ``from_pretrained``: transformers 5 saves some models under older names of their weights, which the
+    trainer's own loading would report as missing and leave as they are.
+    """
+    loaded = type(model).from_pretrained(checkpoint, local_files_only=True, dtype=model.dtype)
+    model.load_state_dict(loaded.state_dict())
 
 
 def write_config(config: BiLoraConfig, checkpoint: Path) -> None:

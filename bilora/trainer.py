@@ -12,7 +12,7 @@ from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
 
 from bilora.adapters import PRIMARY
-from bilora.checkpoints import check_config, load_adapters, save_adapter, write_config
+from bilora.checkpoints import check_config, load_adapters, load_weights, save_adapter, write_config
 from bilora.config import BiLoraConfig
 from bilora.methods import build_method
 from bilora.methods.bilora import BiLora
@@ -141,13 +141,13 @@ class BiLoraTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         check_config(self.method.config, Path(resume_from_checkpoint))
-        if isinstance(self.model, PeftModel):
-            load_adapters(self.model, Path(resume_from_checkpoint))
-        else:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self._load(Path(resume_from_checkpoint))
 
     def _load_best_model(self) -> None:
+        self._load(Path(self.state.best_model_checkpoint))
+
+    def _load(self, checkpoint: Path) -> None:
         if isinstance(self.model, PeftModel):
-            load_adapters(self.model, Path(self.state.best_model_checkpoint))
+            load_adapters(self.model, checkpoint)
         else:
-            super()._load_best_model()
+            load_weights(self.model, checkpoint)
