@@ -15,8 +15,9 @@ from bilora.config import BiLoraConfig
 _CONFIG = "bilora.json"
 
 
-def save_adapter(model: PeftModel, name: str, directory: Path) -> None:
+def save_adapter(model: PeftModel, name: str, directory: str | Path) -> None:
     """Save one adapter so that `PeftModel.from_pretrained(base, directory)` loads it."""
+    directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory) as scratch:
         model.save_pretrained(scratch, selected_adapters=[name])

@@ -22,7 +22,7 @@ def attach(model: nn.Module, config: BiLoraConfig, *, seed: int = 0) -> nn.Modul
 
     Returns:
         The model to train; ``.bilora_method`` is the method. For a result without the auxiliary, save it with
-        ``model.save_pretrained(path, selected_adapters=["primary"])``.
+        ``save_adapter(model, "primary", path)``.
 
     Raises:
         ValueError: The method is unknown or does not fit the model.
