@@ -1,0 +1,141 @@
+"""How the auxiliary moves against the gradient, step by step: what the paper's propositions speak of."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from bilora.adapters import PRIMARY, adapter_factors
+from bilora.clipping import adapter_norm
+from bilora.methods.base import Method
+from bilora.methods.bilora import BiLora
+from bilora.methods.sam import LoraSam
+from bilora.probe import merged_gradients
+from landscape import orthonormal_basis
+
+
+class DynamicsRecorder(TrainerCallback):
+    r"""Note, every ``every`` steps, how a step's perturbation relates to the gradient G at the merged weights.
+
+    G is taken where the step takes its gradient: for the methods with an auxiliary at W⁰ + s₁B₁A₁ + ε, for LoRA-SAM
+    before its perturbation. With accumulated micro-batches it is the last one's.
+
+    With an auxiliary (Bi-LoRA, arXiv 2508.19564, propositions 2 and 3):
+
+    - ``ascent``, ``ascent_before_clip``: :math:`\langle G, \epsilon_{t+1}-\epsilon_t\rangle` after and before the clip;
+    - ``gain``: :math:`\langle G, \epsilon_t\rangle`, ``cosine``, ``gradient_norm``, ``auxiliary_norm``;
+    - ``gain_optimum``, ``gain_ky_fan``: the largest first-order gain that a perturbation of the auxiliary's rank has on
+      the Frobenius ball of radius rho, :math:`\rho(\sum_j\sum_{i\le r}\sigma_{ji}^2)^{1/2}`, and the sum of Ky Fan
+      norms that the paper states, :math:`\rho\sum_j\sum_{i\le r}\sigma_{ji}`.
+
+    For LoRA-SAM (proposition 1): ``formula_error``, the relative error of :math:`c(BB^\top G + GA^\top A)` as the
+    effective perturbation of the weights, and ``formula_share``, the share of the exact perturbation's squared norm
+    inside the tangent space of the factors.
+
+    Args:
+        method: The trainer's method; the methods without a low-rank perturbation leave no rows.
+        every: Steps between notes; the first step is noted.
+
+    Attributes:
+        rows: One dictionary a noted step, with ``step`` from 1.
+    """
+
+    def __init__(self, method: Method, *, every: int) -> None:
+        if every < 1:
+            raise ValueError(f"every: expected at least 1 step, got {every}")
+        self._method, self._every = method, every
+        self._noted = isinstance(method, BiLora) or type(method) is LoraSam
+        self._gradients: dict[str, Tensor] = {}
+        self._block = ExitStack()
+        self.rows: list[dict[str, float]] = []
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self._noted and state.global_step % self._every == 0:
+            self._gradients = {}
+            self._block.enter_context(merged_gradients(self._method.model, self._keep))
+
+    def _keep(self, name: str, gradient: Tensor) -> None:
+        # SAM's second pass is at the perturbed weights: the first one counts.
+        self._gradients.setdefault(name, gradient.clone())
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if self._gradients:
+            self._block.close()
+            relations = self._auxiliary_gain() if isinstance(self._method, BiLora) else self._first_proposition()
+            self.rows.append({"step": state.global_step + 1, **relations})
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if self._gradients and isinstance(self._method, BiLora):
+            gain, moved = self.rows[-1]["gain"], self._inner_products()
+            clipped = self._method.clip_scale.to(moved)
+            self.rows[-1] |= {
+                "ascent": float(moved.sum()) - gain,
+                "ascent_before_clip": float((moved / clipped).sum()) - gain,
+            }
+        self._gradients = {}
+
+    @torch.no_grad()
+    def _inner_products(self) -> Tensor:
+        """⟨G_j, s B_j A_j⟩ of the auxiliary by layer, (layers,)."""
+        assert isinstance(self._method, BiLora)
+        return torch.stack(
+            [
+                pair.scaling * (pair.B * (self._gradients[name] @ pair.A.T)).double().sum()
+                for name, pair in self._method.auxiliary.items()
+            ]
+        )
+
+    def _auxiliary_gain(self) -> dict[str, float]:
+        assert isinstance(self._method, BiLora)
+        gain = float(self._inner_products().sum())
+        norm = float(torch.stack([g.double().square().sum() for g in self._gradients.values()]).sum().sqrt())
+        auxiliary_norm = float(adapter_norm(self._method.auxiliary.values()))
+        rank, rho = self._method.config.auxiliary_rank, self._method.rho
+        singular = torch.stack([_top_singular(g, rank) for g in self._gradients.values()])
+        return {
+            "gain": gain,
+            "cosine": gain / (norm * auxiliary_norm) if norm * auxiliary_norm > 0 else 0.0,
+            "gradient_norm": norm,
+            "auxiliary_norm": auxiliary_norm,
+            "gain_optimum": rho * float(singular.square().sum().sqrt()),
+            "gain_ky_fan": rho * float(singular.sum()),
+        }
+
+    @torch.no_grad()
+    def _first_proposition(self) -> dict[str, float]:
+        factors = adapter_factors(self._method.model, PRIMARY)
+        slopes = {
+            name: (pair.scaling * pair.B.T @ g, pair.scaling * g @ pair.A.T)
+            for (name, pair), g in zip(factors.items(), (self._gradients[name] for name in factors), strict=True)
+        }
+        norm = torch.stack([part.square().sum() for both in slopes.values() for part in both]).sum().sqrt()
+        exact, formula, inside = [], [], []
+        for name, pair in factors.items():
+            along_a, along_b = (self._method.rho / norm * part for part in slopes[name])
+            change = pair.scaling * ((pair.B + along_b) @ (pair.A + along_a) - pair.B @ pair.A)
+            exact.append(change)
+            formula.append(pair.scaling * (along_b @ pair.A + pair.B @ along_a))
+            columns, rows = orthonormal_basis(pair.B.detach()), orthonormal_basis(pair.A.detach().T)
+            rest = change - columns @ (columns.T @ change)
+            inside.append(change - (rest - rest @ rows @ rows.T))
+        size = _norm(exact)
+        return {
+            "formula_error": _norm([e - f for e, f in zip(exact, formula, strict=True)]) / size,
+            "formula_share": (_norm(inside) / size) ** 2,
+        }
+
+
+def _top_singular(matrix: Tensor, rank: int) -> Tensor:
+    return torch.linalg.svdvals(matrix.double())[:rank]
+
+
+def _norm(blocks: list[Tensor]) -> float:
+    return float(torch.stack([block.double().square().sum() for block in blocks]).sum().sqrt())
