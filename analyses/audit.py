@@ -21,7 +21,7 @@ from analyses.progress import ProgressFile
 from analyses.records import read_records, write_atomically, write_json, write_records
 from analyses.runs import environment, target_weights, train_cell
 from analyses.study import Cell, Study, StudyError, StudyFolder
-from analyses.tasks.digits import Digits
+from analyses.tasks import build_task
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def run_audit(study: Study, folder: StudyFolder, *, jobs: int) -> Outcome:
         cells = list(study.cells())
         missing = [cell for cell in cells if not is_done(study, cell, folder)]
         failures = run_cells(missing, partial(run_cell, study, folder), folder, jobs=jobs) if missing else []
-        if not folder.barriers(study).exists() and not failures:
+        if study.measures.surface and not folder.barriers(study).exists() and not failures:
             with tqdm(desc="barriers", unit="pair", dynamic_ncols=True) as bar:
                 measure_barriers(study, folder, partial(_show, bar))
         if not folder.cost(study).exists():
@@ -71,7 +71,7 @@ def check(study: Study) -> None:
         StudyError: The split is impossible, no layer is adapted, or the rank is too large.
     """
     for train_size in study.train_sizes:
-        model = Digits(study.task, train_size).new_model(0)
+        model = build_task(study.task, train_size).new_model(0)
     names = target_weights(model, study.adapters.target_modules)
     if not names:
         linear = sorted({name.split(".")[-2] for name, p in model.named_parameters() if p.ndim == 2})
@@ -87,13 +87,13 @@ def check(study: Study) -> None:
 
 
 def prepare(study: Study, folder: StudyFolder) -> None:
-    """Pretrain the base model if it is not there."""
+    """Create the base model if it is not there."""
     remove_leftovers(folder.root)
     path = folder.base(study)
     if not path.exists():
-        task = Digits(study.task, study.train_sizes[0])
-        with tqdm(desc="pretraining", unit="step", dynamic_ncols=True) as bar, new_folder(path) as temporary:
-            task.pretrain(temporary, partial(_show, bar))
+        task = build_task(study.task, study.train_sizes[0])
+        with tqdm(desc="base model", unit="step", dynamic_ncols=True) as bar, new_folder(path) as temporary:
+            task.create_base(temporary, partial(_show, bar))
 
 
 def is_done(study: Study, cell: Cell, folder: StudyFolder) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 from analyses.records import records_frame, write_records
 from analyses.runs import method_config
 from analyses.study import Study, StudyFolder
-from analyses.tasks.digits import Digits
+from analyses.tasks import build_task
 from bilora import build_method
 from bilora.cost import MethodStep
 
@@ -24,8 +24,8 @@ def measure_cost(study: Study, folder: StudyFolder, progress: Progress) -> None:
     without a training loop around them. Memory is the largest amount allocated at one time during a step, on
     top of the parameters, gradients and optimizer state, plus these.
     """
-    task = Digits(study.task, study.train_sizes[0])
-    batch = {key: value[: study.training.batch_size] for key, value in task.examples("train").items()}
+    task = build_task(study.task, study.train_sizes[0])
+    batch = task.collate(task.dataset("train")[: study.training.batch_size])
     steps = {
         name: MethodStep(
             build_method(task.load_base(folder.base(study)), method_config(study, name), seed=0),

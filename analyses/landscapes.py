@@ -10,10 +10,9 @@ from torch import Tensor
 
 from analyses.minima import Progress, Rows, Subject, load_subject, lora_subspace, measured_vectors
 from analyses.records import records_frame, write_records
-from analyses.study import Cell, Study, StudyFolder
+from analyses.study import Cell, Study, StudyFolder, SurfaceSettings
 from landscape import (
     DenseOperator,
-    EmpiricalRisk,
     HessianOperator,
     RestrictedOperator,
     linear_path,
@@ -32,7 +31,7 @@ def surface(subject: Subject, progress: Progress) -> Rows:
     The plane is spanned by the worst case found inside the run's LoRA subspace and by the part of the full space's
     worst case outside it, both at the claims' radius.
     """
-    settings, rho = subject.study.measures.surface, subject.study.claims.rho
+    settings, rho = subject.study.measures.surface or SurfaceSettings(), subject.study.claims.rho
     risk, space = subject.risk(), lora_subspace(subject, subject.risk())
     worst = measured_vectors(subject, "sharpness")
     eigenvectors = measured_vectors(subject, "curvature")["eigenvectors"]
@@ -61,17 +60,18 @@ def surface(subject: Subject, progress: Progress) -> Rows:
             "value": float(plane.losses[i, j]),
         }  # fmt: skip
     progress(2, 3)
-    yield from quadratic_rises(risk, eigenvectors, subject.study.measures.worst_case.radii)
+    operator = HessianOperator(risk, graph_budget=subject.graph_budget)
+    yield from quadratic_rises(operator, eigenvectors, subject.study.measures.worst_case.radii)
     progress(3, 3)
 
 
-def quadratic_rises(risk: EmpiricalRisk, eigenvectors: Tensor, radii: list[float]) -> Rows:
+def quadratic_rises(operator: HessianOperator, eigenvectors: Tensor, radii: list[float]) -> Rows:
     """Predicted and realised rise at the quadratic model's maximiser, for every radius.
 
     The model is solved exactly in the span of the gradient, its image under the Hessian and the dominant eigenvectors
     (k, n): a lower bound of its maximum over the whole ball.
     """
-    operator = HessianOperator(risk)
+    risk = operator.risk
     loss, gradient = risk.loss_and_gradient()
     image = operator.matvec(gradient)
     basis = orthonormal_basis(torch.stack([_unit(gradient), _unit(image), *eigenvectors], dim=1))
@@ -90,9 +90,10 @@ def measure_barriers(study: Study, folder: StudyFolder, progress: Progress) -> N
     done = [cell for cell in cells if folder.run(study, cell).exists()]
     pairs = [(a, b) for a, b in itertools.combinations(done, 2) if a.train_size == b.train_size]
     risks = {cell: load_subject(study, cell, folder).risk() for cell in done}
+    settings = study.measures.surface or SurfaceSettings()
     rows: list[dict[str, Any]] = []
     for number, (a, b) in enumerate(pairs):
-        path = linear_path(risks[a], risks[a].theta, risks[b].theta, num_points=study.measures.surface.path_points)
+        path = linear_path(risks[a], risks[a].theta, risks[b].theta, num_points=settings.path_points)
         fixed = {"study": study.name, "seed": a.seed, "train_size": a.train_size, "measure": "loss_barrier"}
         rows.append(fixed | {"method": a.method, "other": b.method, "value": path.barrier})
         progress(number + 1, len(pairs))

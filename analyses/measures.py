@@ -105,7 +105,7 @@ def curvature(subject: Subject, progress: Progress) -> Rows:
     """Top eigenpairs by Lanczos, by power iteration, and on one cell of the study by PyHessian."""
     settings = subject.study.measures.curvature
     risk = subject.risk()
-    operator = HessianOperator(risk)
+    operator = HessianOperator(risk, graph_budget=subject.graph_budget)
     seed = subject.cell.seed
     opinions: dict[str, Callable[[], EigenResult]] = {
         "lanczos": lambda: lanczos(operator, settings.k, which="LM", tol=settings.lanczos_tol, seed=seed),
@@ -183,10 +183,13 @@ def with_needs(kinds: Iterable[str]) -> list[str]:
 
 def kinds_at(study: Study, cell: Cell) -> list[str]:
     """Kinds measured at a cell: surfaces are pictures, and the first seed's are enough."""
-    return [kind for kind in MEASURES if kind != "surface" or cell.seed == 0]
+    pictured = study.measures.surface is not None and cell.seed == 0
+    return [kind for kind in MEASURES if kind != "surface" or pictured]
 
 
 def is_third_opinion_cell(study: Study, cell: Cell) -> bool:
     """Whether PyHessian runs at this cell: the first of the study, of Bi-LoRA if that is audited."""
+    if not study.measures.third_opinion:
+        return False
     method = "bilora" if "bilora" in study.methods else next(iter(study.methods))
     return cell == Cell(method, 0, study.train_sizes[0])

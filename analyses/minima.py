@@ -15,7 +15,7 @@ from torch import Tensor
 from analyses.records import write_atomically
 from analyses.runs import Minimum, load_minimum
 from analyses.study import Cell, Study, StudyFolder
-from analyses.tasks.digits import Digits
+from analyses.tasks import Task, build_task
 from bilora.adapters import PRIMARY
 from landscape import EmpiricalRisk, LowRankSubspace, orthonormal_basis
 
@@ -31,19 +31,22 @@ class Subject:
     cell: Cell
     folder: StudyFolder
     minimum: Minimum
-    task: Digits
+    task: Task
 
     def risk(self, split: str = "train", **options: Any) -> EmpiricalRisk:
-        """Risk of the merged model over the adapted layers' weights; all examples in one batch."""
-        return EmpiricalRisk(
-            self.minimum.model, [self.task.examples(split)], params=self.minimum.weight_names, **options
-        )
+        """Risk of the merged model over the adapted layers' weights."""
+        return EmpiricalRisk(self.minimum.model, self.task.batches(split), params=self.minimum.weight_names, **options)
+
+    @property
+    def graph_budget(self) -> int:
+        """Bytes for the graphs that a curvature operator keeps."""
+        return int(self.study.measures.graph_gib * 2**30)
 
 
 def load_subject(study: Study, cell: Cell, folder: StudyFolder) -> Subject:
     """Load a run's minimum with its task."""
     minimum = load_minimum(study, cell, folder)
-    return Subject(study, cell, folder, minimum, Digits(study.task, cell.train_size))
+    return Subject(study, cell, folder, minimum, build_task(study.task, cell.train_size))
 
 
 def store_vectors(subject: Subject, kind: str, vectors: Mapping[str, Tensor]) -> None:

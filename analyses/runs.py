@@ -20,7 +20,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainerControl, Train
 from analyses.files import new_folder
 from analyses.records import read_json, write_json
 from analyses.study import Cell, Study, StudyFolder
-from analyses.tasks.digits import Digits
+from analyses.tasks import build_task
 from bilora import BiLoraConfig, BiLoraTrainer
 from bilora.adapters import PRIMARY
 from bilora.snapshots import factor_tensors
@@ -36,6 +36,7 @@ def method_config(study: Study, method: str) -> BiLoraConfig:
         r=study.adapters.r,
         alpha=study.adapters.alpha,
         target_modules=study.adapters.target_modules,
+        modules_to_save=study.adapters.modules_to_save,
         rho=settings.rho,
         auxiliary_lr=settings.auxiliary_lr,
         clip=settings.clip,
@@ -44,7 +45,7 @@ def method_config(study: Study, method: str) -> BiLoraConfig:
 
 def train_cell(study: Study, cell: Cell, folder: StudyFolder, progress: Progress) -> None:
     """Train one cell and leave its run folder; nothing is left when training fails."""
-    task = Digits(study.task, cell.train_size)
+    task = build_task(study.task, cell.train_size)
     base = task.load_base(folder.base(study))
     with new_folder(folder.run(study, cell)) as directory, torch.random.fork_rng(devices=[]):
         arguments = TrainingArguments(
@@ -71,6 +72,7 @@ def train_cell(study: Study, cell: Cell, folder: StudyFolder, progress: Progress
             arguments,
             bilora=method_config(study, cell.method),
             train_dataset=task.dataset("train"),
+            data_collator=task.collate,
             callbacks=[clock],
         )
         trainer.remove_callback(PrinterCallback)
@@ -120,7 +122,7 @@ class Minimum:
 def load_minimum(study: Study, cell: Cell, folder: StudyFolder) -> Minimum:
     """Load a run and merge its adapter."""
     directory = folder.run(study, cell)
-    task = Digits(study.task, cell.train_size)
+    task = build_task(study.task, cell.train_size)
     base = task.load_base(folder.base(study))
     before = {name: p.detach().clone() for name, p in base.named_parameters()}
     names = target_weights(base, study.adapters.target_modules)

@@ -8,46 +8,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import yaml
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    FiniteFloat,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, FiniteFloat, ValidationError, field_validator, model_validator
 
 from analyses.records import write_atomically
+from analyses.settings import Count, Positive, Settings, StudyError, TaskSettings
 from bilora import METHODS
 from bilora.config import Clip
-
-Positive = Annotated[FiniteFloat, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
-
-
-class StudyError(ValueError):
-    """Settings or a folder that no study can be made of; shown to the user as one message."""
-
-
-class Settings(BaseModel):
-    """Base of all settings: unknown keys are refused, values are fixed once read."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class DigitsTask(Settings):
-    """scikit-learn's 8×8 digits: pretrain upright, fine-tune rotated; see `analyses.tasks.digits`."""
-
-    name: Literal["digits"] = "digits"
-    angle: FiniteFloat = 30.0
-    pretrain_size: Count = 900
-    validation_size: Count = 250
-    pretrain_epochs: Count = 40
-    split_seed: int = 0
 
 
 class TrainingSettings(Settings):
@@ -59,11 +28,15 @@ class TrainingSettings(Settings):
 
 
 class AdapterSettings(Settings):
-    """Adapters shared by all methods; the adapted layers' merged weights are the measured space."""
+    """Adapters shared by all methods; the adapted layers' merged weights are the measured space.
+
+    ``modules_to_save`` are trained as a whole beside the adapters, a new head say.
+    """
 
     r: Count = 4
     alpha: Positive = 8.0
     target_modules: list[str] | str
+    modules_to_save: list[str] | None = None
 
 
 class MethodSettings(Settings):
@@ -104,12 +77,18 @@ class SurfaceSettings(Settings):
 
 
 class MeasureSettings(Settings):
-    """What is measured at every minimum."""
+    """What is measured at every minimum.
+
+    ``surface`` may be null: no pictures and no barriers. ``third_opinion`` has PyHessian compute the eigenvalues of
+    one cell too. ``graph_gib`` is the memory for the graphs of curvature products: time, not numbers, depend on it.
+    """
 
     worst_case: WorstCaseSettings
     curvature: CurvatureSettings = CurvatureSettings()
-    surface: SurfaceSettings = SurfaceSettings()
+    surface: SurfaceSettings | None = SurfaceSettings()
     cost_rounds: Count = 7
+    third_opinion: bool = True
+    graph_gib: Positive = 1.0
 
 
 class ClaimSettings(Settings):
@@ -126,8 +105,8 @@ class TuningSettings(Settings):
 
     seeds: list[int]
     learning_rate: dict[str, list[Positive]]
-    rho: dict[str, list[Positive]] = {}
-    auxiliary_lr_ratio: dict[str, list[Positive]] = {}
+    rho: dict[str, list[Positive]] = Field(default_factory=dict)
+    auxiliary_lr_ratio: dict[str, list[Positive]] = Field(default_factory=dict)
     max_train_loss: Positive = 0.1
 
 
@@ -135,7 +114,7 @@ class Study(Settings):
     """Everything that determines the numbers of an audit."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
-    task: DigitsTask
+    task: TaskSettings
     train_sizes: Annotated[list[Count], Field(min_length=1)]
     seeds: Count
     training: TrainingSettings = TrainingSettings()
@@ -179,7 +158,7 @@ class Study(Settings):
         settings = {
             "task": self.task.model_dump(),
             "training": self.training.model_dump(),
-            "adapters": self.adapters.model_dump(),
+            "adapters": self._adapters(),
             "settings": self.methods[cell.method].model_dump(),
         }
         return f"{cell}-{fingerprint(settings)}"
@@ -188,29 +167,35 @@ class Study(Settings):
         """File name of one kind of measurement, different whenever its settings are."""
         curvature = self.measures.curvature.model_dump()
         worst_case = self.measures.worst_case.model_dump() | curvature | {"rho": self.claims.rho}
+        surface = self.measures.surface.model_dump() if self.measures.surface else {}
+        opinions = {} if self.measures.third_opinion else {"third_opinion": False}
         settings: dict[str, Any] = {
             "generalization": {},
-            "curvature": curvature,
+            "curvature": curvature | opinions,
             "sharpness": worst_case,
             "alignment": curvature,
-            "surface": worst_case | self.measures.surface.model_dump(),
+            "surface": worst_case | surface,
         }[kind]
         return f"{kind}-{fingerprint(settings)}"
 
     def barriers_name(self) -> str:
         """File name of the barriers between minima, which depend on all runs of the first seed."""
         runs = [self.run_name(Cell(method, 0, size)) for size in self.train_sizes for method in self.methods]
-        return f"barriers-{fingerprint([*runs, self.measures.surface.path_points])}"
+        points = self.measures.surface and self.measures.surface.path_points
+        return f"barriers-{fingerprint([*runs, points])}"
 
     def base_name(self) -> str:
         """Folder name of the pretrained model."""
-        fixed = self.task.model_dump(exclude={"angle", "validation_size"})
-        return f"{self.task.name}-{fingerprint(fixed)}"
+        return f"{self.task.name}-{fingerprint(self.task.base_settings())}"
 
     def cost_name(self) -> str:
         """File name of the step cost measurement, which does not depend on seeds."""
-        fixed = self.model_dump(include={"task", "training", "adapters", "methods"})
+        fixed = self.model_dump(include={"task", "training", "methods"}) | {"adapters": self._adapters()}
         return f"cost-{fingerprint(fixed | {'rounds': self.measures.cost_rounds})}"
+
+    def _adapters(self) -> dict[str, Any]:
+        """The adapters' settings without those left out, so that new options leave the names of old results alone."""
+        return self.adapters.model_dump(exclude_none=True)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from analyses.progress import ProgressFile
 from analyses.records import read_json, write_atomically, write_json
 from analyses.runs import load_minimum, train_cell
 from analyses.study import Cell, MethodSettings, Study, StudyError, StudyFolder, TuningSettings
-from analyses.tasks.digits import Digits
+from analyses.tasks import build_task
 from bilora import METHODS
 from bilora.methods.bilora import BiLora, RandomAuxiliary
 from landscape import EmpiricalRisk
@@ -124,10 +124,10 @@ def _try(study: Study, folder: StudyFolder, point: GridPoint, progress: Progress
     variant, cell = _variant(study, point)
     if not folder.run(variant, cell).exists():
         train_cell(variant, cell, folder, progress.stage("train"))
-    minimum, task = load_minimum(variant, cell, folder), Digits(variant.task, cell.train_size)
-    validation = [task.examples("validation")]
+    minimum, task = load_minimum(variant, cell, folder), build_task(variant.task, cell.train_size)
+    validation = task.batches("validation")
     numbers = {
-        "train_loss": EmpiricalRisk(minimum.model, [task.examples("train")]).loss(),
+        "train_loss": EmpiricalRisk(minimum.model, task.batches("train")).loss(),
         "validation_accuracy": 1 - EmpiricalRisk(minimum.model, validation, loss=zero_one).loss(),
         "validation_loss": EmpiricalRisk(minimum.model, validation).loss(),
     }

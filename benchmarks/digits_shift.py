@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from analyses.executors import quieten
-from analyses.study import DigitsTask
+from analyses.settings import DigitsTask
 from analyses.tasks.digits import Digits, Examples, fit
 
 LEARNING_RATES = (3e-4, 1e-3, 3e-3)
@@ -35,7 +35,7 @@ def main() -> None:
     options = parser.parse_args()
     quieten()
     with tempfile.TemporaryDirectory() as folder:
-        Digits(DigitsTask(), 100).pretrain(Path(folder) / "base", lambda step, total: None)
+        Digits(DigitsTask(), 100).create_base(Path(folder) / "base", lambda step, total: None)
         base = Digits(DigitsTask(), 100).load_base(Path(folder) / "base").eval()
     print("| angle | without fine-tuning | fine-tuned | from scratch |\n| --- | --- | --- | --- |")
     for angle in options.angles:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from analyses.executors import quieten
-from analyses.study import DigitsTask
+from analyses.settings import DigitsTask
 from analyses.tasks.digits import Digits
 from landscape import EmpiricalRisk, worst_case_sharpness
 

@@ -8,7 +8,7 @@ fine-tuned model is no better than one trained from scratch; docs/digits.md keep
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -21,11 +21,8 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from transformers import ViTConfig, ViTForImageClassification
 
-from analyses.study import DigitsTask, StudyError
-
-Progress = Callable[[int, int], None]
-Examples = dict[str, Tensor]
-"""``pixel_values`` (n, 1, 8, 8) between 0 and 1, and ``labels`` (n,)."""
+from analyses.settings import DigitsTask, StudyError
+from analyses.tasks.base import Examples, Progress
 
 
 class Digits:
@@ -51,7 +48,11 @@ class Digits:
         return split | {"test": rest}
 
     def examples(self, split: str) -> Examples:
-        """Images and labels of ``pretrain`` (upright), ``train``, ``validation`` or ``test`` (rotated)."""
+        """All of ``pretrain`` (upright), ``train``, ``validation`` or ``test`` (rotated).
+
+        Returns:
+            ``pixel_values`` (n, 1, 8, 8) between 0 and 1, and ``labels`` (n,).
+        """
         chosen = self._split[split]
         images = self._images[chosen]
         if split != "pretrain":
@@ -65,6 +66,14 @@ class Digits:
         """The examples one by one, as a data loader wants them."""
         examples = self.examples(split)
         return [{key: value[i] for key, value in examples.items()} for i in range(len(examples["labels"]))]
+
+    def collate(self, examples: Sequence[Examples]) -> Examples:
+        """A batch of examples of a data set."""
+        return {key: torch.stack([example[key] for example in examples]) for key in examples[0]}
+
+    def batches(self, split: str) -> list[Examples]:
+        """All examples in one batch."""
+        return [self.examples(split)]
 
     def new_model(self, seed: int) -> ViTForImageClassification:
         """The model with random weights."""
@@ -88,7 +97,7 @@ class Digits:
         """The pretrained model from its folder."""
         return ViTForImageClassification.from_pretrained(path, local_files_only=True)
 
-    def pretrain(self, path: Path, progress: Progress) -> None:
+    def create_base(self, path: Path, progress: Progress) -> None:
         """Pretrain on the upright digits and save the model to ``path``."""
         model, data = self.new_model(self.settings.split_seed), self.examples("pretrain")
         generator = torch.Generator().manual_seed(self.settings.split_seed)

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from analyses.study import load_preset
+from analyses.study import load_preset, preset_names
 from analyses.tuning import best_settings
 
 MINI = {
@@ -164,6 +164,16 @@ def test_a_failing_cell_is_recorded_and_the_others_finish(tmp_path: Path) -> Non
     assert "bilora-seed0" in (tmp_path / "out" / "report.html").read_text()
 
 
+def test_pictures_and_the_third_opinion_can_be_left_out(tmp_path: Path) -> None:
+    config = written(tmp_path, seeds=1, measures=MINI["measures"] | {"surface": None, "third_opinion": False})
+    done = landscape("audit", "--config", config, "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    records = pd.read_parquet(tmp_path / "out" / "records.parquet")
+    assert not set(records["measure"]) & {"loss_surface", "loss_profile", "loss_barrier", "quadratic_rise"}
+    assert set(records["algorithm"].dropna()) >= {"lanczos", "power_iteration"}
+    assert "pyhessian" not in set(records["algorithm"])
+
+
 def test_measure_and_compare_print_a_run(finished: Path) -> None:
     runs = sorted((finished / "out" / "runs").iterdir())
     measured = landscape("measure", runs[0])
@@ -178,6 +188,7 @@ def test_measure_and_compare_print_a_run(finished: Path) -> None:
         ({}, ["--preset", "nope"], "--preset: expected one of"),
         ({"methods": {"bilor": {"learning_rate": 0.1}}}, [], "unknown method 'bilor'"),
         ({"methods": {"sam": {"learning_rate": 0.1, "rho": -1}}}, [], "methods.sam.rho"),
+        ({"task": {"name": "letters"}}, [], "task: "),
         ({"colour": "blue"}, [], "colour: Extra inputs are not permitted"),
         ({"adapters": {"r": 65, "target_modules": ["q_proj"]}}, [], "rank 65 exceeds"),
         ({"adapters": {"r": 2, "target_modules": ["nothing"]}}, [], "matches no linear layer"),
@@ -222,9 +233,10 @@ def test_changed_settings_recompute_what_depends_on_them() -> None:
     assert changed.measurement_name("curvature") == study.measurement_name("curvature")
 
 
-def test_the_presets_settings_are_the_grids_best() -> None:
-    study = load_preset("digits")
-    table = pd.read_csv(Path(__file__).parents[2] / "analyses" / "presets" / "digits_tuning.csv")
+@pytest.mark.parametrize("name", preset_names())
+def test_the_presets_settings_are_the_grids_best(name: str) -> None:
+    study = load_preset(name)
+    table = pd.read_csv(Path(__file__).parents[2] / "analyses" / "presets" / f"{name}_tuning.csv")
     assert study.tuning is not None
     assert {name: s.model_dump() for name, s in best_settings(table, study.tuning).items()} == {
         name: s.model_dump() for name, s in study.methods.items()
