@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
+from analyses.dynamics import dynamics
 from analyses.landscapes import surface
 from analyses.minima import (
     Progress,
@@ -166,6 +167,7 @@ MEASURES: dict[str, Callable[[Subject, Progress], Rows]] = {
     "sharpness": sharpness,
     "alignment": alignment,
     "surface": surface,
+    "dynamics": dynamics,
 }
 """Kinds of measurement in the order in which they build on each other."""
 
@@ -183,8 +185,12 @@ def with_needs(kinds: Iterable[str]) -> list[str]:
 
 def kinds_at(study: Study, cell: Cell) -> list[str]:
     """Kinds measured at a cell: surfaces are pictures, and the first seed's are enough."""
-    pictured = study.measures.surface is not None and cell.seed == 0
-    return [kind for kind in MEASURES if kind != "surface" or pictured]
+    left_out = set()
+    if study.measures.surface is None or cell.seed != 0:
+        left_out.add("surface")
+    if study.measures.dynamics is None:
+        left_out.add("dynamics")
+    return [kind for kind in MEASURES if kind not in left_out]
 
 
 def is_third_opinion_cell(study: Study, cell: Cell) -> bool:

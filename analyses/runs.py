@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import subprocess
 import time
@@ -21,11 +22,14 @@ from analyses.files import new_folder
 from analyses.records import read_json, write_json
 from analyses.study import Cell, Study, StudyFolder
 from analyses.tasks import build_task
-from bilora import BiLoraConfig, BiLoraTrainer
+from bilora import BiLoraConfig, BiLoraTrainer, SnapshotCallback
 from bilora.adapters import PRIMARY
+from bilora.recorder import DynamicsRecorder
 from bilora.snapshots import factor_tensors
 
 Progress = Callable[[int, int], None]
+SNAPSHOTS = "snapshots"
+"""Folder of a run's snapshots."""
 
 
 def method_config(study: Study, method: str) -> BiLoraConfig:
@@ -76,6 +80,7 @@ def train_cell(study: Study, cell: Cell, folder: StudyFolder, progress: Progress
             callbacks=[clock],
         )
         trainer.remove_callback(PrinterCallback)
+        recorder = _follow(study, cell, trainer, directory)
         started = time.perf_counter()
         trainer.train()
         seconds = time.perf_counter() - started
@@ -96,10 +101,23 @@ def train_cell(study: Study, cell: Cell, folder: StudyFolder, progress: Progress
                 "passes_per_step": trainer.method.passes_per_step,
                 "seconds": seconds,
                 "step_seconds": clock.median,
-                "history": {"loss": trainer.step_losses},
+                "history": {"loss": trainer.step_losses, "dynamics": recorder.rows if recorder else []},
                 "environment": environment(),
             },
         )
+
+
+def _follow(study: Study, cell: Cell, trainer: BiLoraTrainer, directory: Path) -> DynamicsRecorder | None:
+    """Keep snapshots and notes along training, if the study asks for them."""
+    settings = study.measures.dynamics
+    if settings is None:
+        return None
+    num_steps = study.training.epochs * math.ceil(cell.train_size / study.training.batch_size)
+    recorder = DynamicsRecorder(trainer.method, every=max(1, num_steps // settings.notes))
+    trainer.add_callback(recorder)
+    every = max(1, num_steps // settings.snapshots)
+    trainer.add_callback(SnapshotCallback(directory / SNAPSHOTS, every=every, dtype="float16"))
+    return recorder
 
 
 @dataclass(frozen=True)

@@ -76,16 +76,24 @@ class SurfaceSettings(Settings):
     path_points: Annotated[int, Field(ge=3)] = 9
 
 
+class DynamicsSettings(Settings):
+    """What is kept along training: snapshots of the factors, and notes on the perturbation against the gradient."""
+
+    snapshots: Count = 24
+    notes: Count = 48
+
+
 class MeasureSettings(Settings):
     """What is measured at every minimum.
 
     ``surface`` may be null: no pictures and no barriers. ``third_opinion`` has PyHessian compute the eigenvalues of
-    one cell too. ``graph_gib`` is the memory for the graphs of curvature products: time, not numbers, depend on it.
+    one cell too. ``dynamics`` is null unless training is to be followed. ``graph_gib`` is the memory for the graphs of curvature products: time, not numbers, depend on it.
     """
 
     worst_case: WorstCaseSettings
     curvature: CurvatureSettings = CurvatureSettings()
     surface: SurfaceSettings | None = SurfaceSettings()
+    dynamics: DynamicsSettings | None = None
     cost_rounds: Count = 7
     third_opinion: bool = True
     graph_gib: Positive = 1.0
@@ -161,6 +169,8 @@ class Study(Settings):
             "adapters": self._adapters(),
             "settings": self.methods[cell.method].model_dump(),
         }
+        if self.measures.dynamics:
+            settings["dynamics"] = self.measures.dynamics.model_dump()
         return f"{cell}-{fingerprint(settings)}"
 
     def measurement_name(self, kind: str) -> str:
@@ -175,6 +185,7 @@ class Study(Settings):
             "sharpness": worst_case,
             "alignment": curvature,
             "surface": worst_case | surface,
+            "dynamics": {},
         }[kind]
         return f"{kind}-{fingerprint(settings)}"
 
