@@ -16,10 +16,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from safetensors.torch import load_file
 from sklearn.model_selection import train_test_split
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 from analyses.settings import MinilmSentimentTask, StudyError
 from analyses.tasks.base import Examples, Progress
@@ -107,10 +108,9 @@ class MinilmSentiment:
             attention_probs_dropout_prob=0.0,
         )
         model = MeanPoolingClassifier(config)
-        pretrained = AutoModel.from_pretrained(
-            _pretrained(), config=config, local_files_only=True, add_pooling_layer=False
-        )
-        model.encoder.load_state_dict(pretrained.state_dict())
+        weights = load_file(_pretrained() / "model.safetensors")
+        known = model.encoder.state_dict()
+        model.encoder.load_state_dict({name: weights[name] for name in known})
         generator = torch.Generator().manual_seed(seed)
         nn.init.normal_(model.head.weight, std=config.initializer_range, generator=generator)
         nn.init.zeros_(model.head.bias)
