@@ -10,9 +10,13 @@ from torch import Tensor
 
 from analyses.minima import Progress, Rows, Subject, load_subject, lora_subspace, measured_vectors
 from analyses.records import records_frame, write_records
+from analyses.runs import SNAPSHOTS
 from analyses.study import Cell, Study, StudyFolder, SurfaceSettings
+from bilora import load_snapshots
+from bilora.adapters import PRIMARY
 from landscape import (
     DenseOperator,
+    EmpiricalRisk,
     HessianOperator,
     RestrictedOperator,
     linear_path,
@@ -21,6 +25,7 @@ from landscape import (
     orthonormal_basis,
     random_direction,
     split_direction,
+    trajectory_plane,
     trust_region_maximum,
 )
 
@@ -51,7 +56,7 @@ def surface(subject: Subject, progress: Progress) -> Rows:
         line = loss_line(risk, direction, torch.linspace(-reach, reach, settings.line_points, dtype=torch.float64))
         for alpha, loss in zip(line.alphas, line.losses, strict=True):
             yield {"measure": "loss_profile", "subspace": name, "alpha": float(alpha), "value": float(loss)}
-    progress(1, 3)
+    progress(1, 4)
     grid = torch.linspace(-reach, reach, settings.grid_points, dtype=torch.float64)
     plane = loss_surface(risk, steep_inside, steep_outside, grid, grid)
     for (i, alpha), (j, beta) in itertools.product(enumerate(grid.tolist()), enumerate(grid.tolist())):
@@ -59,10 +64,48 @@ def surface(subject: Subject, progress: Progress) -> Rows:
             "measure": "loss_surface", "subspace": "worst cases", "alpha": alpha, "beta": beta,
             "value": float(plane.losses[i, j]),
         }  # fmt: skip
-    progress(2, 3)
+    progress(2, 4)
     operator = HessianOperator(risk, graph_budget=subject.graph_budget)
     yield from quadratic_rises(operator, eigenvectors, subject.study.measures.worst_case.radii)
-    progress(3, 3)
+    progress(3, 4)
+    yield from trajectory(subject, risk)
+    progress(4, 4)
+
+
+def trajectory(subject: Subject, risk: EmpiricalRisk) -> Rows:
+    """The way of the merged weights to the minimum in its own principal plane, and the loss over that plane.
+
+    Coordinates are relative to the minimum. A run without snapshots of an adapter leaves no rows.
+    """
+    directory = subject.folder.run(subject.study, subject.cell) / SNAPSHOTS
+    if not directory.is_dir():
+        return
+    snapshots, scaling = load_snapshots(directory), subject.study.adapters.alpha / subject.study.adapters.r
+    points = torch.stack([_merged_change(risk, factors, scaling) for factors in snapshots.values()])
+    plane = trajectory_plane(points)
+    for step, (alpha, beta) in zip(snapshots, plane.coordinates.tolist(), strict=True):
+        yield {"measure": "trajectory", "k": step, "alpha": alpha, "beta": beta}
+    for number, share in enumerate(plane.explained_variance.tolist(), 1):
+        yield {"measure": "trajectory_variance", "k": number, "value": share}
+    count = (subject.study.measures.surface or SurfaceSettings()).grid_points
+    low, high = plane.coordinates.min(dim=0).values, plane.coordinates.max(dim=0).values
+    margin = 0.15 * (high - low).max()
+    alphas, betas = (
+        torch.linspace(float(a - margin), float(b + margin), count) for a, b in zip(low, high, strict=True)
+    )
+    losses = loss_surface(risk, plane.basis[:, 0], plane.basis[:, 1], alphas, betas).losses
+    for (i, alpha), (j, beta) in itertools.product(enumerate(alphas.tolist()), enumerate(betas.tolist())):
+        yield {"measure": "trajectory_loss", "alpha": alpha, "beta": beta, "value": float(losses[i, j])}
+
+
+def _merged_change(risk: EmpiricalRisk, factors: dict[str, Tensor], scaling: float) -> Tensor:
+    layers = [name.removesuffix(".weight") for name in risk.layout.names]
+    return risk.layout.join(
+        {
+            f"{layer}.weight": scaling * factors[f"{PRIMARY}/{layer}/B"] @ factors[f"{PRIMARY}/{layer}/A"]
+            for layer in layers
+        }
+    )
 
 
 def quadratic_rises(operator: HessianOperator, eigenvectors: Tensor, radii: list[float]) -> Rows:

@@ -59,8 +59,9 @@ def generalization(subject: Subject, progress: Progress) -> Rows:
 def sharpness(subject: Subject, progress: Progress) -> Rows:
     """Loss rise in balls of growing radius, over all weights and inside the run's LoRA subspace.
 
-    Both searches also start from the top eigenvectors, with either sign; in the record of a rise, ``algorithm`` names
-    the start that won.
+    Both searches also start from the top eigenvectors, with either sign, and from what the run's own auxiliary last
+    added to the weights; in the record of a rise, ``algorithm`` names the start that won. The training error at the
+    worst point found stands beside the rise.
     """
     settings = subject.study.measures.worst_case
     risk = subject.risk()
@@ -69,6 +70,12 @@ def sharpness(subject: Subject, progress: Progress) -> Rows:
         measured_vectors(subject, "curvature")["eigenvectors"][: settings.eigenvector_starts]
     ):
         starts |= {f"+v{number + 1}": vector, f"-v{number + 1}": -vector}
+    if AUXILIARY in subject.minimum.factors:
+        factors = subject.minimum.factors[AUXILIARY]
+        added = risk.layout.join({name: b @ a for name, (a, b) in factors.items()})
+        if added.any():
+            starts["auxiliary"] = added
+    errors = subject.risk(loss=zero_one)
     spaces = {"full": None, "lora": lora_subspace(subject, risk)}
     worst = {}
     for index, (name, space) in enumerate(spaces.items()):
@@ -98,6 +105,8 @@ def sharpness(subject: Subject, progress: Progress) -> Rows:
             }
             yield common | {"measure": "one_step_rise", "value": result.one_step_rise, "num_passes": 2}
             yield common | {"measure": "worst_case_disagreement", "value": result.disagreement}
+            error = errors.loss(errors.theta + result.epsilon)
+            yield common | {"measure": "worst_case_error", "value": error}
         progress(index + 1, len(spaces))
     store_vectors(subject, "sharpness", worst)
 

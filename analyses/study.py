@@ -87,7 +87,8 @@ class MeasureSettings(Settings):
     """What is measured at every minimum.
 
     ``surface`` may be null: no pictures and no barriers. ``third_opinion`` has PyHessian compute the eigenvalues of
-    one cell too. ``dynamics`` is null unless training is to be followed. ``graph_gib`` is the memory for the graphs of curvature products: time, not numbers, depend on it.
+    one cell too. ``dynamics`` is null unless training is to be followed. ``graph_gib`` is the memory for the graphs of
+    curvature products: time, not numbers, depend on it.
     """
 
     worst_case: WorstCaseSettings

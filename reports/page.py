@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,8 @@ def write_report(folder: Path) -> Path:
         "cost": cost_table(records),
         "agreement": agreement_table(records),
         "pyhessian": pyhessian_table(records),
-        "claims": claims_table(claims),
+        "claims": claims_table(claims["claims"]),
+        "propositions": claims_table(claims.get("propositions", [])),
     }
     write_tables(tables, folder / "tables")
     settings = folder / "study.yaml"
@@ -68,8 +69,17 @@ def write_report(folder: Path) -> Path:
 
 def claims_text(claims: Mapping[str, Any]) -> str:
     """The verdicts as plain text for a terminal."""
+    titles = {
+        "claims": "Claims (effect, 95 % interval; p after Holm's correction)",
+        "propositions": "Propositions, from what was recorded along training",
+    }
+    blocks = [[title, "-" * len(title), *_lines(claims[key])] for key, title in titles.items() if key in claims]
+    return "\n".join(line for block in blocks for line in block)
+
+
+def _lines(claims: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = []
-    for claim in claims["claims"]:
+    for claim in claims:
         for index, line in enumerate(textwrap.wrap(claim["statement"], 60)):
             left = f"({claim['number']})" if index == 0 else ""
             right = f"{claim['verdict']:<13} p = {significant(claim['p_adjusted'])}" if index == 0 else ""
@@ -77,8 +87,7 @@ def claims_text(claims: Mapping[str, Any]) -> str:
         for part in claim["parts"]:
             effect = quantity(part["effect"], part["unit"])
             lines.append(f"      {part['name']:<24} {effect:<18} {interval(part['low'], part['high'])}")
-    header = "Claims (effect, 95 % interval; p after Holm's correction)"
-    return "\n".join([header, "-" * len(header), *lines])
+    return lines
 
 
 def _rows(frame: pd.DataFrame) -> dict[str, list[Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -133,10 +133,10 @@ def pyhessian_table(records: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     return pd.DataFrame(shown), pd.DataFrame(plain)
 
 
-def claims_table(claims: Mapping[str, Any]) -> tuple[pd.DataFrame, pd.DataFrame]:
+def claims_table(claims: Sequence[Mapping[str, Any]]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """One row a comparison: effect, interval, adjusted p-value and the claim's verdict."""
     shown, plain = [], []
-    for claim in claims["claims"]:
+    for claim in claims:
         # A claim without comparisons still has a row.
         for index, part in enumerate(claim["parts"] or [dict.fromkeys(PART)]):
             plain.append(

@@ -14,10 +14,12 @@ from matplotlib.figure import Figure
 from reports.figures.accuracy_sharpness import plot_accuracy_sharpness
 from reports.figures.alignment import plot_alignment
 from reports.figures.barriers import plot_barriers
+from reports.figures.dynamics import plot_dynamics
 from reports.figures.eigenvalues import plot_eigenvalues
 from reports.figures.prediction import plot_prediction
 from reports.figures.profiles import plot_profiles
 from reports.figures.surfaces import plot_contours, plot_surfaces
+from reports.figures.trajectories import plot_trajectories
 from reports.figures.worst_case import plot_worst_case
 from reports.style import save_figure
 
@@ -99,6 +101,14 @@ def draw_all(records: pd.DataFrame, *, rho: float, folder: Path) -> list[FigureF
             lambda: plot_surfaces(records),
         ),
         (
+            "trajectories",
+            bool((measure == "trajectory").any()),
+            "The merged weights along the first seed's training (dots, from the base model to the star) in the plane "
+            "of their first two principal components, over the training loss in that plane. All panels share one "
+            "logarithmic colour scale; methods that train all weights keep no snapshots.",
+            lambda: plot_trajectories(records),
+        ),
+        (
             "prediction",
             bool((measure == "quadratic_rise").any()),
             "Worst-case rise found by the ascent over the maximum of the quadratic model, solved exactly in the span "
@@ -112,6 +122,15 @@ def draw_all(records: pd.DataFrame, *, rho: float, folder: Path) -> list[FigureF
             "Barriers between the first seed's minima: the most by which the training loss on the straight line rises "
             "above the line between the losses at its ends, over evenly spaced points (a lower bound).",
             lambda: plot_barriers(records),
+        ),
+        (
+            "dynamics",
+            bool(measure.isin(["angle_to_final", "cos_auxiliary_gradient"]).any()),
+            "Left: largest principal angle between a factor B's column space and its final one, averaged over layers; "
+            "the grey line is 10°, below which a space counts as settled. Right: cosine between what the auxiliary "
+            "adds and the gradient at the merged weights, on the step's own batch: SAM's perturbation has 1. "
+            f"{over.replace('bars are', 'bands are')}",
+            lambda: plot_dynamics(records),
         ),
     ]
     drawn = []

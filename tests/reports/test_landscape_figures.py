@@ -9,10 +9,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from analyses.records import records_frame
 from reports.figures.barriers import plot_barriers
+from reports.figures.dynamics import plot_dynamics
 from reports.figures.prediction import plot_prediction
 from reports.figures.profiles import plot_profiles
 from reports.figures.surfaces import plot_contours, plot_surfaces
+from reports.figures.trajectories import plot_trajectories
 from reports.style import method_style
 from tests.reports.conftest import RADII, SHARPNESS
 
@@ -67,3 +70,45 @@ def test_barriers_fill_the_lower_triangle(records: pd.DataFrame) -> None:
     assert int((~np.isnan(np.ma.filled(shown, np.nan))).sum()) == count * (count - 1) // 2
     assert shown[0, 0] == pytest.approx(100) and shown[-1, 0] == pytest.approx(100 * (count - 1))
     assert len(ax.texts) == count * (count - 1) // 2
+
+
+def test_dynamics_draws_a_line_for_every_adapter() -> None:
+    rows = []
+    for method, adapters in {"lora": ["primary"], "bilora": ["primary", "auxiliary"]}.items():
+        for seed in range(3):
+            base = {"study": "s", "method": method, "seed": seed, "train_size": 10}
+            for step in (0, 5, 10):
+                for adapter in adapters:
+                    angle = {"measure": "angle_to_final", "other": adapter, "subspace": "column", "k": step}
+                    rows.append(base | angle | {"value": 90.0 - 9 * step + seed})
+                if method == "bilora":
+                    rows.append(base | {"measure": "cos_auxiliary_gradient", "k": step, "value": 0.1})
+    figure = plot_dynamics(records_frame(rows))
+    left, right = figure.axes
+    lines = {line.get_label(): line for line in left.get_lines()}
+    assert list(lines["Bi-LoRA, auxiliary"].get_xdata()) == [0, 5, 10]
+    assert list(lines["LoRA, primary"].get_ydata()) == [91.0, 46.0, 1.0]
+    assert {text.get_text() for text in figure.legends[0].get_texts()} == {
+        "LoRA, primary", "Bi-LoRA, primary", "Bi-LoRA, auxiliary", "Bi-LoRA",
+    }  # fmt: skip
+    assert "cos" in right.get_ylabel()
+
+
+def test_trajectories_end_at_the_origin_of_their_panel() -> None:
+    rows = []
+    for method in ("lora", "bilora"):
+        base = {"study": "s", "method": method, "seed": 0, "train_size": 10}
+        for step, (alpha, beta) in enumerate([(-2.0, 1.0), (-1.0, 0.5), (0.0, 0.0)]):
+            rows.append(base | {"measure": "trajectory", "k": step, "alpha": alpha, "beta": beta})
+        for number, share in ((1, 0.7), (2, 0.2)):
+            rows.append(base | {"measure": "trajectory_variance", "k": number, "value": share})
+        for alpha in (-2.0, 0.0, 1.0):
+            for beta in (-1.0, 0.0, 1.0):
+                value = 0.1 + alpha**2 + beta**2
+                rows.append(base | {"measure": "trajectory_loss", "alpha": alpha, "beta": beta, "value": value})
+    figure = plot_trajectories(records_frame(rows))
+    panels = [ax for ax in figure.axes if ax.get_title()]
+    assert [ax.get_title() for ax in panels] == ["LoRA\n90% of the variance", "Bi-LoRA\n90% of the variance"]
+    way, end = panels[0].get_lines()
+    assert list(way.get_xdata()) == [-2.0, -1.0, 0.0] and list(way.get_ydata()) == [1.0, 0.5, 0.0]
+    assert (end.get_xdata()[0], end.get_ydata()[0]) == (0, 0)

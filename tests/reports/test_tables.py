@@ -97,7 +97,7 @@ def test_pyhessian_cell_is_shown_eigenvalue_by_eigenvalue(records: pd.DataFrame)
 
 
 def test_claims_table_copes_with_undefined_numbers(claims: dict[str, Any]) -> None:
-    shown, plain = claims_table(claims)
+    shown, plain = claims_table(claims["claims"])
     assert shown["claim"].tolist() == ["1", "", "2", "3", "4", "5"]
     assert shown["effect"].tolist() == ["-0.1 nats", "-0.3 nats", "0.1 nats", "0.5 nats", "–", "–"]
     assert shown["95 % interval"].tolist()[3:] == ["unbounded", "–", "–"]

@@ -1,0 +1,55 @@
+"""The way to each minimum in its principal plane, over the loss."""
+
+from __future__ import annotations
+
+import math
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+
+from reports.style import TWO_COLUMNS, method_order, method_style, plot_context
+
+_COLUMNS = 4
+
+
+def plot_trajectories(records: pd.DataFrame) -> Figure:
+    """A panel a method, one colour scale; titles give the variance that the plane explains.
+
+    Args:
+        records: Long-form records with ``trajectory``, ``trajectory_loss`` and ``trajectory_variance`` rows.
+    """
+    chosen = records[records["measure"].str.startswith("trajectory")]
+    chosen = chosen[chosen["train_size"] == chosen["train_size"].min()]
+    losses = chosen.loc[chosen["measure"] == "trajectory_loss", "value"]
+    positive = losses[np.isfinite(losses) & (losses > 0)]
+    levels = np.geomspace(positive.min(), positive.max() * (1 + 1e-9), 21)
+    methods = method_order(chosen["method"])
+    with plot_context():
+        rows = math.ceil(len(methods) / _COLUMNS)
+        figure, axes = plt.subplots(rows, _COLUMNS, figsize=(TWO_COLUMNS, 0.5 + 1.6 * rows), squeeze=False)
+        for ax in axes.flat[len(methods) :]:
+            ax.set_visible(False)
+        for ax, method in zip(axes.flat, methods, strict=False):
+            own = chosen[chosen["method"] == method]
+            grid = own[own["measure"] == "trajectory_loss"].pivot_table(index="alpha", columns="beta", values="value")
+            filled = ax.contourf(
+                grid.index,
+                grid.columns,
+                grid.to_numpy().T,
+                levels=levels,
+                norm=LogNorm(),
+                cmap="viridis",
+                extend="both",
+            )
+            way = own[own["measure"] == "trajectory"].sort_values("k")
+            ax.plot(way["alpha"], way["beta"], color="white", marker=".", ms=3, lw=0.8)
+            ax.plot(0, 0, color="white", marker="*", ms=7)
+            shares = own.loc[own["measure"] == "trajectory_variance", "value"]
+            ax.set_title(f"{method_style(method).label}\n{shares.sum():.0%} of the variance")
+        figure.colorbar(filled, ax=axes, label="training loss (nats)", ticks=levels[::4], format="{x:.2g}")
+        figure.supxlabel("first principal component of the weights", fontsize=8)
+        figure.supylabel("second", fontsize=8)
+    return figure
