@@ -19,7 +19,7 @@ from analyses.landscapes import measure_barriers
 from analyses.measures import kinds_at, measure_cell
 from analyses.progress import ProgressFile
 from analyses.records import read_records, write_atomically, write_json, write_records
-from analyses.runs import environment, target_weights, train_cell
+from analyses.runs import environment, method_config, target_weights, train_cell
 from analyses.study import Cell, Study, StudyError, StudyFolder
 from analyses.tasks import build_task
 
@@ -81,7 +81,8 @@ def check(study: Study) -> None:
         )
     shapes = dict(model.named_parameters())
     smallest = min(min(shapes[name].shape) for name in names)
-    largest = study.adapters.r * (2 if "lora_2r" in study.methods else 1)
+    configs = [method_config(study, name) for name in study.methods]
+    largest = max(max(c.r * (2 if c.method == "lora_2r" else 1), c.auxiliary_rank) for c in configs)
     if largest > smallest:
         raise StudyError(f"adapters.r: rank {largest} exceeds the smallest adapted dimension, {smallest}")
 

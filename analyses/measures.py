@@ -21,7 +21,7 @@ from analyses.minima import (
     store_vectors,
 )
 from analyses.records import records_frame, write_records
-from analyses.runs import read_run
+from analyses.runs import method_config, read_run
 from analyses.study import Cell, Study, StudyFolder
 from bilora.adapters import AUXILIARY, PRIMARY
 from landscape import (
@@ -53,6 +53,8 @@ def generalization(subject: Subject, progress: Progress) -> Rows:
     run = read_run(subject.folder.run(subject.study, subject.cell))
     yield {"measure": "train_step_seconds", "value": run["step_seconds"]}
     yield {"measure": "trainable_parameters", "value": run["trainable_parameters"]}
+    if PRIMARY in subject.minimum.factors:
+        yield {"measure": "adapter_rank", "value": method_config(subject.study, subject.cell.method).r}
     progress(1, 1)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import platform
 import subprocess
 import time
@@ -35,15 +34,20 @@ SNAPSHOTS = "snapshots"
 def method_config(study: Study, method: str) -> BiLoraConfig:
     """The trainer's settings for one method of a study."""
     settings = study.methods[method]
+    rank = settings.r or study.adapters.r
+    variant = settings.model_dump(
+        include={"auxiliary_r", "share", "rho_schedule", "adaptive", "match_gradients"}, exclude_none=True
+    )
     return BiLoraConfig(
-        method=method,
-        r=study.adapters.r,
-        alpha=study.adapters.alpha,
+        method=settings.method or method,
+        r=rank,
+        alpha=study.adapters.alpha * rank / study.adapters.r,
         target_modules=study.adapters.target_modules,
         modules_to_save=study.adapters.modules_to_save,
         rho=settings.rho,
         auxiliary_lr=settings.auxiliary_lr,
         clip=settings.clip,
+        **variant,
     )
 
 
@@ -55,6 +59,7 @@ def train_cell(study: Study, cell: Cell, folder: StudyFolder, progress: Progress
         arguments = TrainingArguments(
             output_dir=str(directory / "trainer"),
             num_train_epochs=study.training.epochs,
+            max_steps=study.training.max_steps or -1,
             per_device_train_batch_size=study.training.batch_size,
             learning_rate=study.methods[cell.method].learning_rate,
             lr_scheduler_type="linear",
@@ -112,7 +117,7 @@ def _follow(study: Study, cell: Cell, trainer: BiLoraTrainer, directory: Path) -
     settings = study.measures.dynamics
     if settings is None:
         return None
-    num_steps = study.training.epochs * math.ceil(cell.train_size / study.training.batch_size)
+    num_steps = study.training.num_steps(cell.train_size)
     recorder = DynamicsRecorder(trainer.method, every=max(1, num_steps // settings.notes))
     trainer.add_callback(recorder)
     every = max(1, num_steps // settings.snapshots)

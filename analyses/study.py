@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, FiniteFloat, ValidationError, field_validator, model_validator
@@ -16,15 +18,23 @@ from pydantic import Field, FiniteFloat, ValidationError, field_validator, model
 from analyses.records import write_atomically
 from analyses.settings import Count, Positive, Settings, StudyError, TaskSettings
 from bilora import METHODS
-from bilora.config import Clip
+from bilora.config import Clip, RhoSchedule
 
 
 class TrainingSettings(Settings):
-    """Schedule shared by all methods: AdamW, linear decay after a linear warm-up, no weight decay."""
+    """Schedule shared by all methods: AdamW, linear decay after a linear warm-up, no weight decay.
+
+    ``max_steps`` overrides ``epochs``, so that training sets of different sizes get the same number of steps.
+    """
 
     epochs: Count = 60
     batch_size: Count = 25
     warmup_ratio: Annotated[FiniteFloat, Field(ge=0, le=1)] = 0.1
+    max_steps: Count | None = None
+
+    def num_steps(self, train_size: int) -> int:
+        """Optimizer steps of one training."""
+        return self.max_steps or self.epochs * math.ceil(train_size / self.batch_size)
 
 
 class AdapterSettings(Settings):
@@ -40,12 +50,23 @@ class AdapterSettings(Settings):
 
 
 class MethodSettings(Settings):
-    """What is tuned for one method."""
+    """One column of a study: a method with what is tuned for it, and what sets a variant apart.
+
+    ``method`` is the registry's name where the column has another one. ``r`` overrides the study's rank and keeps its
+    scaling. The others are as in `bilora.BiLoraConfig`.
+    """
 
     learning_rate: Positive
     rho: Annotated[FiniteFloat, Field(ge=0)] = 0.0
     auxiliary_lr: Positive | None = None
     clip: Clip = "global"
+    method: str | None = None
+    r: Count | None = None
+    auxiliary_r: Count | None = None
+    share: Literal["none", "A", "B"] | None = None
+    rho_schedule: RhoSchedule | None = None
+    adaptive: bool | None = None
+    match_gradients: bool | None = None
 
 
 class WorstCaseSettings(Settings):
@@ -136,9 +157,14 @@ class Study(Settings):
     @field_validator("methods")
     @classmethod
     def _known_methods(cls, methods: dict[str, MethodSettings]) -> dict[str, MethodSettings]:
-        for name in methods:
-            if name not in METHODS:
-                raise ValueError(f"unknown method {name!r}; expected some of {', '.join(METHODS)}")
+        for name, settings in methods.items():
+            if (settings.method or name) not in METHODS:
+                raise ValueError(
+                    f"unknown method {settings.method or name!r}; expected some of {', '.join(METHODS)}, or a name of "
+                    "your own with one of them under `method`"
+                )
+            if not re.fullmatch(r"[A-Za-z0-9_]+", name):
+                raise ValueError(f"{name!r}: expected letters, digits and underscores")
         return methods
 
     @model_validator(mode="after")
@@ -166,9 +192,9 @@ class Study(Settings):
         """Folder name of a cell's run: readable, and different whenever its training would be."""
         settings = {
             "task": self.task.model_dump(),
-            "training": self.training.model_dump(),
-            "adapters": self._adapters(),
-            "settings": self.methods[cell.method].model_dump(),
+            "training": _named(self.training, "epochs", "batch_size", "warmup_ratio"),
+            "adapters": _named(self.adapters, "r", "alpha", "target_modules"),
+            "settings": self._method(cell.method),
         }
         if self.measures.dynamics:
             settings["dynamics"] = self.measures.dynamics.model_dump()
@@ -202,12 +228,21 @@ class Study(Settings):
 
     def cost_name(self) -> str:
         """File name of the step cost measurement, which does not depend on seeds."""
-        fixed = self.model_dump(include={"task", "training", "methods"}) | {"adapters": self._adapters()}
+        fixed = {
+            "task": self.task.model_dump(),
+            "training": _named(self.training, "epochs", "batch_size", "warmup_ratio"),
+            "methods": {name: self._method(name) for name in self.methods},
+            "adapters": _named(self.adapters, "r", "alpha", "target_modules"),
+        }
         return f"cost-{fingerprint(fixed | {'rounds': self.measures.cost_rounds})}"
 
-    def _adapters(self) -> dict[str, Any]:
-        """The adapters' settings without those left out, so that new options leave the names of old results alone."""
-        return self.adapters.model_dump(exclude_none=True)
+    def _method(self, name: str) -> dict[str, Any]:
+        return _named(self.methods[name], "learning_rate", "rho", "auxiliary_lr", "clip")
+
+
+def _named(settings: Settings, *always: str) -> dict[str, Any]:
+    """Settings for a name; of those not ``always`` in it only the ones that are set: new options keep old names."""
+    return settings.model_dump(include=set(always)) | settings.model_dump(exclude=set(always), exclude_none=True)
 
 
 @dataclass(frozen=True)

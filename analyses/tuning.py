@@ -41,12 +41,13 @@ class GridPoint:
 def grid(study: Study, tuning: TuningSettings) -> Iterator[tuple[str, MethodSettings]]:
     """Every method with every combination of its settings."""
     for method in study.methods:
-        family = METHODS[method]
+        family = METHODS[study.methods[method].method or method]
         learns_auxiliary = issubclass(family, BiLora) and not issubclass(family, RandomAuxiliary)
         ratios = tuning.auxiliary_lr_ratio.get(method, [1.0]) if learns_auxiliary else [None]
         for rate, rho, ratio in itertools.product(tuning.learning_rate[method], tuning.rho.get(method, [0.0]), ratios):
             auxiliary = None if ratio is None else float(f"{rate * ratio:.6g}")
-            yield method, MethodSettings(learning_rate=rate, rho=rho, auxiliary_lr=auxiliary)
+            tried = {"learning_rate": rate, "rho": rho, "auxiliary_lr": auxiliary}
+            yield method, study.methods[method].model_copy(update=tried)
 
 
 def tune(study: Study, folder: StudyFolder, *, jobs: int) -> pd.DataFrame:

@@ -4,8 +4,9 @@ The plain ascent starts at SAM's point and takes 20 steps of fixed length along 
 the ball: the scheme of worst-case sharpness before Auto-PGD (tml-epfl/sharpness-vs-generalization keeps it inside, with
 the step 2 rho, halved at checkpoints). It is given the best of three lengths, rho/4, rho and 2 rho, chosen for each
 minimum and radius by its own final loss. Counted is after how many passes over the data `worst_case_sharpness` has met
-that rise, to a thousandth; a search that never does counts all its passes and is marked. Both are deterministic, so
-there is nothing to repeat. The minima are the digits vision transformer trained to three losses, and a perceptron.
+that rise, to a thousandth; a search that never does counts all its passes, at least the plain ascent's, and is marked.
+Both are deterministic, so there is nothing to repeat. The minima are the digits vision transformer trained to three
+losses, and a perceptron.
 """
 
 from __future__ import annotations
@@ -103,7 +104,7 @@ def main() -> None:
                 for number, best in enumerate(risk.best, 1)
                 if best - loss >= (plain[length] - loss) * (1 - SLACK)
             ]
-            passes = reached[0] if reached else result.num_passes
+            passes = reached[0] if reached else max(result.num_passes, STEPS + 1)
             rows.append(
                 {
                     "minimum": name, "loss": loss, "rho": rho, "plain_rise": plain[length] - loss, "length": length,

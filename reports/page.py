@@ -17,6 +17,7 @@ from reports.tables import (
     agreement_table,
     claims_table,
     cost_table,
+    difference_table,
     interval,
     main_table,
     pyhessian_table,
@@ -39,6 +40,7 @@ def write_report(folder: Path) -> Path:
     figures = draw_all(records, rho=claims["rho"], folder=folder / "figures")
     tables = {
         "main": main_table(records, rho=claims["rho"]),
+        "differences": difference_table(records, rho=claims["rho"]),
         "cost": cost_table(records),
         "agreement": agreement_table(records),
         "pyhessian": pyhessian_table(records),

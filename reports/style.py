@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -53,9 +54,16 @@ _STYLES = {
 }
 
 
+_OTHERS = ("#332288", "#117733", "#882255", "#AA4499", "#44AA99", "#DDCC77", "#661100", "#888888")
+_OTHER_MARKERS = "xh<>dp8H"
+
+
 def method_style(method: str) -> MethodStyle:
-    """Marks of a method; one that is not known here is drawn in grey under its own name."""
-    return _STYLES.get(method, MethodStyle(method, "#666666", "x", "-"))
+    """Marks of a method; one that is not known here gets marks that depend on its name alone."""
+    if method in _STYLES:
+        return _STYLES[method]
+    number = zlib.crc32(method.encode())
+    return MethodStyle(method, _OTHERS[number % len(_OTHERS)], _OTHER_MARKERS[number // 8 % len(_OTHER_MARKERS)], "-")
 
 
 def method_order(methods: Iterable[str]) -> list[str]:

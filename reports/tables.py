@@ -61,6 +61,28 @@ def main_table(records: pd.DataFrame, *, rho: float) -> tuple[pd.DataFrame, pd.D
     return _by_row(shown, "method"), _by_row(plain, "method")
 
 
+def difference_table(records: pd.DataFrame, *, rho: float) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Paired differences to LoRA at the same seed and training-set size: mean ± half-width of the 95 % interval."""
+    rise = (records["measure"] == "worst_case_rise") & np.isclose(records["rho"].astype(float), rho)
+    columns = {
+        "test accuracy (points)": (records["measure"] == "test_accuracy", 100.0, 1),
+        f"rise, full (rho={rho:g})": (rise & (records["subspace"] == "full"), 1.0, 3),
+        f"rise, LoRA (rho={rho:g})": (rise & (records["subspace"] == "lora"), 1.0, 3),
+    }
+    shown, plain = {}, {}
+    for method in [name for name in method_order(records["method"].dropna()) if name != "lora"]:
+        texts: dict[str, str] = {}
+        numbers: dict[str, float] = {}
+        for name, (mask, scale, digits) in columns.items():
+            values = records[mask].pivot_table(index=["train_size", "seed"], columns="method", values="value")
+            values = values.reindex(columns=[method, "lora"]).dropna()
+            mean, half = mean_interval(scale * (values[method] - values["lora"]))
+            texts[name] = _plus_minus(mean, half, digits)
+            numbers |= {f"{name} mean": mean, f"{name} half-width": half, f"{name} pairs": len(values)}
+        shown[method_style(method).label], plain[method] = texts, numbers
+    return _by_row(shown, "method"), _by_row(plain, "method")
+
+
 def cost_table(records: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Cost of a step by method, absolute and relative to LoRA."""
     measures = ("gradient_passes", "trainable_parameters", "step_seconds", "peak_memory_bytes")

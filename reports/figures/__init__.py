@@ -19,6 +19,7 @@ from reports.figures.eigenvalues import plot_eigenvalues
 from reports.figures.prediction import plot_prediction
 from reports.figures.profiles import plot_profiles
 from reports.figures.surfaces import plot_contours, plot_surfaces
+from reports.figures.sweeps import over_rank, over_train_size, plot_sweep
 from reports.figures.trajectories import plot_trajectories
 from reports.figures.worst_case import plot_worst_case
 from reports.style import save_figure
@@ -77,6 +78,20 @@ def draw_all(records: pd.DataFrame, *, rho: float, folder: Path) -> list[FigureF
             "projected gradient ascent (a lower bound). Faint marks are runs, large marks are means over "
             f"n = {seeds} {'seeds' if seeds > 1 else 'seed'}; intervals stand in the main table.",
             lambda: plot_accuracy_sharpness(records, rho=rho),
+        ),
+        (
+            "train_size",
+            records.loc[measure == "train_loss", "train_size"].nunique() > 1,
+            "Test accuracy and worst-case rise of the training loss (a lower bound) over the number of training "
+            f"examples. {over} An interval that reaches zero is cut at a twentieth of the mean.",
+            lambda: plot_sweep(over_train_size(records), rho=rho, xlabel="training examples"),
+        ),
+        (
+            "rank",
+            records.loc[measure == "adapter_rank", "value"].nunique() > 2,
+            "Test accuracy and worst-case rise of the training loss (a lower bound) over the rank of the adapters. "
+            f"{over} An interval that reaches zero is cut at a twentieth of the mean.",
+            lambda: plot_sweep(over_rank(records), rho=rho, xlabel="rank"),
         ),
         (
             "profiles",

@@ -23,7 +23,7 @@ def plot_dynamics(records: pd.DataFrame) -> Figure:
                 label = f"{method_style(method).label}, {adapter}"
                 _curve(left, own, method, label, dashed=adapter == "auxiliary")
         left.axhline(10, color="0.6", lw=0.7, zorder=0)
-        left.set_ylabel("angle to the final column space (°)")
+        left.set_ylabel("angle to the final space (°)")
         cosines = records[records["measure"] == "cos_auxiliary_gradient"]
         for method in method_order(cosines["method"]):
             _curve(right, cosines[cosines["method"] == method], method, None)

@@ -62,9 +62,10 @@ def test_options_left_out_change_no_names() -> None:
     cell = next(iter(study.cells()))
     settings = {
         "task": study.task.model_dump(),
-        "training": study.training.model_dump(),
+        "training": {"epochs": 60, "batch_size": 25, "warmup_ratio": 0.1},
         "adapters": {"r": 4, "alpha": 8.0, "target_modules": study.adapters.target_modules},
-        "settings": study.methods[cell.method].model_dump(),
+        "settings": {"learning_rate": 3e-3, "rho": 0.0, "auxiliary_lr": None, "clip": "global"},
+        "dynamics": {"snapshots": 24, "notes": 48},
     }
     assert study.run_name(cell) == f"{cell}-{fingerprint(settings)}"
     with_head = AdapterSettings(**study.adapters.model_dump() | {"modules_to_save": ["classifier"]})

@@ -15,6 +15,7 @@ from reports.figures.dynamics import plot_dynamics
 from reports.figures.prediction import plot_prediction
 from reports.figures.profiles import plot_profiles
 from reports.figures.surfaces import plot_contours, plot_surfaces
+from reports.figures.sweeps import over_rank, over_train_size, plot_sweep
 from reports.figures.trajectories import plot_trajectories
 from reports.style import method_style
 from tests.reports.conftest import RADII, SHARPNESS
@@ -112,3 +113,34 @@ def test_trajectories_end_at_the_origin_of_their_panel() -> None:
     way, end = panels[0].get_lines()
     assert list(way.get_xdata()) == [-2.0, -1.0, 0.0] and list(way.get_ydata()) == [1.0, 0.5, 0.0]
     assert (end.get_xdata()[0], end.get_ydata()[0]) == (0, 0)
+
+
+def sweep_records() -> pd.DataFrame:
+    rows = []
+    for rank in (1, 2, 4):
+        for method in (f"lora_r{rank}", f"bilora_r{rank}"):
+            for seed in range(2):
+                base = {"study": "s", "method": method, "seed": seed, "train_size": 100}
+                rows.append(base | {"measure": "adapter_rank", "value": rank})
+                rows.append(base | {"measure": "test_accuracy", "value": 0.5 + 0.1 * rank})
+                rise = {"measure": "worst_case_rise", "rho": 0.1, "subspace": "full"}
+                rows.append(base | rise | {"value": 1.0 / rank + 0.01 * seed})
+    return records_frame(rows)
+
+
+def test_a_rank_sweep_joins_the_variants_into_one_curve_a_method() -> None:
+    figure = plot_sweep(over_rank(sweep_records()), rho=0.1, xlabel="rank")
+    accuracy, rise = figure.axes
+    assert [container.get_label() for container in accuracy.containers] == ["LoRA", "Bi-LoRA"]
+    for container in accuracy.containers:
+        line = container.lines[0]
+        assert list(line.get_xdata()) == [1.0, 2.0, 4.0]
+        np.testing.assert_allclose(line.get_ydata(), [60.0, 70.0, 90.0])
+    np.testing.assert_allclose(rise.containers[0].lines[0].get_ydata(), [1.005, 0.505, 0.255])
+    assert accuracy.get_xlabel() == "rank"
+
+
+def test_a_size_sweep_takes_the_training_examples() -> None:
+    records = sweep_records().assign(method="lora", train_size=lambda frame: 10 * frame["seed"] + 10)
+    swept = over_train_size(records)
+    assert set(swept["swept"]) == {10, 20} and set(swept["curve"]) == {"lora"}

@@ -10,11 +10,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from analyses.records import records_frame
 from reports.style import mean_interval
 from reports.tables import (
     agreement_table,
     claims_table,
     cost_table,
+    difference_table,
     interval,
     main_table,
     pyhessian_table,
@@ -122,3 +124,18 @@ def test_written_files_keep_numbers_and_escape_markup(tmp_path: Path) -> None:
     assert latex.startswith("\\begin{tabular}{lr}\n\\toprule\n")
     assert (tmp_path / "one.md").read_text().splitlines()[0] == r"| method | value\|unit |"
     assert len(list(tmp_path.iterdir())) == 6
+
+
+def test_differences_are_paired_by_seed() -> None:
+    rows = []
+    for seed, level in enumerate((0.5, 0.7, 0.6)):
+        for method, gain in (("lora", 0.0), ("bilora", 0.02)):
+            base = {"study": "s", "method": method, "seed": seed, "train_size": 10}
+            rows.append(
+                base | {"measure": "test_accuracy", "value": level + gain + 0.001 * seed * (method == "bilora")}
+            )
+    shown, plain = difference_table(records_frame(rows), rho=0.1)
+    assert list(shown["method"]) == ["Bi-LoRA"]
+    assert shown["test accuracy (points)"][0] == "2.1 ± 0.2"
+    assert plain["test accuracy (points) pairs"][0] == 3
+    assert shown["rise, full (rho=0.1)"][0] == "–"

@@ -1,0 +1,67 @@
+"""Accuracy and sharpness over the size of the training set or the rank of the adapters."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from reports.style import TWO_COLUMNS, mean_interval, method_order, method_style, plot_context
+
+
+def over_train_size(records: pd.DataFrame) -> pd.DataFrame:
+    """Records with the column ``swept``, the number of training examples."""
+    return records.assign(swept=records["train_size"], curve=records["method"])
+
+
+def over_rank(records: pd.DataFrame) -> pd.DataFrame:
+    """Records of the adapters with ``swept``, the rank; variants ``lora_r1``, ``lora_r2`` … make one curve."""
+    ranks = records[records["measure"] == "adapter_rank"].groupby("method")["value"].first()
+    chosen = records[records["method"].isin(ranks.index)]
+    curve = chosen["method"].str.replace(r"_r\d+$", "", regex=True)
+    return chosen.assign(swept=chosen["method"].map(ranks), curve=curve)
+
+
+def plot_sweep(swept: pd.DataFrame, *, rho: float, xlabel: str) -> Figure:
+    """Left: test accuracy. Right: worst-case rise at rho in the full space. A line a method, bars over seeds.
+
+    Args:
+        swept: Records with columns ``swept`` (horizontal axis) and ``curve``.
+        rho: Radius of the rise.
+        xlabel: Name of what is swept.
+    """
+    rise = (swept["measure"] == "worst_case_rise") & (swept["subspace"] == "full") & np.isclose(swept["rho"], rho)
+    panels = [
+        (swept[swept["measure"] == "test_accuracy"], 100.0, "test accuracy (%)", "linear"),
+        (swept[rise], 1.0, f"worst-case rise at rho = {rho:g} (nats)", "log"),
+    ]
+    with plot_context():
+        figure, axes = plt.subplots(1, 2, figsize=(TWO_COLUMNS, 2.7))
+        for ax, (chosen, scale, label, yscale) in zip(axes, panels, strict=True):
+            for curve in method_order(chosen["curve"]):
+                own = chosen[chosen["curve"] == curve]
+                at = sorted(float(x) for x in own["swept"].unique())
+                summary = np.array([mean_interval(scale * own.loc[own["swept"] == x, "value"]) for x in at])
+                style = method_style(curve)
+                low = np.minimum(np.nan_to_num(summary[:, 1]), 0.95 * summary[:, 0] if yscale == "log" else np.inf)
+                ax.errorbar(
+                    at,
+                    summary[:, 0],
+                    yerr=[low, np.nan_to_num(summary[:, 1])],
+                    color=style.colour,
+                    marker=style.marker,
+                    ms=style.marker_size,
+                    ls=style.line,
+                    elinewidth=0.7,
+                    label=style.label,
+                )
+            ax.set_xscale("log")
+            ax.set_yscale(yscale)
+            ticks = sorted(float(x) for x in chosen["swept"].unique())
+            ax.set_xticks(ticks, [f"{x:g}" for x in ticks])
+            ax.minorticks_off()
+            ax.set_xlabel(xlabel)
+            ax.set_ylabel(label)
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    return figure
