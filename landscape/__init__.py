@@ -8,6 +8,7 @@ torch.Size([2])
 """
 
 from landscape.algorithms import estimate_trace, lanczos, power_iteration, spectral_density
+from landscape.alignment import AlignmentResult, Share, alignment, top_singular_bases, weighted_capture
 from landscape.directions import (
     TrajectoryPlane,
     filter_normalize,
@@ -33,6 +34,7 @@ from landscape.operators import (
 )
 from landscape.params import Layout, select_parameters
 from landscape.paths import BezierPath, LossPath, bezier_path, linear_path
+from landscape.permutation import PermutationResult, permutation_test
 from landscape.perturbation import perturbed
 from landscape.points import losses_at
 from landscape.results import EigenResult, SharpnessResult, SpectralDensity, TraceResult
@@ -54,6 +56,8 @@ from landscape.subspaces import (
     LowRankSubspace,
     Subspace,
     captured_energy,
+    chordal_distance,
+    grassmann_distance,
     orthonormal_basis,
     principal_angles,
     subspace_overlap,
@@ -61,6 +65,7 @@ from landscape.subspaces import (
 from landscape.surfaces import LossLine, LossSurface, loss_line, loss_surface
 
 __all__ = [
+    "AlignmentResult",
     "AverageSharpnessResult",
     "BasisSubspace",
     "BezierPath",
@@ -77,9 +82,11 @@ __all__ = [
     "LossSurface",
     "LowRankSubspace",
     "MSharpnessResult",
+    "PermutationResult",
     "ProjectedOperator",
     "QuadraticGap",
     "RestrictedOperator",
+    "Share",
     "SharpnessResult",
     "SpectralDensity",
     "Subspace",
@@ -87,12 +94,15 @@ __all__ = [
     "TraceResult",
     "TrajectoryPlane",
     "TrustRegionResult",
+    "alignment",
     "average_sharpness",
     "bezier_path",
     "captured_energy",
+    "chordal_distance",
     "cross_entropy",
     "estimate_trace",
     "filter_normalize",
+    "grassmann_distance",
     "lanczos",
     "linear_path",
     "loss_line",
@@ -101,6 +111,7 @@ __all__ = [
     "m_sharpness",
     "next_token_cross_entropy",
     "orthonormal_basis",
+    "permutation_test",
     "perturbed",
     "power_iteration",
     "principal_angles",
@@ -112,8 +123,10 @@ __all__ = [
     "split_direction",
     "subspace_overlap",
     "token_cross_entropy",
+    "top_singular_bases",
     "trajectory_plane",
     "trust_region_maximum",
+    "weighted_capture",
     "worst_case_sharpness",
     "zero_one",
 ]

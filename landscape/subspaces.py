@@ -75,6 +75,26 @@ def principal_angles(basis_a: Tensor, basis_b: Tensor) -> Tensor:
     return torch.where(cosines**2 < 0.5, torch.arccos(cosines), torch.arcsin(sines))
 
 
+def grassmann_distance(basis_a: Tensor, basis_b: Tensor) -> float:
+    r"""Length of the shortest path between two subspaces, :math:`(\sum\theta_i^2)^{1/2}` of their principal angles.
+
+    >>> eye = torch.eye(3, dtype=torch.float64)
+    >>> round(grassmann_distance(eye[:, :2], eye[:, 1:]), 4)
+    1.5708
+    """
+    return float(principal_angles(basis_a, basis_b).double().square().sum().sqrt())
+
+
+def chordal_distance(basis_a: Tensor, basis_b: Tensor) -> float:
+    r"""Chordal distance :math:`(\sum\sin^2\theta_i)^{1/2}`: the projectors' distance over √2 for equal dimensions.
+
+    >>> eye = torch.eye(3, dtype=torch.float64)
+    >>> round(chordal_distance(eye[:, :2], eye[:, 1:]), 4)
+    1.0
+    """
+    return float(principal_angles(basis_a, basis_b).double().sin().square().sum().sqrt())
+
+
 def subspace_overlap(basis_a: Tensor, basis_b: Tensor) -> float:
     r"""Overlap :math:`\|A^\top B\|_F^2/\min(k_a,k_b)`: 0 orthogonal, 1 contained (Gur-Ari et al. 2018, section 2)."""
     _check_bases(basis_a, basis_b)

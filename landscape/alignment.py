@@ -1,0 +1,196 @@
+"""How much of a direction in weight space lies in the subspace of low-rank factors, against chance and the best."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from landscape.params import Layout
+from landscape.subspaces import Kind, LowRankSubspace
+
+
+@dataclass(frozen=True)
+class Share:
+    """Share of a squared norm that a subspace holds, and what it is to be compared with.
+
+    Attributes:
+        captured: The share, between 0 and 1; NaN for a zero block.
+        expected: Its exact mean under random orthonormal bases of the same ranks.
+        optimum: The most that bases of these ranks can hold.
+        z_score: Distance from ``expected`` in standard deviations of the sampled null; NaN without samples.
+        p_value: One-sided, (1 + number of null samples at or above ``captured``) / (1 + number of samples); NaN
+            without samples.
+    """
+
+    captured: float
+    expected: float
+    optimum: float
+    z_score: float = math.nan
+    p_value: float = math.nan
+
+
+@dataclass(frozen=True)
+class AlignmentResult:
+    """Shares by layer and over all of them.
+
+    Attributes:
+        layers: By name of the weight.
+        pooled: Of the whole direction: the layers weighted by their part of its squared norm.
+        num_samples: Random subspaces drawn for the null.
+    """
+
+    layers: Mapping[str, Share]
+    pooled: Share
+    num_samples: int
+
+
+def alignment(
+    direction: Tensor, subspace: LowRankSubspace, *, num_samples: int = 200, seed: int = 0
+) -> AlignmentResult:
+    r"""Share of a direction's squared norm in a low-rank subspace, layer by layer and pooled.
+
+    For a block V (out, in) with singular values :math:`\sigma_i` and bases of ranks c (columns) and r (rows):
+
+    ======== ============================================ ===========================================
+    kind     expected under random bases                  optimum, as a share of :math:`\sum\sigma_i^2`
+    ======== ============================================ ===========================================
+    column   c/out                                        :math:`\sum_{i\le c}\sigma_i^2`
+    row      r/in                                         :math:`\sum_{i\le r}\sigma_i^2`
+    core     c·r/(out·in)                                 :math:`\sum_{i\le\min(c,r)}\sigma_i^2`
+    tangent  1 − (1 − c/out)(1 − r/in)                    :math:`\sum_{i\le c+r}\sigma_i^2`
+    ======== ============================================ ===========================================
+
+    The tangent projection PV + (I − P)VR has rank at most c + r, so it holds no more than the best approximation of
+    that rank (Eckart and Young 1936), which P on the first c left and R on the next r right singular vectors reaches.
+
+    The null draws orthonormal bases from the Haar measure. Rotating a block into its singular vectors leaves that
+    measure as it is, so only the singular values enter. Factors of rank 0, such as B = 0 at the start of training,
+    open no subspace and capture nothing.
+
+    Args:
+        direction: (n,), an eigenvector or a perturbation.
+        subspace: Bases by layer, and the kind.
+        num_samples: Size of the null; 0 leaves z-scores and p-values undefined.
+        seed: Seed of the null.
+
+    Raises:
+        ValueError: ``direction`` has another length than the layout, is zero or not finite.
+
+    >>> layout = Layout(("w",), (torch.Size((2, 2)),))
+    >>> columns, rows = {"w": torch.tensor([[1.0], [0.0]])}, {"w": torch.tensor([[1.0], [0.0]])}
+    >>> alignment(torch.tensor([3.0, 0.0, 0.0, 4.0]), LowRankSubspace(layout, columns, rows, "column")).pooled.captured
+    0.36
+    """
+    layout = subspace.layout
+    size = sum(math.prod(shape) for shape in layout.shapes)
+    if direction.shape != (size,):
+        raise ValueError(f"direction: expected shape ({size},), got {tuple(direction.shape)}")
+    if not bool(torch.isfinite(direction).all()) or not bool(direction.any()):
+        raise ValueError("direction: expected a finite direction that is not zero")
+    blocks = {name: block.double() for name, block in layout.split(direction).items()}
+    inside = layout.split(subspace.project(direction.double()))
+    total = float(direction.double().square().sum())
+    generator = torch.Generator().manual_seed(seed)
+    layers: dict[str, Share] = {}
+    pooled = dict.fromkeys(("captured", "expected", "optimum"), 0.0)
+    null = torch.zeros(num_samples, dtype=torch.float64)
+    for name, block in blocks.items():
+        ranks = subspace.columns[name].shape[1], subspace.rows[name].shape[1]
+        squares = torch.linalg.svdvals(block).square()
+        energy = float(squares.sum())
+        draws = _null(squares, tuple(block.shape), ranks, subspace.kind, num_samples, generator)
+        null += draws / total
+        if energy == 0:
+            layers[name] = Share(math.nan, _expected(tuple(block.shape), ranks, subspace.kind), math.nan)
+            continue
+        share = _against_null(
+            float(inside[name].square().sum()) / energy,
+            _expected(tuple(block.shape), ranks, subspace.kind),
+            float(squares[: _attainable_rank(ranks, subspace.kind)].sum()) / energy,
+            draws / energy,
+        )
+        layers[name] = share
+        for key in pooled:
+            pooled[key] += energy / total * getattr(share, key)
+    return AlignmentResult(layers, _against_null(**pooled, draws=null), num_samples)
+
+
+def weighted_capture(eigenvalues: Tensor, eigenvectors: Tensor, subspace: LowRankSubspace) -> float:
+    r"""Share of the dominant curvature in a subspace, :math:`\sum_i|\lambda_i|s_i/\sum_i|\lambda_i|`.
+
+    Args:
+        eigenvalues: (k,); their absolute values weigh, so that negative curvature counts.
+        eigenvectors: (n, k).
+        subspace: Where the shares :math:`s_i` of the eigenvectors are taken.
+    """
+    if eigenvectors.dim() != 2 or eigenvalues.shape != eigenvectors.shape[1:]:
+        raise ValueError(f"eigenvectors: expected shape (n, {len(eigenvalues)}), got {tuple(eigenvectors.shape)}")
+    weights = eigenvalues.double().abs()
+    shares = [alignment(vector, subspace, num_samples=0).pooled.captured for vector in eigenvectors.T]
+    return float((weights * torch.tensor(shares, dtype=torch.float64)).sum() / weights.sum())
+
+
+def top_singular_bases(layout: Layout, vector: Tensor, r: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Left and right singular vectors of the r largest singular values of every block of a vector (n,).
+
+    Returns:
+        By name, (out, r) and (in, r): the bases that hold most of the vector at this rank.
+    """
+    columns, rows = {}, {}
+    for name, block in layout.split(vector).items():
+        left, _, right = torch.linalg.svd(block.double(), full_matrices=False)
+        columns[name], rows[name] = left[:, :r].to(vector), right[:r].T.contiguous().to(vector)
+    return columns, rows
+
+
+def _expected(shape: tuple[int, ...], ranks: tuple[int, int], kind: Kind) -> float:
+    c, r = ranks[0] / shape[0], ranks[1] / shape[1]
+    return {"column": c, "row": r, "core": c * r, "tangent": 1 - (1 - c) * (1 - r)}[kind]
+
+
+def _attainable_rank(ranks: tuple[int, int], kind: Kind) -> int:
+    return {"column": ranks[0], "row": ranks[1], "core": min(ranks), "tangent": sum(ranks)}[kind]
+
+
+def _null(
+    squares: Tensor,
+    shape: tuple[int, ...],
+    ranks: tuple[int, int],
+    kind: Kind,
+    num_samples: int,
+    generator: torch.Generator,
+) -> Tensor:
+    """Captured squared norms (num_samples,) of random subspaces."""
+    if num_samples == 0:
+        return torch.zeros(0, dtype=torch.float64)
+
+    def basis(dimension: int, rank: int) -> Tensor:
+        draws = torch.randn(num_samples, dimension, rank, generator=generator, dtype=torch.float64)
+        return torch.linalg.qr(draws).Q[:, : len(squares)]
+
+    if kind == "column":
+        return basis(shape[0], ranks[0]).square().sum(dim=2) @ squares
+    if kind == "row":
+        return basis(shape[1], ranks[1]).square().sum(dim=2) @ squares
+    columns, rows = basis(shape[0], ranks[0]), basis(shape[1], ranks[1])
+    core = (columns.mT @ (squares.sqrt()[:, None] * rows)).square().sum(dim=(1, 2))
+    if kind == "core":
+        return core
+    return columns.square().sum(dim=2) @ squares + rows.square().sum(dim=2) @ squares - core
+
+
+def _against_null(captured: float, expected: float, optimum: float, draws: Tensor) -> Share:
+    if len(draws) < 2:
+        return Share(captured, expected, optimum)
+    spread = float(draws.std())
+    return Share(
+        captured,
+        expected,
+        optimum,
+        (captured - expected) / spread if spread > 0 else math.nan,
+        (1 + int((draws >= captured).sum())) / (1 + len(draws)),
+    )
