@@ -36,7 +36,7 @@ def write_report(folder: Path) -> Path:
     Returns:
         Path of ``report.html``.
     """
-    records, claims = read_records(folder / "records.parquet"), read_json(folder / "claims.json")
+    records, claims = read_records(folder / "records.parquet"), {"propositions": []} | read_json(folder / "claims.json")
     figures = draw_all(records, rho=claims["rho"], folder=folder / "figures")
     tables = {
         "main": main_table(records, rho=claims["rho"]),
@@ -45,7 +45,7 @@ def write_report(folder: Path) -> Path:
         "agreement": agreement_table(records),
         "pyhessian": pyhessian_table(records),
         "claims": claims_table(claims["claims"]),
-        "propositions": claims_table(claims.get("propositions", [])),
+        "propositions": claims_table(claims["propositions"]),
     }
     write_tables(tables, folder / "tables")
     settings = folder / "study.yaml"
