@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 
-import torch
 from torch import Tensor
 
+from analyses.alignment import alignment
 from analyses.dynamics import dynamics
 from analyses.landscapes import surface
 from analyses.minima import (
@@ -16,7 +16,6 @@ from analyses.minima import (
     Subject,
     load_subject,
     lora_subspace,
-    low_rank_factors,
     measured_vectors,
     store_vectors,
 )
@@ -27,9 +26,7 @@ from bilora.adapters import AUXILIARY, PRIMARY
 from landscape import (
     EigenResult,
     HessianOperator,
-    captured_energy,
     lanczos,
-    orthonormal_basis,
     power_iteration,
     sharpness_curve,
 )
@@ -142,36 +139,6 @@ def curvature(subject: Subject, progress: Progress) -> Rows:
         progress(number + 1, len(opinions))
 
 
-def alignment(subject: Subject, progress: Progress) -> Rows:
-    """Share of each dominant eigenvector in the adapter's column space, layer by layer and over all layers."""
-    vectors = measured_vectors(subject, "curvature")["eigenvectors"]
-    layout = subject.risk().layout
-    factors = low_rank_factors(subject, AUXILIARY if AUXILIARY in subject.minimum.factors else PRIMARY)
-    bases = {name: orthonormal_basis(b) for name, (_, b) in factors.items()}
-    for index, vector in enumerate(vectors):
-        totals = {"captured_energy": 0.0, "captured_energy_null": 0.0, "captured_energy_optimum": 0.0}
-        norm = float(vector.double().square().sum())
-        for name, block in layout.split(vector).items():
-            basis = bases[name]
-            rank, out = basis.shape[1], block.shape[0]
-            singular = torch.linalg.svdvals(block.double()).square()
-            shares = {
-                "captured_energy": captured_energy(block, basis),
-                "captured_energy_null": rank / out,
-                "captured_energy_optimum": float(singular[:rank].sum() / singular.sum()),
-            }
-            weight = float(block.double().square().sum()) / norm
-            layer = name.removesuffix(".weight")
-            for measure, share in shares.items():
-                totals[measure] += weight * share
-                yield {
-                    "measure": measure, "value": share, "k": index + 1, "layer": layer, "subspace": "column"
-                }  # fmt: skip
-        for measure, share in totals.items():
-            yield {"measure": measure, "value": share, "k": index + 1, "layer": "all", "subspace": "column"}
-        progress(index + 1, len(vectors))
-
-
 MEASURES: dict[str, Callable[[Subject, Progress], Rows]] = {
     "generalization": generalization,
     "curvature": curvature,
@@ -183,7 +150,7 @@ MEASURES: dict[str, Callable[[Subject, Progress], Rows]] = {
 """Kinds of measurement in the order in which they build on each other."""
 
 
-NEEDS = {"sharpness": ["curvature"], "alignment": ["curvature"], "surface": ["curvature", "sharpness"]}
+NEEDS = {"sharpness": ["curvature"], "alignment": ["curvature", "sharpness"], "surface": ["curvature", "sharpness"]}
 """Kinds whose vectors another kind builds on."""
 
 

@@ -97,6 +97,12 @@ class SurfaceSettings(Settings):
     path_points: Annotated[int, Field(ge=3)] = 9
 
 
+class AlignmentSettings(Settings):
+    """Random subspaces drawn for z-scores and p-values."""
+
+    null_samples: Annotated[int, Field(ge=2)] = 200
+
+
 class DynamicsSettings(Settings):
     """What is kept along training: snapshots of the factors, and notes on the perturbation against the gradient."""
 
@@ -114,6 +120,7 @@ class MeasureSettings(Settings):
 
     worst_case: WorstCaseSettings
     curvature: CurvatureSettings = CurvatureSettings()
+    alignment: AlignmentSettings = AlignmentSettings()
     surface: SurfaceSettings | None = SurfaceSettings()
     dynamics: DynamicsSettings | None = None
     cost_rounds: Count = 7
@@ -210,7 +217,7 @@ class Study(Settings):
             "generalization": {},
             "curvature": curvature | opinions,
             "sharpness": worst_case,
-            "alignment": curvature,
+            "alignment": worst_case | self.measures.alignment.model_dump(),
             "surface": worst_case | surface,
             "dynamics": {},
         }[kind]

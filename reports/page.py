@@ -15,6 +15,7 @@ from analyses.records import read_json, read_records, write_atomically
 from reports.figures import draw_all
 from reports.tables import (
     agreement_table,
+    alignment_table,
     claims_table,
     cost_table,
     difference_table,
@@ -41,6 +42,7 @@ def write_report(folder: Path) -> Path:
     tables = {
         "main": main_table(records, rho=claims["rho"]),
         "differences": difference_table(records, rho=claims["rho"]),
+        "alignment": alignment_table(records),
         "cost": cost_table(records),
         "agreement": agreement_table(records),
         "pyhessian": pyhessian_table(records),

@@ -107,6 +107,40 @@ def cost_table(records: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     return _by_row(shown, "method"), _by_row(plain, "method")
 
 
+def alignment_table(records: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """What column spaces hold of the dominant curvature, and the largest eigenvalue seen inside, by method.
+
+    The own space is the auxiliary's, or the primary's for methods without one. Shares are in percent and weighted by
+    |eigenvalue|; chance and optimum are means over the eigenvectors.
+    """
+    column = records[(records["subspace"] == "column") & (records["layer"] == "all")]
+    top = records[(records["measure"] == "hessian_eigenvalue") & (records["algorithm"] == "lanczos")]
+    seen = records[(records["measure"] == "restricted_eigenvalue") & (records["subspace"] == "column")]
+    inside = seen.merge(top[top["k"] == 1], on=["method", "train_size", "seed"], suffixes=("", "_full"))
+    inside = inside.assign(value=100 * inside["value"] / inside["value_full"])
+    shown, plain = {}, {}
+    for method in method_order(column.loc[column["measure"] == "alignment_weighted", "method"]):
+        mine = column[column["method"] == method]
+        own = "auxiliary" if (mine["other"] == "auxiliary").any() else "primary"
+
+        def share(measure: str, other: str, mine: pd.DataFrame = mine) -> tuple[float, float]:
+            chosen = mine[(mine["measure"] == measure) & (mine["other"] == other) & (mine["k"].fillna(1) >= 1)]
+            by_run = chosen.groupby(["train_size", "seed"])["value"].mean()
+            return mean_interval(100 * by_run.to_numpy(dtype=float))
+
+        columns = {
+            "own space": share("alignment_weighted", own),
+            "chance": share("alignment_expected", own),
+            "optimum": share("alignment_optimum", own),
+            "primary": share("alignment_weighted", "primary"),
+            "gradient's top r": share("alignment_weighted", "gradient"),
+            "top eigenvalue inside": mean_interval(inside.loc[inside["method"] == method, "value"]),
+        }
+        shown[method_style(method).label] = {name: _plus_minus(*pair, 1) for name, pair in columns.items()}
+        plain[method] = {name: mean for name, (mean, _) in columns.items()}
+    return _by_row(shown, "method"), _by_row(plain, "method")
+
+
 def agreement_table(records: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """How the eigensolvers agree: residuals, and the largest relative difference from Lanczos among resolved pairs."""
     chosen = records[records["measure"].isin(["hessian_eigenvalue", "hessian_residual"])]
