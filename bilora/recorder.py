@@ -37,7 +37,7 @@ class DynamicsRecorder(TrainerCallback):
     inside the tangent space of the factors.
 
     Args:
-        method: The trainer's method; the methods without a low-rank perturbation leave no rows.
+        method: The trainer's method; those without a low-rank perturbation, and ASAM, leave no rows.
         every: Steps between notes; the first step is noted.
 
     Attributes:
@@ -48,7 +48,7 @@ class DynamicsRecorder(TrainerCallback):
         if every < 1:
             raise ValueError(f"every: expected at least 1 step, got {every}")
         self._method, self._every = method, every
-        self._noted = isinstance(method, BiLora) or type(method) is LoraSam
+        self._noted = isinstance(method, BiLora) or (type(method) is LoraSam and not method.config.adaptive)
         self._gradients: dict[str, Tensor] = {}
         self._block = ExitStack()
         self.rows: list[dict[str, float]] = []
