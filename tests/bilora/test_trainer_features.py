@@ -202,6 +202,20 @@ def test_logged_cosine_is_that_of_the_dense_gradient(tmp_path: Path) -> None:
     assert entry["ascent_gain"] == pytest.approx(float(torch.dot(g, e)), rel=1e-3)
 
 
+def test_the_model_trains_and_evaluates_in_its_mode(tmp_path: Path) -> None:
+    run = trainer(tmp_path, eval_dataset=dataset(), eval_strategy="steps", eval_steps=3)
+    modes: list[tuple[bool, bool]] = []
+    inner = run.model.get_submodule("base_model.model.vit.layers.0.attention.q_proj")
+    run.model.register_forward_pre_hook(
+        lambda model, *_: modes.append((model.training, inner.training)), with_kwargs=True
+    )
+    run.train()
+    training = [mode for mode in modes if mode[0]]
+    assert len(training) == 8 and all(mode == (True, True) for mode in training)
+    assert (False, False) in modes and all(outer == within for outer, within in modes)
+    assert "train" not in vars(run.model)
+
+
 def test_snapshots_hold_both_adapters_at_the_asked_steps(tmp_path: Path) -> None:
     run = trainer(tmp_path, callbacks=[SnapshotCallback(tmp_path / "snapshots", every=3)])
     run.train()
