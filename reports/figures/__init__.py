@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from reports.figures.accuracy_sharpness import plot_accuracy_sharpness
 from reports.figures.alignment import plot_alignment
+from reports.figures.alignment_map import plot_alignment_map
 from reports.figures.barriers import plot_barriers
 from reports.figures.dynamics import plot_dynamics
 from reports.figures.eigenvalues import plot_eigenvalues
@@ -39,7 +40,8 @@ def draw_all(records: pd.DataFrame, *, rho: float, folder: Path) -> list[FigureF
     measure = records["measure"]
     seeds = records.loc[measure == "train_loss", "seed"].nunique()
     bars = "bars are 95 % Student-t intervals over seeds" if seeds > 1 else "one seed has no interval"
-    over = f"Means over n = {seeds} {'seeds' if seeds > 1 else 'seed'}; {bars}."
+    means = f"Means over n = {seeds} {'seeds' if seeds > 1 else 'seed'}"
+    over = f"{means}; {bars}."
     lanczos = (measure == "hessian_eigenvalue") & (records["algorithm"] == "lanczos")
     at_rho = (measure == "worst_case_rise") & (records["subspace"] == "full") & np.isclose(records["rho"], rho)
     plans: list[tuple[str, bool, str, Callable[[], Figure]]] = [
@@ -70,6 +72,13 @@ def draw_all(records: pd.DataFrame, *, rho: float, folder: Path) -> list[FigureF
             "Black: expectation for a random subspace of the same rank, r/out. Grey dotted: the most that any "
             f"subspace of that rank could hold. {over}",
             lambda: plot_alignment(records),
+        ),
+        (
+            "alignment_map",
+            bool(((measure == "captured_energy") & (records["layer"] != "all")).any()),
+            "The same shares eigenvector by eigenvector (1 has the largest absolute eigenvalue). White crosses: at or "
+            f"below the expectation for a random subspace. {means}.",
+            lambda: plot_alignment_map(records),
         ),
         (
             "accuracy_sharpness",

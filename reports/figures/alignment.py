@@ -43,7 +43,7 @@ def plot_alignment(records: pd.DataFrame) -> Figure:
         ax.hlines(null, positions - 0.4, positions + 0.4, color="0.2", lw=1.2, label="random subspace (expected)")
         name = method_style(subject).label
         ax.hlines(best, positions - 0.4, positions + 0.4, color="0.65", lw=1.2, ls=":", label=f"optimum ({name})")
-        ax.set_xticks(positions, [_short(layer) for layer in layers], rotation=90)
+        ax.set_xticks(positions, [short_name(layer) for layer in layers], rotation=90)
         ax.set_xlim(-0.6, len(layers) - 0.4)
         low, high = ax.get_ylim()
         ax.set_ylim(min(0.0, low), max(1.02, high))
@@ -53,7 +53,7 @@ def plot_alignment(records: pd.DataFrame) -> Figure:
     return figure
 
 
-def _short(layer: str) -> str:
+def short_name(layer: str) -> str:
     """``vit.layers.0.attention.q_proj`` becomes ``0·q_proj``."""
     parts = layer.split(".")
     number = next((part for part in parts if part.isdigit()), "")

@@ -151,7 +151,7 @@ def test_accuracy_against_sharpness_has_a_point_a_run_and_a_mean_a_method(record
 def test_draw_all_writes_files_with_captions_that_name_the_method(records: pd.DataFrame, tmp_path: Path) -> None:
     few = records[records["method"].isin(["lora", "bilora"])]
     figures = draw_all(few, rho=RHO, folder=tmp_path)
-    over_seeds = ["worst_case_rise", "eigenvalues", "alignment", "accuracy_sharpness"]
+    over_seeds = ["worst_case_rise", "eigenvalues", "alignment", "alignment_map", "accuracy_sharpness"]
     pictures = ["profiles", "contours", "surfaces", "prediction", "barriers"]
     assert [one.name for one in figures] == over_seeds + pictures
     for one in figures:

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from analyses.records import records_frame
+from reports.figures.alignment_map import plot_alignment_map
 from reports.figures.barriers import plot_barriers
 from reports.figures.dynamics import plot_dynamics
 from reports.figures.prediction import plot_prediction
@@ -144,3 +145,17 @@ def test_a_size_sweep_takes_the_training_examples() -> None:
     records = sweep_records().assign(method="lora", train_size=lambda frame: 10 * frame["seed"] + 10)
     swept = over_train_size(records)
     assert set(swept["swept"]) == {10, 20} and set(swept["curve"]) == {"lora"}
+
+
+def test_alignment_map_marks_what_chance_explains() -> None:
+    rows = []
+    for layer, share in (("vit.layers.0.q_proj", 0.5), ("vit.layers.1.q_proj", 0.05)):
+        for k in (1, 2):
+            for seed in (0, 1):
+                base = {"study": "s", "method": "bilora", "seed": seed, "train_size": 10, "k": k, "layer": layer}
+                for measure, value in (("captured_energy", share + 0.01 * seed), ("captured_energy_null", 0.1)):
+                    rows.append(base | {"subspace": "column", "measure": measure, "value": value})
+    figure = plot_alignment_map(records_frame(rows))
+    panel = next(ax for ax in figure.axes if ax.get_title() == "Bi-LoRA")
+    np.testing.assert_allclose(panel.get_images()[0].get_array(), [[0.505, 0.055]] * 2)
+    assert sorted(zip(*panel.get_lines()[0].get_data(), strict=True)) == [(1, 0), (1, 1)]

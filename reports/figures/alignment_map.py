@@ -1,0 +1,50 @@
+"""Captured share layer by layer and eigenvector by eigenvector, against chance."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from reports.figures.alignment import short_name
+from reports.style import TWO_COLUMNS, method_style, plot_context
+
+SHOWN = ("lora", "lora_sam", "bilora")
+
+
+def plot_alignment_map(records: pd.DataFrame) -> Figure:
+    """A panel a method: layers across, eigenvectors up; crosses mark shares at or below the random expectation.
+
+    Args:
+        records: Long-form records with ``captured_energy`` and ``captured_energy_null`` rows by layer.
+    """
+    chosen = records[(records["subspace"] == "column") & (records["layer"] != "all")]
+    methods = [method for method in SHOWN if (chosen["method"] == method).any()] or sorted(set(chosen["method"]))[:3]
+    layers = list(dict.fromkeys(chosen.loc[chosen["measure"] == "captured_energy", "layer"]))
+    highest = _means(chosen[chosen["method"].isin(methods)], "captured_energy", ["method", "k"], layers).max().max()
+    with plot_context():
+        figure, axes = plt.subplots(
+            len(methods), 1, figsize=(TWO_COLUMNS, 0.9 + 1.05 * len(methods)), sharex=True, squeeze=False
+        )
+        for ax, method in zip(axes.flat, methods, strict=True):
+            own = chosen[chosen["method"] == method]
+            share, null = (
+                _means(own, measure, ["k"], layers) for measure in ("captured_energy", "captured_energy_null")
+            )
+            shown = ax.imshow(share.to_numpy(dtype=float), aspect="auto", cmap="viridis", vmin=0, vmax=highest)
+            below = np.argwhere((share <= null).to_numpy())
+            ax.plot(below[:, 1], below[:, 0], ls="none", marker="x", ms=3, color="white")
+            ax.set_yticks(range(len(share)), [str(k) for k in share.index])
+            ax.set_title(method_style(method).label)
+        axes[-1, 0].set_xticks(range(len(layers)), [short_name(layer) for layer in layers], rotation=90)
+        axes[-1, 0].set_xlabel("adapted layer (block · module)")
+        figure.supylabel("eigenvector", fontsize=8)
+        figure.colorbar(shown, ax=axes, label="captured share")
+    return figure
+
+
+def _means(records: pd.DataFrame, measure: str, index: list[str], layers: list[str]) -> pd.DataFrame:
+    """Mean over seeds, layers across."""
+    chosen = records[records["measure"] == measure]
+    return chosen.pivot_table(index=index, columns="layer", values="value", aggfunc="mean").reindex(columns=layers)
