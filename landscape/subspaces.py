@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch import Tensor
 from landscape.params import Layout
 
 Kind = Literal["column", "row", "core", "tangent"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 class Subspace(Protocol):
@@ -165,12 +166,33 @@ class LowRankSubspace:
         columns: Per name, orthonormal (out, r).
         rows: Per name, orthonormal (in, r).
         kind: Which of the four.
+
+    Factors of rank 0, such as B = 0 at the start of training, give bases without columns: P or R is then zero.
+
+    Raises:
+        ValueError: The kind is unknown, a tensor is no matrix, or a basis is missing, of another height or not
+            orthonormal.
     """
 
     layout: Layout
     columns: Mapping[str, Tensor]
     rows: Mapping[str, Tensor]
     kind: Kind = "tangent"
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"kind: expected one of {', '.join(KINDS)}, got {self.kind!r}")
+        for name, shape in zip(self.layout.names, self.layout.shapes, strict=True):
+            if len(shape) != 2:
+                raise ValueError(f"layout: expected matrices only, but {name!r} has shape {tuple(shape)}; leave it out")
+            for side, bases, height in (("columns", self.columns, shape[0]), ("rows", self.rows, shape[1])):
+                if name not in bases:
+                    raise ValueError(f"{side}: expected a basis for {name!r}, got none")
+                if bases[name].ndim != 2 or bases[name].shape[0] != height:
+                    raise ValueError(
+                        f"{side}: expected shape ({height}, r) for {name!r}, got {tuple(bases[name].shape)}"
+                    )
+                _check_bases(bases[name])
 
     @property
     def dimension(self) -> int:

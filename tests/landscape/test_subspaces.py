@@ -99,6 +99,30 @@ def test_bad_bases_are_refused() -> None:
         captured_energy(torch.ones(3, 2), torch.eye(4)[:, :1])
 
 
+@pytest.mark.parametrize(
+    ("columns", "rows", "kind", "message"),
+    [
+        (random_basis(3, 1), random_basis(3, 1), "column", r"columns: expected shape \(4, r\) for 'w', got \(3, 1\)"),
+        (random_basis(4, 1), random_basis(4, 1), "column", r"rows: expected shape \(3, r\)"),
+        (2 * random_basis(4, 1), random_basis(3, 1), "column", "orthonormal"),
+        (random_basis(4, 1), random_basis(3, 1), "col", "kind: expected one of column, row, core, tangent"),
+    ],
+)
+def test_bad_low_rank_subspaces_are_refused(columns: Tensor, rows: Tensor, kind: str, message: str) -> None:
+    layout = Layout(("w",), (torch.Size([4, 3]),))
+    with pytest.raises(ValueError, match=message):
+        LowRankSubspace(layout, {"w": columns}, {"w": rows}, kind)  # type: ignore[arg-type]
+
+
+def test_low_rank_subspaces_need_matrices_and_all_bases() -> None:
+    with pytest.raises(ValueError, match="matrices only"):
+        LowRankSubspace(
+            Layout(("bias",), (torch.Size([4]),)), {"bias": random_basis(4, 1)}, {"bias": random_basis(4, 1)}
+        )
+    with pytest.raises(ValueError, match="rows: expected a basis for 'w', got none"):
+        LowRankSubspace(Layout(("w",), (torch.Size([4, 3]),)), {"w": random_basis(4, 1)}, {})
+
+
 def test_layout_and_selection() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 2))
     model[1].weight = torch.nn.Parameter(model[0].weight.detach().T.clone())
