@@ -8,13 +8,27 @@ torch.Size([2])
 """
 
 from landscape.algorithms import estimate_trace, lanczos, power_iteration, spectral_density
-from landscape.alignment import AlignmentResult, Share, alignment, top_singular_bases, weighted_capture
+from landscape.alignment import (
+    AlignmentResult,
+    Share,
+    alignment,
+    block_spectra,
+    top_singular_bases,
+    weighted_capture,
+)
 from landscape.directions import (
     TrajectoryPlane,
     filter_normalize,
     random_direction,
     split_direction,
     trajectory_plane,
+)
+from landscape.first_order import (
+    FactorPerturbation,
+    FirstOrderOptimum,
+    LowRankPair,
+    factor_perturbation,
+    first_order_optimum,
 )
 from landscape.losses import (
     LabelLoss,
@@ -37,6 +51,7 @@ from landscape.paths import BezierPath, LossPath, bezier_path, linear_path
 from landscape.permutation import PermutationResult, permutation_test
 from landscape.perturbation import perturbed
 from landscape.points import losses_at
+from landscape.restriction import RestrictedCurvature, restricted_curvature
 from landscape.results import EigenResult, SharpnessResult, SpectralDensity, TraceResult
 from landscape.risk import EmpiricalRisk
 from landscape.sharpness import (
@@ -73,6 +88,8 @@ __all__ = [
     "EigenResult",
     "EmpiricalFisherOperator",
     "EmpiricalRisk",
+    "FactorPerturbation",
+    "FirstOrderOptimum",
     "GGNOperator",
     "HessianOperator",
     "LabelLoss",
@@ -80,11 +97,13 @@ __all__ = [
     "LossLine",
     "LossPath",
     "LossSurface",
+    "LowRankPair",
     "LowRankSubspace",
     "MSharpnessResult",
     "PermutationResult",
     "ProjectedOperator",
     "QuadraticGap",
+    "RestrictedCurvature",
     "RestrictedOperator",
     "Share",
     "SharpnessResult",
@@ -97,11 +116,14 @@ __all__ = [
     "alignment",
     "average_sharpness",
     "bezier_path",
+    "block_spectra",
     "captured_energy",
     "chordal_distance",
     "cross_entropy",
     "estimate_trace",
+    "factor_perturbation",
     "filter_normalize",
+    "first_order_optimum",
     "grassmann_distance",
     "lanczos",
     "linear_path",
@@ -117,6 +139,7 @@ __all__ = [
     "principal_angles",
     "quadratic_gap",
     "random_direction",
+    "restricted_curvature",
     "select_parameters",
     "sharpness_curve",
     "spectral_density",

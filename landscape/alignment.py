@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from landscape.params import Layout
 from landscape.subspaces import Kind, LowRankSubspace
+
+_ROUNDING = 1e-12
+"""Shares that differ by less are the same."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,9 @@ class Share:
         captured: The share, between 0 and 1; NaN for a zero block.
         expected: Its exact mean under random orthonormal bases of the same ranks.
         optimum: The most that bases of these ranks can hold.
-        z_score: Distance from ``expected`` in standard deviations of the sampled null; NaN without samples.
+        deviation: Standard deviation of the sampled null; NaN without samples.
+        z_score: Distance from ``expected`` in units of ``deviation``; NaN without samples, and where every subspace of
+            these ranks holds the same.
         p_value: One-sided, (1 + number of null samples at or above ``captured``) / (1 + number of samples); NaN
             without samples.
     """
@@ -29,8 +34,14 @@ class Share:
     captured: float
     expected: float
     optimum: float
+    deviation: float = math.nan
     z_score: float = math.nan
     p_value: float = math.nan
+
+    @property
+    def of_optimum(self) -> float:
+        """``captured`` as a share of ``optimum``; NaN where nothing can be captured."""
+        return self.captured / self.optimum if self.optimum > 0 else math.nan
 
 
 @dataclass(frozen=True)
@@ -49,7 +60,12 @@ class AlignmentResult:
 
 
 def alignment(
-    direction: Tensor, subspace: LowRankSubspace, *, num_samples: int = 200, seed: int = 0
+    direction: Tensor,
+    subspace: LowRankSubspace,
+    *,
+    num_samples: int = 200,
+    seed: int = 0,
+    spectra: Mapping[str, Tensor] | None = None,
 ) -> AlignmentResult:
     r"""Share of a direction's squared norm in a low-rank subspace, layer by layer and pooled.
 
@@ -76,9 +92,11 @@ def alignment(
         subspace: Bases by layer, and the kind.
         num_samples: Size of the null; 0 leaves z-scores and p-values undefined.
         seed: Seed of the null.
+        spectra: ``block_spectra`` of the direction, to share them among several subspaces. Default: computed here.
 
     Raises:
-        ValueError: ``direction`` has another length than the layout, is zero or not finite.
+        ValueError: ``direction`` has another length than the layout, is zero or not finite, or ``num_samples`` is 1 or
+            negative.
 
     >>> layout = Layout(("w",), (torch.Size((2, 2)),))
     >>> columns, rows = {"w": torch.tensor([[1.0], [0.0]])}, {"w": torch.tensor([[1.0], [0.0]])}
@@ -86,30 +104,31 @@ def alignment(
     0.36
     """
     layout = subspace.layout
-    size = sum(math.prod(shape) for shape in layout.shapes)
-    if direction.shape != (size,):
-        raise ValueError(f"direction: expected shape ({size},), got {tuple(direction.shape)}")
+    if direction.shape != (layout.size,):
+        raise ValueError(f"direction: expected shape ({layout.size},), got {tuple(direction.shape)}")
     if not bool(torch.isfinite(direction).all()) or not bool(direction.any()):
         raise ValueError("direction: expected a finite direction that is not zero")
-    blocks = {name: block.double() for name, block in layout.split(direction).items()}
-    inside = layout.split(subspace.project(direction.double()))
+    if num_samples < 0 or num_samples == 1:
+        raise ValueError(f"num_samples: expected 0 or at least 2, got {num_samples}")
+    spectra = block_spectra(layout, direction) if spectra is None else spectra
+    inside = layout.split(_in_float64(subspace).project(direction.double()))
     total = float(direction.double().square().sum())
     generator = torch.Generator().manual_seed(seed)
     layers: dict[str, Share] = {}
     pooled = dict.fromkeys(("captured", "expected", "optimum"), 0.0)
     null = torch.zeros(num_samples, dtype=torch.float64)
-    for name, block in blocks.items():
+    for name, shape in zip(layout.names, layout.shapes, strict=True):
         ranks = subspace.columns[name].shape[1], subspace.rows[name].shape[1]
-        squares = torch.linalg.svdvals(block).square()
+        squares = spectra[name].square()
         energy = float(squares.sum())
-        draws = _null(squares, tuple(block.shape), ranks, subspace.kind, num_samples, generator)
+        draws = _null(squares, shape, ranks, subspace.kind, num_samples, generator)
         null += draws / total
         if energy == 0:
-            layers[name] = Share(math.nan, _expected(tuple(block.shape), ranks, subspace.kind), math.nan)
+            layers[name] = Share(math.nan, _expected(shape, ranks, subspace.kind), math.nan)
             continue
         share = _against_null(
             float(inside[name].square().sum()) / energy,
-            _expected(tuple(block.shape), ranks, subspace.kind),
+            _expected(shape, ranks, subspace.kind),
             float(squares[: _attainable_rank(ranks, subspace.kind)].sum()) / energy,
             draws / energy,
         )
@@ -126,25 +145,54 @@ def weighted_capture(eigenvalues: Tensor, eigenvectors: Tensor, subspace: LowRan
         eigenvalues: (k,); their absolute values weigh, so that negative curvature counts.
         eigenvectors: (n, k).
         subspace: Where the shares :math:`s_i` of the eigenvectors are taken.
+
+    Raises:
+        ValueError: The shapes do not fit, or all eigenvalues are zero.
     """
     if eigenvectors.dim() != 2 or eigenvalues.shape != eigenvectors.shape[1:]:
         raise ValueError(f"eigenvectors: expected shape (n, {len(eigenvalues)}), got {tuple(eigenvectors.shape)}")
     weights = eigenvalues.double().abs()
+    if not float(weights.sum()) > 0:
+        raise ValueError("eigenvalues: expected at least one that is not zero")
     shares = [alignment(vector, subspace, num_samples=0).pooled.captured for vector in eigenvectors.T]
     return float((weights * torch.tensor(shares, dtype=torch.float64)).sum() / weights.sum())
+
+
+def block_spectra(layout: Layout, vector: Tensor) -> dict[str, Tensor]:
+    """Singular values of every block of a vector (n,): by name (min(out, in),) float64, descending."""
+    return {name: torch.linalg.svdvals(block.double()) for name, block in layout.split(vector).items()}
 
 
 def top_singular_bases(layout: Layout, vector: Tensor, r: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Left and right singular vectors of the r largest singular values of every block of a vector (n,).
 
     Returns:
-        By name, (out, r) and (in, r): the bases that hold most of the vector at this rank.
+        By name, (out, r) and (in, r): the bases that hold most of the vector at this rank. A block of lower rank has
+        fewer columns: singular vectors of the value zero are arbitrary.
+
+    Raises:
+        ValueError: r is not positive.
+
+    >>> columns, rows = top_singular_bases(Layout(("w",), (torch.Size((2, 2)),)), torch.tensor([0.0, 3.0, 0.0, 0.0]), 2)
+    >>> columns["w"].abs().T, rows["w"].abs().T
+    (tensor([[1., 0.]]), tensor([[0., 1.]]))
     """
+    if r < 1:
+        raise ValueError(f"r: expected at least 1, got {r}")
     columns, rows = {}, {}
     for name, block in layout.split(vector).items():
-        left, _, right = torch.linalg.svd(block.double(), full_matrices=False)
-        columns[name], rows[name] = left[:, :r].to(vector), right[:r].T.contiguous().to(vector)
+        left, singular, right = torch.linalg.svd(block.double(), full_matrices=False)
+        rounding = torch.finfo(vector.dtype).eps * max(block.shape) * float(singular.max())
+        rank = min(r, int((singular > rounding).sum()))
+        columns[name], rows[name] = left[:, :rank].to(vector), right[:rank].T.contiguous().to(vector)
     return columns, rows
+
+
+def _in_float64(subspace: LowRankSubspace) -> LowRankSubspace:
+    """The subspace with bases that are orthonormal to float64's rounding, so that no share exceeds its optimum."""
+    columns = {name: torch.linalg.qr(basis.double()).Q for name, basis in subspace.columns.items()}
+    rows = {name: torch.linalg.qr(basis.double()).Q for name, basis in subspace.rows.items()}
+    return replace(subspace, columns=columns, rows=rows)
 
 
 def _expected(shape: tuple[int, ...], ranks: tuple[int, int], kind: Kind) -> float:
@@ -191,6 +239,7 @@ def _against_null(captured: float, expected: float, optimum: float, draws: Tenso
         captured,
         expected,
         optimum,
-        (captured - expected) / spread if spread > 0 else math.nan,
-        (1 + int((draws >= captured).sum())) / (1 + len(draws)),
+        spread,
+        (captured - expected) / spread if spread > _ROUNDING else math.nan,
+        (1 + int((draws >= captured - _ROUNDING).sum())) / (1 + len(draws)),
     )

@@ -7,6 +7,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
@@ -14,6 +16,7 @@ from landscape import (
     Layout,
     LowRankSubspace,
     alignment,
+    block_spectra,
     chordal_distance,
     grassmann_distance,
     orthonormal_basis,
@@ -75,8 +78,9 @@ def test_null_has_the_exact_expectation_and_ranks_the_direction(kind: str) -> No
         {"column": c, "row": r, "core": c * r, "tangent": 1 - (1 - c) * (1 - r)}[kind]
     )
     sampled = alignment(direction, subspace(factors(1), kind), num_samples=4000)
-    spread = (sampled.pooled.captured - sampled.pooled.expected) / sampled.pooled.z_score
-    assert spread == pytest.approx(found[:, 2].std(ddof=1), rel=0.1)
+    assert sampled.pooled.deviation == pytest.approx(found[:, 2].std(ddof=1), rel=0.1)
+    distance = (sampled.pooled.captured - sampled.pooled.expected) / sampled.pooled.deviation
+    assert sampled.pooled.z_score == pytest.approx(distance)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -95,6 +99,46 @@ def test_optimum_is_reached_and_never_passed(kind: str) -> None:
         assert other.pooled.captured <= best.pooled.optimum + 1e-12
 
 
+@given(
+    st.tuples(st.integers(2, 7), st.integers(2, 7)),
+    st.tuples(st.integers(0, 7), st.integers(0, 7)),
+    st.sampled_from([torch.float32, torch.float64]),
+    st.integers(0, 10_000),
+)
+@settings(max_examples=60, deadline=None)
+def test_shares_of_every_shape_and_rank(
+    shape: tuple[int, int], ranks: tuple[int, int], dtype: torch.dtype, seed: int
+) -> None:
+    """0 ≤ core ≤ column, row ≤ tangent ≤ 1, tangent = column + row − core, and nothing exceeds its optimum."""
+    (out, into), (c, r) = shape, (min(ranks[0], shape[0]), min(ranks[1], shape[1]))
+    layout = Layout(("w",), (torch.Size(shape),))
+    direction = random(out * into, seed=seed).to(dtype)
+    bases = (
+        {"w": torch.linalg.qr(random(size, size, seed=seed + i).to(dtype)).Q[:, :rank]}
+        for i, (size, rank) in enumerate(((out, c), (into, r)), 1)
+    )
+    columns, rows = bases
+    spectra = block_spectra(layout, direction)
+    found = {
+        kind: alignment(
+            direction, LowRankSubspace(layout, columns, rows, kind), num_samples=20, seed=seed, spectra=spectra
+        ).pooled
+        for kind in KINDS
+    }
+    share = {kind: one.captured for kind, one in found.items()}
+    assert 0 <= share["core"] <= min(share["column"], share["row"]) + 1e-12
+    assert max(share["column"], share["row"]) - 1e-12 <= share["tangent"] <= 1 + 1e-12
+    assert share["tangent"] == pytest.approx(share["column"] + share["row"] - share["core"], abs=1e-12)
+    for kind, one in found.items():
+        assert one.captured <= one.optimum + 1e-12
+        assert one.expected <= one.optimum + 1e-12
+        assert 1 / 21 <= one.p_value <= 1
+        if LowRankSubspace(layout, columns, rows, kind).dimension in (0, out * into):
+            assert math.isnan(one.z_score) and one.p_value == 1
+        else:
+            assert math.isfinite(one.z_score)
+
+
 def test_tangent_optimum_withstands_a_search() -> None:
     """Gradient ascent over both bases of one block ends at the sum of the c + r largest squared singular values."""
     block = random(6, 5, seed=7)
@@ -110,7 +154,7 @@ def test_tangent_optimum_withstands_a_search() -> None:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        best = max(best, 1 - float(loss) / float(squares.sum()))
+        best = max(best, 1 - loss.item() / float(squares.sum()))
     assert best == pytest.approx(float(squares[:3].sum() / squares.sum()), abs=1e-4)
 
 
@@ -130,7 +174,9 @@ def test_factors_of_lower_rank_and_of_none() -> None:
     lone = pairs | {"a": (a, b[:, :1] @ torch.ones(1, 2, dtype=b.dtype)), "b": (pairs["b"][0], 0 * pairs["b"][1])}
     result = alignment(direction, subspace(lone, "column"))
     assert result.layers["a"].expected == pytest.approx(1 / 6)
-    assert (result.layers["b"].captured, result.layers["b"].expected, result.layers["b"].optimum) == (0, 0, 0)
+    none = result.layers["b"]
+    assert (none.captured, none.expected, none.optimum, none.p_value) == (0, 0, 0, 1)
+    assert math.isnan(none.of_optimum) and math.isnan(none.z_score)
 
 
 def test_a_planted_alignment_is_found_and_chance_is_not() -> None:
@@ -152,6 +198,13 @@ def test_singular_bases_hold_the_most() -> None:
         assert share.captured == pytest.approx(share.optimum)
 
 
+def test_singular_bases_leave_out_what_is_zero() -> None:
+    rank_one = torch.cat([torch.outer(random(6, seed=30), random(5, seed=31)).flatten(), torch.zeros(28)])
+    columns, rows = top_singular_bases(LAYOUT, rank_one, 3)
+    assert {name: (columns[name].shape[1], rows[name].shape[1]) for name in SHAPES} == {"a": (1, 1), "b": (0, 0)}
+    assert alignment(rank_one, LowRankSubspace(LAYOUT, columns, rows, "core")).pooled.captured == pytest.approx(1)
+
+
 def test_curvature_weights_by_absolute_eigenvalue() -> None:
     space = subspace(factors(17), "tangent")
     inside, rest = space.project(random(58, seed=18)), random(58, seed=19)
@@ -160,6 +213,8 @@ def test_curvature_weights_by_absolute_eigenvalue() -> None:
     assert weighted_capture(torch.tensor([-3.0, 1.0]), vectors, space) == pytest.approx(0.75)
     with pytest.raises(ValueError, match="eigenvectors"):
         weighted_capture(torch.tensor([1.0]), vectors, space)
+    with pytest.raises(ValueError, match="not zero"):
+        weighted_capture(torch.zeros(2), vectors, space)
 
 
 def test_permutations() -> None:
@@ -188,6 +243,11 @@ def test_bad_directions_are_refused() -> None:
         alignment(torch.ones(57), space)
     with pytest.raises(ValueError, match="not zero"):
         alignment(torch.zeros(58), space)
+    for count in (-1, 1):
+        with pytest.raises(ValueError, match="num_samples"):
+            alignment(torch.ones(58), space, num_samples=count)
+    with pytest.raises(ValueError, match="r: expected"):
+        top_singular_bases(LAYOUT, torch.ones(58), 0)
     only_a = torch.cat([torch.ones(30), torch.zeros(28)])
     result = alignment(only_a, space)
     assert math.isnan(result.layers["b"].captured) and 0 < result.pooled.captured <= 1
