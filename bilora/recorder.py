@@ -15,7 +15,7 @@ from bilora.methods.base import Method
 from bilora.methods.bilora import BiLora
 from bilora.methods.sam import LoraSam
 from bilora.probe import merged_gradients
-from landscape import orthonormal_basis
+from landscape import factor_perturbation, first_order_optimum
 
 
 class DynamicsRecorder(TrainerCallback):
@@ -98,44 +98,18 @@ class DynamicsRecorder(TrainerCallback):
         gain = float(self._inner_products().sum())
         norm = float(torch.stack([g.double().square().sum() for g in self._gradients.values()]).sum().sqrt())
         auxiliary_norm = float(adapter_norm(self._method.auxiliary.values()))
-        rank, rho = self._method.config.auxiliary_rank, self._method.rho
-        singular = torch.stack([_top_singular(g, rank) for g in self._gradients.values()])
+        best = first_order_optimum(self._gradients, self._method.config.auxiliary_rank, self._method.rho)
         return {
             "gain": gain,
             "cosine": gain / (norm * auxiliary_norm) if norm * auxiliary_norm > 0 else 0.0,
             "gradient_norm": norm,
             "auxiliary_norm": auxiliary_norm,
-            "gain_optimum": rho * float(singular.square().sum().sqrt()),
-            "gain_ky_fan": rho * float(singular.sum()),
+            "gain_optimum": best.frobenius,
+            "gain_ky_fan": best.ky_fan,
         }
 
-    @torch.no_grad()
     def _first_proposition(self) -> dict[str, float]:
         factors = adapter_factors(self._method.model, PRIMARY)
-        slopes = {
-            name: (pair.scaling * pair.B.T @ g, pair.scaling * g @ pair.A.T)
-            for (name, pair), g in zip(factors.items(), (self._gradients[name] for name in factors), strict=True)
-        }
-        norm = torch.stack([part.square().sum() for both in slopes.values() for part in both]).sum().sqrt()
-        exact, formula, inside = [], [], []
-        for name, pair in factors.items():
-            along_a, along_b = (self._method.rho / norm * part for part in slopes[name])
-            change = pair.scaling * ((pair.B + along_b) @ (pair.A + along_a) - pair.B @ pair.A)
-            exact.append(change)
-            formula.append(pair.scaling * (along_b @ pair.A + pair.B @ along_a))
-            columns, rows = orthonormal_basis(pair.B.detach()), orthonormal_basis(pair.A.detach().T)
-            rest = change - columns @ (columns.T @ change)
-            inside.append(change - (rest - rest @ rows @ rows.T))
-        size = _norm(exact)
-        return {
-            "formula_error": _norm([e - f for e, f in zip(exact, formula, strict=True)]) / size,
-            "formula_share": (_norm(inside) / size) ** 2,
-        }
-
-
-def _top_singular(matrix: Tensor, rank: int) -> Tensor:
-    return torch.linalg.svdvals(matrix.double())[:rank]
-
-
-def _norm(blocks: list[Tensor]) -> float:
-    return float(torch.stack([block.double().square().sum() for block in blocks]).sum().sqrt())
+        gradients = {name: self._gradients[name] for name in factors}
+        found = factor_perturbation(gradients, factors, self._method.rho)
+        return {"formula_error": found.relative_error, "formula_share": found.tangent_share}
