@@ -105,6 +105,29 @@ def test_the_quadratic_model_is_right_at_small_radii(finished: Path) -> None:
     assert (at["quadratic_rise"] >= 0).all()
 
 
+def test_alignment_of_every_space_with_every_direction(finished: Path) -> None:
+    records = pd.read_parquet(finished / "out" / "records.parquet")
+    pooled = records[records["layer"] == "all"]
+    keys = ["method", "seed", "k"]
+    for method, own in (("bilora", "auxiliary"), ("lora", "primary")):
+        mine = pooled[pooled["method"] == method]
+        spaces = mine[mine["measure"] == "alignment"]
+        assert set(spaces["other"]) == {own, "primary", "gradient"}
+        assert set(zip(spaces["subspace"], spaces["k"], strict=True)) == {
+            (kind, k) for kind in ("column", "row", "core", "tangent") for k in (0, 1, 2)
+        }
+        best = mine[mine["measure"] == "alignment_optimum"]
+        both = spaces.merge(best, on=[*keys, "other", "subspace"])
+        assert len(both) == len(spaces) and (both["value_x"] <= both["value_y"] + 1e-9).all()
+        column = spaces[(spaces["other"] == own) & (spaces["subspace"] == "column")].set_index(keys)["value"]
+        headline = mine[mine["measure"] == "captured_energy"].set_index(keys)["value"]
+        pd.testing.assert_series_equal(headline, column.loc[headline.index])
+        p_values = mine[mine["measure"] == "alignment_p_value"]
+        assert len(p_values) == 2 * 4 and p_values["value"].between(1 / 201, 1).all()
+    seen = records[records["measure"] == "restricted_eigenvalue_ratio"]
+    assert len(seen) == 2 * 2 * 2 and seen["value"].between(0, 1.01).all()
+
+
 def test_measure_only_what_is_asked_for(finished: Path) -> None:
     run = next((finished / "out" / "runs").glob("lora-seed1*"))
     done = landscape("measure", run, "--what", "sharpness,surface")
