@@ -40,9 +40,10 @@ def gradients(seed: int = 0) -> dict[str, Tensor]:
     return {name: random(*shape, seed=seed + i) for i, (name, shape) in enumerate(SHAPES.items())}
 
 
-def pairs(seed: int = 50, scaling: float = 1.5) -> dict[str, Pair]:
+def pairs(seed: int = 50) -> dict[str, Pair]:
+    """The layers' scalings differ, as a common one would cancel."""
     return {
-        name: Pair(random(2, into, seed=seed + i), random(out, 2, seed=seed + 10 + i), scaling)
+        name: Pair(random(2, into, seed=seed + i), random(out, 2, seed=seed + 10 + i), 1.5 + i)
         for i, (name, (out, into)) in enumerate(SHAPES.items())
     }
 
