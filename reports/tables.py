@@ -114,10 +114,7 @@ def alignment_table(records: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     |eigenvalue|; chance and optimum are means over the eigenvectors.
     """
     column = records[(records["subspace"] == "column") & (records["layer"] == "all")]
-    top = records[(records["measure"] == "hessian_eigenvalue") & (records["algorithm"] == "lanczos")]
-    seen = records[(records["measure"] == "restricted_eigenvalue") & (records["subspace"] == "column")]
-    inside = seen.merge(top[top["k"] == 1], on=["method", "train_size", "seed"], suffixes=("", "_full"))
-    inside = inside.assign(value=100 * inside["value"] / inside["value_full"])
+    inside = records[(records["measure"] == "restricted_eigenvalue_ratio") & (records["subspace"] == "column")]
     shown, plain = {}, {}
     for method in method_order(column.loc[column["measure"] == "alignment_weighted", "method"]):
         mine = column[column["method"] == method]
@@ -134,7 +131,7 @@ def alignment_table(records: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
             "optimum": share("alignment_optimum", own),
             "primary": share("alignment_weighted", "primary"),
             "gradient's top r": share("alignment_weighted", "gradient"),
-            "top eigenvalue inside": mean_interval(inside.loc[inside["method"] == method, "value"]),
+            "top eigenvalue inside": mean_interval(100 * inside.loc[inside["method"] == method, "value"]),
         }
         shown[method_style(method).label] = {name: _plus_minus(*pair, 1) for name, pair in columns.items()}
         plain[method] = {name: mean for name, (mean, _) in columns.items()}

@@ -154,9 +154,8 @@ def test_alignment_is_of_the_own_space_and_weighted() -> None:
                     rows.append(
                         pooled | {"other": other, "measure": "alignment_expected", "k": k, "value": 0.1 * (k > 0)}
                     )
-            seen = {"subspace": "column", "other": own, "k": 1, "measure": "restricted_eigenvalue", "value": 2.0}
+            seen = {"subspace": "column", "other": own, "k": 1, "measure": "restricted_eigenvalue_ratio", "value": 0.25}
             rows.append(base | seen)
-            rows.append(base | {"measure": "hessian_eigenvalue", "algorithm": "lanczos", "k": 1, "value": 8.0})
     shown, plain = alignment_table(records_frame(rows))
     table = plain.set_index("method")
     assert table.loc["bilora", "own space"] == pytest.approx(40) and table.loc["bilora", "primary"] == pytest.approx(30)
