@@ -33,11 +33,11 @@ from transformers import (
     PrinterCallback,
     TrainerCallback,
     TrainingArguments,
-    ViTConfig,
-    ViTForImageClassification,
 )
 
 from analyses.executors import quieten
+from analyses.settings import DigitsTask
+from analyses.tasks.digits import Digits
 from bilora import METHODS, BiLoraConfig, BiLoraTrainer, build_method
 from bilora.cost import MethodStep
 
@@ -59,21 +59,9 @@ def minilm() -> tuple[nn.Module, dict[str, Tensor], dict[str, Any]]:
 
 
 def vit() -> tuple[nn.Module, dict[str, Tensor], dict[str, Any]]:
-    config = ViTConfig(
-        image_size=8,
-        patch_size=2,
-        num_channels=1,
-        hidden_size=64,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        intermediate_size=128,
-        num_labels=10,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-    )
     batch = {"pixel_values": torch.randn(25, 1, 8, 8), "labels": torch.randint(10, (25,))}
     targets = ["q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2"]
-    return ViTForImageClassification(config), batch, {"r": 4, "target_modules": targets}
+    return Digits(DigitsTask(), 100).new_model(0), batch, {"r": 4, "target_modules": targets}
 
 
 def step_costs(name: str, device: str, rounds: int, methods: list[str]) -> list[dict[str, Any]]:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy import stats
 
@@ -103,6 +107,15 @@ def mean_interval(values: pd.Series | Iterable[float]) -> tuple[float, float]:
         return float(array[0]), float("nan")
     error = array.std(ddof=1) / np.sqrt(len(array))
     return float(array.mean()), float(stats.t.ppf(0.975, len(array) - 1) * error)
+
+
+def panels(count: int, columns: int, height: float, **options: Any) -> tuple[Figure, list[Axes]]:
+    """A page-wide grid with as many panels as asked for, ``height`` inches a row; the places left over are empty."""
+    rows = math.ceil(count / columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(TWO_COLUMNS, 0.6 + height * rows), squeeze=False, **options)
+    for ax in axes.flat[count:]:
+        ax.set_visible(False)
+    return figure, list(axes.flat[:count])
 
 
 def save_figure(figure: Figure, folder: Path, name: str) -> Path:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from reports.style import TWO_COLUMNS, method_order, method_style, plot_context
+from reports.style import TWO_COLUMNS, method_order, method_style, panels, plot_context
 
 _COLUMNS = 5
 _ACROSS = "weight change inside the LoRA subspace"
@@ -26,13 +24,8 @@ def plot_contours(records: pd.DataFrame) -> Figure:
     grids = _grids(records)
     levels = _levels(grids)
     with plot_context():
-        rows = math.ceil(len(grids) / _COLUMNS)
-        figure, axes = plt.subplots(
-            rows, _COLUMNS, figsize=(TWO_COLUMNS, 0.7 + 1.25 * rows), sharex=True, sharey=True, squeeze=False
-        )
-        for ax in axes.flat[len(grids) :]:
-            ax.set_visible(False)
-        for ax, (method, grid) in zip(axes.flat, grids.items(), strict=False):
+        figure, axes = panels(len(grids), _COLUMNS, 1.25, sharex=True, sharey=True)
+        for ax, (method, grid) in zip(axes, grids.items(), strict=True):
             filled = ax.contourf(
                 grid.index,
                 grid.columns,

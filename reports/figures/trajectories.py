@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from reports.style import TWO_COLUMNS, method_order, method_style, plot_context
+from reports.style import method_order, method_style, panels, plot_context
 
 _COLUMNS = 4
 
@@ -28,11 +25,8 @@ def plot_trajectories(records: pd.DataFrame) -> Figure:
     levels = np.geomspace(positive.min(), positive.max() * (1 + 1e-9), 21)
     methods = method_order(chosen["method"])
     with plot_context():
-        rows = math.ceil(len(methods) / _COLUMNS)
-        figure, axes = plt.subplots(rows, _COLUMNS, figsize=(TWO_COLUMNS, 0.5 + 1.6 * rows), squeeze=False)
-        for ax in axes.flat[len(methods) :]:
-            ax.set_visible(False)
-        for ax, method in zip(axes.flat, methods, strict=False):
+        figure, axes = panels(len(methods), _COLUMNS, 1.6)
+        for ax, method in zip(axes, methods, strict=True):
             own = chosen[chosen["method"] == method]
             grid = own[own["measure"] == "trajectory_loss"].pivot_table(index="alpha", columns="beta", values="value")
             filled = ax.contourf(
