@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from analyses.minima import Progress, Rows, Subject, low_rank_factors, measured_vectors
+from analyses.minima import Progress, Rows, Subject, factor_subspace, low_rank_factors, measured_vectors
 from analyses.records import read_records
+from analyses.runs import SNAPSHOTS
+from bilora import load_snapshots
 from bilora.adapters import AUXILIARY, PRIMARY
 from landscape import (
     AlignmentResult,
+    EmpiricalRisk,
+    GGNOperator,
     HessianOperator,
     Layout,
     LowRankSubspace,
     block_spectra,
-    orthonormal_basis,
+    lanczos,
+    permutation_test,
     restricted_curvature,
     top_singular_bases,
 )
@@ -27,6 +33,9 @@ from landscape.subspaces import KINDS, Kind
 
 GRADIENT = "gradient"
 
+Subspaces = dict[tuple[str, Kind], LowRankSubspace]
+"""By factors (auxiliary, primary, gradient) and kind."""
+
 
 def alignment(subject: Subject, progress: Progress) -> Rows:
     """Shares of the eigenvectors and of the worst case in the spaces of the adapters and of the gradient.
@@ -34,19 +43,50 @@ def alignment(subject: Subject, progress: Progress) -> Rows:
     ``captured_energy`` and its null and optimum are those of the column space of the auxiliary (of the primary for
     methods without one), by layer and over all. The ``alignment`` measures are over all layers, for every kind of
     subspace and for each of the factors (column ``other``); ``k`` 0 is the worst case at the claims' radius. The
-    p-value and z-score of the first eigenvector come from random bases of the same ranks.
+    p-value and z-score of the first eigenvector come from random bases of the same ranks. Further: the pairing of
+    layers (`layer_pairing`), the shares along training (`along_training`), the largest eigenvalue inside the space,
+    and the Gauss-Newton matrix's eigenvectors.
     """
     vectors = measured_vectors(subject, "curvature")["eigenvectors"]
-    directions = {0: measured_vectors(subject, "sharpness")["full"], **dict(enumerate(vectors, 1))}
     eigenvalues = _eigenvalues(subject)
     risk = subject.risk()
     subspaces = subspaces_of(subject, risk.layout, risk.gradient())
     headline = AUXILIARY if (AUXILIARY, "column") in subspaces else PRIMARY
+    worst = {0: measured_vectors(subject, "sharpness")["full"]}
+    directions = worst | dict(enumerate(vectors, 1))
+    yield from shares(subject, directions, eigenvalues, subspaces, headline)
+    weights = torch.tensor([abs(eigenvalues[k]) for k in sorted(eigenvalues)], dtype=torch.float64)
+    yield from layer_pairing(subspaces[headline, "column"], vectors, weights, seed=subject.cell.seed)
+    yield from along_training(subject, risk.layout, vectors, weights)
+    progress(1, 3)
+    operator = HessianOperator(risk, graph_budget=subject.graph_budget)
+    top = torch.tensor([max(eigenvalues.values(), key=abs)])
+    for kind in ("column", "tangent"):
+        inside = restricted_curvature(operator, subspaces[headline, kind], top, start=vectors[:1].T, tol=1e-2)
+        common = {"other": headline, "subspace": kind, "k": 1}
+        yield common | {"measure": "restricted_eigenvalue", "value": float(inside.eigenvalues[0])}
+        yield common | {"measure": "restricted_eigenvalue_ratio", "value": float(inside.ratios[0])}
+        yield common | {"measure": "restricted_residual", "value": float(inside.residuals[0])}
+    progress(2, 3)
+    if subject.study.measures.alignment.gauss_newton:
+        yield from gauss_newton(subject, risk, subspaces)
+    progress(3, 3)
+
+
+def shares(
+    subject: Subject,
+    directions: Mapping[int, Tensor],
+    eigenvalues: Mapping[int, float],
+    subspaces: Subspaces,
+    headline: str,
+) -> Rows:
+    """Share of every direction in every subspace, and of the eigenvectors (k above 0) weighted by |eigenvalue|."""
     weighted: dict[tuple[str, Kind], float] = defaultdict(float)
+    layout = next(iter(subspaces.values())).layout
     for k, direction in directions.items():
         if not direction.any():
             continue
-        spectra = block_spectra(risk.layout, direction)
+        spectra = block_spectra(layout, direction)
         for (name, kind), subspace in subspaces.items():
             tested = k == 1 and name == headline
             samples = subject.study.measures.alignment.null_samples if tested else 0
@@ -66,16 +106,6 @@ def alignment(subject: Subject, progress: Progress) -> Rows:
     for (name, kind), share_sum in weighted.items():
         common = {"other": name, "subspace": kind, "layer": "all"}
         yield common | {"measure": "alignment_weighted", "value": share_sum / total}
-    progress(1, 2)
-    operator = HessianOperator(risk, graph_budget=subject.graph_budget)
-    top = torch.tensor([max(eigenvalues.values(), key=abs)])
-    for kind in ("column", "tangent"):
-        inside = restricted_curvature(operator, subspaces[headline, kind], top, start=vectors[:1].T, tol=1e-2)
-        common = {"other": headline, "subspace": kind, "k": 1}
-        yield common | {"measure": "restricted_eigenvalue", "value": float(inside.eigenvalues[0])}
-        yield common | {"measure": "restricted_eigenvalue_ratio", "value": float(inside.ratios[0])}
-        yield common | {"measure": "restricted_residual", "value": float(inside.residuals[0])}
-    progress(2, 2)
 
 
 def captured_by_layer(found: AlignmentResult, k: int) -> Rows:
@@ -88,17 +118,90 @@ def captured_by_layer(found: AlignmentResult, k: int) -> Rows:
         yield common | {"measure": "captured_energy_optimum", "value": share.optimum}
 
 
-def subspaces_of(subject: Subject, layout: Layout, gradient: Tensor) -> dict[tuple[str, Kind], LowRankSubspace]:
-    """By factors and kind: the adapters' subspaces, and those of the gradient's top r singular vectors."""
-    bases = {}
-    for adapter in (AUXILIARY, PRIMARY):
-        if adapter == PRIMARY or adapter in subject.minimum.factors:
-            factors = low_rank_factors(subject, adapter)
-            columns = {name: orthonormal_basis(b) for name, (_, b) in factors.items()}
-            rows = {name: orthonormal_basis(a.T) for name, (a, _) in factors.items()}
-            bases[adapter] = columns, rows
-    bases[GRADIENT] = top_singular_bases(layout, gradient, subject.study.adapters.r)
-    return {(name, kind): LowRankSubspace(layout, *both, kind) for name, both in bases.items() for kind in KINDS}
+def layer_pairing(subspace: LowRankSubspace, vectors: Tensor, weights: Tensor, *, seed: int) -> Rows:
+    """Whether a layer's column space fits its own blocks of the eigenvectors better than other layers' blocks.
+
+    A random basis is a null that any space with a taste for large activations beats. Here the spaces are exchanged
+    among the layers of one output width instead; the largest such group is tested.
+
+    Args:
+        subspace: Column spaces by layer.
+        vectors: Eigenvectors (k, n).
+        weights: (k,), their |eigenvalues|.
+        seed: Seed of the permutations.
+    """
+    groups: dict[int, list[str]] = defaultdict(list)
+    for name, (out, _) in zip(subspace.layout.names, subspace.layout.shapes, strict=True):
+        groups[out].append(name)
+    out, names = max(groups.items(), key=lambda item: len(item[1]))
+    if len(names) < 2:
+        return
+    blocks = [subspace.layout.split(vector.double()) for vector in vectors]
+    scores = torch.zeros(len(names), len(names), dtype=torch.float64)
+    for j, owner in enumerate(names):
+        basis = subspace.columns[owner].double()
+        for i, name in enumerate(names):
+            for weight, block in zip(weights, blocks, strict=True):
+                scores[i, j] += weight * (basis.T @ block[name]).square().sum()
+    total = sum(
+        weight * block[name].square().sum() for weight, block in zip(weights, blocks, strict=True) for name in names
+    )
+    if not float(total) > 0:
+        return
+    # The mean of the diagonal is then the weighted share that the layers of the group capture.
+    result = permutation_test(len(names) * scores / total, seed=seed)
+    common = {"layer": f"{len(names)} layers of {out} outputs", "subspace": "column"}
+    yield common | {"measure": "pairing", "value": result.statistic}
+    yield common | {"measure": "pairing_expected", "value": result.expected}
+    yield common | {"measure": "pairing_p_value", "value": result.p_value}
+
+
+def along_training(subject: Subject, layout: Layout, vectors: Tensor, weights: Tensor) -> Rows:
+    """Weighted share of the minimum's eigenvectors in the column space of each adapter's B at every snapshot."""
+    directory = subject.folder.run(subject.study, subject.cell) / SNAPSHOTS
+    if not directory.is_dir():
+        return
+    for step, tensors in load_snapshots(directory).items():
+        for adapter in dict.fromkeys(key.split("/")[0] for key in tensors):
+            factors = {}
+            for name in layout.names:
+                layer = name.removesuffix(".weight")
+                factors[name] = tensors[f"{adapter}/{layer}/A"], tensors[f"{adapter}/{layer}/B"]
+            space = factor_subspace(layout, factors, "column")
+            inside = torch.stack([space.project(vector).double().square().sum() for vector in vectors])
+            share = float((weights * inside).sum() / weights.sum())
+            common = {"other": adapter, "subspace": "column", "k": step}
+            yield common | {"measure": "alignment_along_training", "value": share}
+
+
+def gauss_newton(subject: Subject, risk: EmpiricalRisk, subspaces: Subspaces) -> Rows:
+    """Eigenvalues of the generalised Gauss-Newton matrix, and the share of its eigenvectors in the column spaces."""
+    settings = subject.study.measures.curvature
+    operator = GGNOperator(risk, graph_budget=subject.graph_budget)
+    found = lanczos(operator, settings.k, which="LM", tol=settings.lanczos_tol, seed=subject.cell.seed)
+    weights = found.eigenvalues.double().abs()
+    for k, (value, residual) in enumerate(zip(found.eigenvalues, found.residuals, strict=True), 1):
+        yield {"measure": "gauss_newton_eigenvalue", "k": k, "value": float(value)}
+        yield {"measure": "gauss_newton_residual", "k": k, "value": float(residual)}
+    for (name, kind), space in subspaces.items():
+        if kind == "column":
+            inside = torch.stack([space.project(vector).double().square().sum() for vector in found.eigenvectors.T])
+            common = {"other": name, "subspace": kind, "layer": "all"}
+            share = float((weights * inside).sum() / weights.sum())
+            yield common | {"measure": "gauss_newton_weighted", "value": share}
+
+
+def subspaces_of(subject: Subject, layout: Layout, gradient: Tensor) -> Subspaces:
+    """By factors and kind: the adapters' subspaces, and those of as many of the gradient's top singular vectors."""
+    factors = {
+        adapter: low_rank_factors(subject, adapter)
+        for adapter in (AUXILIARY, PRIMARY)
+        if adapter == PRIMARY or adapter in subject.minimum.factors
+    }
+    rank = min(next(iter(factors[AUXILIARY if AUXILIARY in factors else PRIMARY].values()))[1].shape)
+    columns, rows = top_singular_bases(layout, gradient, rank)
+    spaces = {(name, kind): factor_subspace(layout, own, kind) for name, own in factors.items() for kind in KINDS}
+    return spaces | {(GRADIENT, kind): LowRankSubspace(layout, columns, rows, kind) for kind in KINDS}
 
 
 def _eigenvalues(subject: Subject) -> dict[int, float]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from analyses.minima import Progress, Rows, Subject, load_subject, lora_subspace, measured_vectors
+from analyses.minima import Progress, Rows, Subject, factor_subspace, load_subject, low_rank_factors, measured_vectors
 from analyses.records import records_frame, write_records
 from analyses.runs import SNAPSHOTS
 from analyses.study import Cell, Study, StudyFolder, SurfaceSettings
@@ -37,7 +37,8 @@ def surface(subject: Subject, progress: Progress) -> Rows:
     worst case outside it, both at the claims' radius.
     """
     settings, rho = subject.study.measures.surface or SurfaceSettings(), subject.study.claims.rho
-    risk, space = subject.risk(), lora_subspace(subject, subject.risk())
+    risk = subject.risk()
+    space = factor_subspace(risk.layout, low_rank_factors(subject, PRIMARY), "tangent")
     worst = measured_vectors(subject, "sharpness")
     eigenvectors = measured_vectors(subject, "curvature")["eigenvectors"]
     noise_inside, noise_outside = split_direction(

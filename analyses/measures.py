@@ -5,31 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 
-from torch import Tensor
-
 from analyses.alignment import alignment
 from analyses.dynamics import dynamics
 from analyses.landscapes import surface
-from analyses.minima import (
-    Progress,
-    Rows,
-    Subject,
-    load_subject,
-    lora_subspace,
-    measured_vectors,
-    store_vectors,
-)
+from analyses.minima import Progress, Rows, Subject, load_subject, store_vectors
 from analyses.records import records_frame, write_records
 from analyses.runs import method_config, read_run
+from analyses.sharpness import recovery, sharpness
 from analyses.study import Cell, Study, StudyFolder
-from bilora.adapters import AUXILIARY, PRIMARY
-from landscape import (
-    EigenResult,
-    HessianOperator,
-    lanczos,
-    power_iteration,
-    sharpness_curve,
-)
+from bilora import METHODS
+from bilora.adapters import PRIMARY
+from bilora.methods.bilora import BiLora
+from landscape import EigenResult, HessianOperator, lanczos, power_iteration
 from landscape.backends.pyhessian import pyhessian_eigenvalues
 from landscape.losses import zero_one
 
@@ -53,61 +40,6 @@ def generalization(subject: Subject, progress: Progress) -> Rows:
     if PRIMARY in subject.minimum.factors:
         yield {"measure": "adapter_rank", "value": method_config(subject.study, subject.cell.method).r}
     progress(1, 1)
-
-
-def sharpness(subject: Subject, progress: Progress) -> Rows:
-    """Loss rise in balls of growing radius, over all weights and inside the run's LoRA subspace.
-
-    Both searches also start from the top eigenvectors, with either sign, and from what the run's own auxiliary last
-    added to the weights; in the record of a rise, ``algorithm`` names the start that won. The training error at the
-    worst point found stands beside the rise.
-    """
-    settings = subject.study.measures.worst_case
-    risk = subject.risk()
-    starts: dict[str, Tensor] = {}
-    for number, vector in enumerate(
-        measured_vectors(subject, "curvature")["eigenvectors"][: settings.eigenvector_starts]
-    ):
-        starts |= {f"+v{number + 1}": vector, f"-v{number + 1}": -vector}
-    if AUXILIARY in subject.minimum.factors:
-        factors = subject.minimum.factors[AUXILIARY]
-        added = risk.layout.join({name: b @ a for name, (a, b) in factors.items()})
-        if added.any():
-            starts["auxiliary"] = added
-    errors = subject.risk(loss=zero_one)
-    spaces = {"full": None, "lora": lora_subspace(subject, risk)}
-    worst = {}
-    for index, (name, space) in enumerate(spaces.items()):
-        began = time.perf_counter()
-        curve = sharpness_curve(
-            risk,
-            settings.radii,
-            steps=settings.steps,
-            restarts=settings.restarts,
-            subspace=space,
-            starts=starts,
-            halving=settings.halving,
-            seed=subject.cell.seed,
-        )
-        seconds = time.perf_counter() - began
-        num_passes = sum(result.num_passes for result in curve)
-        for result in curve:
-            if result.rho == subject.study.claims.rho:
-                worst[name] = result.epsilon
-            common = {"rho": result.rho, "subspace": name}
-            yield common | {
-                "measure": "worst_case_rise",
-                "value": result.rise,
-                "algorithm": result.winner,
-                "num_passes": result.num_passes,
-                "seconds": seconds * result.num_passes / num_passes,
-            }
-            yield common | {"measure": "one_step_rise", "value": result.one_step_rise, "num_passes": 2}
-            yield common | {"measure": "worst_case_disagreement", "value": result.disagreement}
-            error = errors.loss(errors.theta + result.epsilon)
-            yield common | {"measure": "worst_case_error", "value": error}
-        progress(index + 1, len(spaces))
-    store_vectors(subject, "sharpness", worst)
 
 
 def curvature(subject: Subject, progress: Progress) -> Rows:
@@ -143,6 +75,7 @@ MEASURES: dict[str, Callable[[Subject, Progress], Rows]] = {
     "generalization": generalization,
     "curvature": curvature,
     "sharpness": sharpness,
+    "recovery": recovery,
     "alignment": alignment,
     "surface": surface,
     "dynamics": dynamics,
@@ -150,7 +83,12 @@ MEASURES: dict[str, Callable[[Subject, Progress], Rows]] = {
 """Kinds of measurement in the order in which they build on each other."""
 
 
-NEEDS = {"sharpness": ["curvature"], "alignment": ["curvature", "sharpness"], "surface": ["curvature", "sharpness"]}
+NEEDS = {
+    "sharpness": ["curvature"],
+    "recovery": ["curvature"],
+    "alignment": ["curvature", "sharpness"],
+    "surface": ["curvature", "sharpness"],
+}
 """Kinds whose vectors another kind builds on."""
 
 
@@ -162,12 +100,18 @@ def with_needs(kinds: Iterable[str]) -> list[str]:
 
 
 def kinds_at(study: Study, cell: Cell) -> list[str]:
-    """Kinds measured at a cell: surfaces are pictures, and the first seed's are enough."""
+    """Kinds measured at a cell.
+
+    Surfaces are pictures, and the first seed's are enough; only methods with an auxiliary have a space of their own in
+    which a share of the worst case can be recovered.
+    """
     left_out = set()
     if study.measures.surface is None or cell.seed != 0:
         left_out.add("surface")
     if study.measures.dynamics is None:
         left_out.add("dynamics")
+    if not issubclass(METHODS[method_config(study, cell.method).method], BiLora):
+        left_out.add("recovery")
     return [kind for kind in MEASURES if kind not in left_out]
 
 

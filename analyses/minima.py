@@ -16,8 +16,8 @@ from analyses.records import write_atomically
 from analyses.runs import Minimum, load_minimum
 from analyses.study import Cell, Study, StudyFolder
 from analyses.tasks import Task, build_task
-from bilora.adapters import PRIMARY
-from landscape import EmpiricalRisk, LowRankSubspace, orthonormal_basis
+from landscape import EmpiricalRisk, Layout, LowRankSubspace, orthonormal_basis
+from landscape.subspaces import Kind
 
 Progress = Callable[[int, int], None]
 Rows = Iterator[dict[str, Any]]
@@ -64,12 +64,11 @@ def _vectors_path(subject: Subject, kind: str) -> Path:
     return subject.folder.measurement(subject.study, subject.cell, kind).with_suffix(".safetensors")
 
 
-def lora_subspace(subject: Subject, risk: EmpiricalRisk) -> LowRankSubspace:
-    """Tangent space of the run's primary adapter: all first-order changes of BA."""
-    factors = low_rank_factors(subject, PRIMARY)
+def factor_subspace(layout: Layout, factors: Mapping[str, tuple[Tensor, Tensor]], kind: Kind) -> LowRankSubspace:
+    """Subspace that factors (A, B) by weight open: of B's columns, of A's rows, or of both."""
     columns = {name: orthonormal_basis(b) for name, (_, b) in factors.items()}
     rows = {name: orthonormal_basis(a.T) for name, (a, _) in factors.items()}
-    return LowRankSubspace(risk.layout, columns, rows, "tangent")
+    return LowRankSubspace(layout, columns, rows, kind)
 
 
 def low_rank_factors(subject: Subject, adapter: str) -> dict[str, tuple[Tensor, Tensor]]:

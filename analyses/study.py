@@ -98,9 +98,10 @@ class SurfaceSettings(Settings):
 
 
 class AlignmentSettings(Settings):
-    """Random subspaces drawn for z-scores and p-values."""
+    """Random subspaces drawn for z-scores and p-values; whether to look at the Gauss-Newton matrix's eigenvectors."""
 
     null_samples: Annotated[int, Field(ge=2)] = 200
+    gauss_newton: bool = True
 
 
 class DynamicsSettings(Settings):
@@ -217,6 +218,7 @@ class Study(Settings):
             "generalization": {},
             "curvature": curvature | opinions,
             "sharpness": worst_case,
+            "recovery": worst_case,
             "alignment": worst_case | self.measures.alignment.model_dump(),
             "surface": worst_case | surface,
             "dynamics": {},

@@ -32,6 +32,7 @@ MINI = {
         "worst_case": {"radii": [0.1, 0.5], "steps": 3},
         "curvature": {"k": 2, "lanczos_tol": 0.001, "power_tol": 0.1},
         "surface": {"line_points": 3, "grid_points": 3, "path_points": 3},
+        "dynamics": {"snapshots": 2, "notes": 2},
         "cost_rounds": 2,
     },
     "claims": {"rho": 0.1},
@@ -85,7 +86,12 @@ def test_audit_leaves_what_it_promises(finished: Path) -> None:
         records["measure"]
     )
     rises = records[records["measure"] == "worst_case_rise"]
-    assert len(rises) == 2 * 2 * 2 * 2 and (rises["value"] >= 0).all()
+    assert {method: set(own["subspace"]) for method, own in rises.groupby("method")} == {
+        "lora": {"full", "lora"}, "bilora": {"full", "lora", "auxiliary", "random"},
+    }  # fmt: skip
+    assert len(rises) == 2 * 2 * (2 + 4) and (rises["value"] >= 0).all()
+    inside = rises.pivot_table(index=["method", "seed", "rho"], columns="subspace", values="value").dropna()
+    assert (inside[["auxiliary", "random"]].max(axis=1) <= 1.05 * inside["full"]).all()
     pictures = records[records["measure"].isin(["loss_surface", "loss_profile", "quadratic_rise"])]
     assert set(pictures["seed"]) == {0} and set(pictures["method"]) == {"lora", "bilora"}
     centre = pictures[(pictures["measure"] == "loss_surface") & (pictures["alpha"] == 0) & (pictures["beta"] == 0)]
@@ -126,6 +132,33 @@ def test_alignment_of_every_space_with_every_direction(finished: Path) -> None:
         assert len(p_values) == 2 * 4 and p_values["value"].between(1 / 201, 1).all()
     seen = records[records["measure"] == "restricted_eigenvalue_ratio"]
     assert len(seen) == 2 * 2 * 2 and seen["value"].between(0, 1.01).all()
+
+
+def test_alignment_along_training_ends_at_the_minimums(finished: Path) -> None:
+    records = pd.read_parquet(finished / "out" / "records.parquet")
+    keys = ["method", "seed", "other"]
+    steps = records[records["measure"] == "alignment_along_training"]
+    assert set(zip(steps["method"], steps["other"], strict=True)) == {
+        ("lora", "primary"), ("bilora", "primary"), ("bilora", "auxiliary"),
+    }  # fmt: skip
+    assert set(steps["k"]) == {0, 2, 4}
+    assert (steps.loc[steps["k"] == 0, "value"] == 0).all()  # B starts at zero
+    last = steps[steps["k"] == 4].set_index(keys)["value"]
+    at_minimum = records[(records["measure"] == "alignment_weighted") & (records["subspace"] == "column")]
+    expected = at_minimum.set_index(keys)["value"].reindex(last.index)
+    pd.testing.assert_series_equal(last, expected, rtol=1e-3)  # float16 snapshots
+
+
+def test_gauss_newton_eigenpairs_are_positive_and_resolved(finished: Path) -> None:
+    records = pd.read_parquet(finished / "out" / "records.parquet")
+    values, residuals = (records[records["measure"] == f"gauss_newton_{name}"] for name in ("eigenvalue", "residual"))
+    assert len(values) == len(residuals) == 2 * 2 * 2
+    assert (values["value"] > 0).all() and (residuals["value"] < 0.01).all()
+    captured = records[records["measure"] == "gauss_newton_weighted"]
+    assert {method: set(own["other"]) for method, own in captured.groupby("method")} == {
+        "lora": {"primary", "gradient"}, "bilora": {"primary", "auxiliary", "gradient"},
+    }  # fmt: skip
+    assert captured["value"].between(0, 1).all()
 
 
 def test_measure_only_what_is_asked_for(finished: Path) -> None:
