@@ -12,10 +12,10 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from analyses.records import read_json, read_records, write_atomically
+from reports.alignment_tables import alignment_table, inside_table, module_table
 from reports.figures import draw_all
 from reports.tables import (
     agreement_table,
-    alignment_table,
     claims_table,
     cost_table,
     difference_table,
@@ -43,6 +43,8 @@ def write_report(folder: Path) -> Path:
         "main": main_table(records, rho=claims["rho"]),
         "differences": difference_table(records, rho=claims["rho"]),
         "alignment": alignment_table(records),
+        "inside": inside_table(records, rho=claims["rho"]),
+        "modules": module_table(records),
         "cost": cost_table(records),
         "agreement": agreement_table(records),
         "pyhessian": pyhessian_table(records),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import zlib
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import matplotlib.colors
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -63,17 +65,45 @@ _OTHER_MARKERS = "xh<>dp8H"
 
 
 def method_style(method: str) -> MethodStyle:
-    """Marks of a method; one that is not known here gets marks that depend on its name alone."""
+    """Marks of a method.
+
+    ``lora_r2``, ``lora_r4`` … are shades of their method, darker with the rank. Other names that are not known here
+    get marks that depend on the name alone.
+
+    >>> method_style("bilora_r8").label, method_style("bilora_share_a").label
+    ('Bi-LoRA, r = 8', 'Bi-LoRA, share a')
+    """
     if method in _STYLES:
         return _STYLES[method]
     number = zlib.crc32(method.encode())
-    return MethodStyle(method, _OTHERS[number % len(_OTHERS)], _OTHER_MARKERS[number // 8 % len(_OTHER_MARKERS)], "-")
+    marker = _OTHER_MARKERS[number // 8 % len(_OTHER_MARKERS)]
+    known = max((name for name in _STYLES if method.startswith(f"{name}_")), key=len, default=None)
+    if known is None:
+        return MethodStyle(method, _OTHERS[number % len(_OTHERS)], marker, "-")
+    base, rest = _STYLES[known], method.removeprefix(f"{known}_")
+    if not re.fullmatch(r"r\d+", rest):
+        return MethodStyle(f"{base.label}, {rest.replace('_', ' ')}", _OTHERS[number % len(_OTHERS)], marker, "-")
+    octave = int(math.log2(max(1, int(rest[1:]))))
+    lightness = max(0.0, 0.7 - 0.175 * octave)
+    colour = mpl.colors.to_hex([(1 - lightness) * x + lightness for x in mpl.colors.to_rgb(base.colour)])
+    marker = _OTHER_MARKERS[octave % len(_OTHER_MARKERS)]
+    return MethodStyle(f"{base.label}, r = {rest[1:]}", colour, marker, base.line)
 
 
 def method_order(methods: Iterable[str]) -> list[str]:
-    """Known methods in their usual order, then the others by name."""
+    """Known methods in their usual order, then the others by name; numbers in a name count as numbers.
+
+    >>> method_order(["lora_r16", "lora_r2", "bilora", "lora"])
+    ['lora', 'bilora', 'lora_r2', 'lora_r16']
+    """
     present = set(methods)
-    return [name for name in _STYLES if name in present] + sorted(present - _STYLES.keys())
+    others = sorted(present - _STYLES.keys(), key=lambda name: [int(x) if x.isdigit() else x for x in _parts(name)])
+    return [name for name in _STYLES if name in present] + others
+
+
+def _parts(name: str) -> list[str]:
+    """Text and digits by turns, text first."""
+    return re.split(r"(\d+)", name)
 
 
 def plot_context() -> AbstractContextManager[None]:

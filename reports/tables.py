@@ -33,7 +33,10 @@ LATEX = {character: rf"\{character}" for character in "%_&#${}"} | {
 
 
 def main_table(records: pd.DataFrame, *, rho: float) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Main results by method: text (mean ± half-width of the 95 % interval over seeds) and plain numbers."""
+    """Main results by method, and by size of the training set where there are several.
+
+    Text has the mean ± half-width of the 95 % interval over seeds, the second frame plain numbers.
+    """
     at_rho = np.isclose(records["rho"].astype(float), rho)
     rise, space = records["measure"] == "worst_case_rise", records["subspace"]
     top = (records["measure"] == "hessian_eigenvalue") & (records["algorithm"] == "lanczos") & (records["k"] == 1)
@@ -45,20 +48,27 @@ def main_table(records: pd.DataFrame, *, rho: float) -> tuple[pd.DataFrame, pd.D
         f"rise, LoRA (rho={rho:g})": (rise & at_rho & (space == "lora"), 1.0, 3),
         "top eigenvalue": (top.fillna(False), 1.0, 2),
     }
-    shown, plain = {}, {}
-    for method in method_order(records.loc[records["measure"] == "train_loss", "method"]):
-        own = records["method"] == method
-        summary = {
-            name: (*mean_interval(scale * records.loc[own & mask, "value"]), digits)
-            for name, (mask, scale, digits) in columns.items()
-        }
-        shown[method_style(method).label] = {name: _plus_minus(*entry) for name, entry in summary.items()}
-        plain[method] = {
-            f"{name} {part}": entry[index]
-            for name, entry in summary.items()
-            for index, part in enumerate(("mean", "half-width"))
-        }
-    return _by_row(shown, "method"), _by_row(plain, "method")
+    trained = records[records["measure"] == "train_loss"]
+    sizes = sorted(trained["train_size"].unique())
+    shown, plain = [], []
+    for size in sizes:
+        of_size = records["train_size"] == size
+        examples = {"examples": size} if len(sizes) > 1 else {}
+        for method in method_order(trained.loc[trained["train_size"] == size, "method"]):
+            own = (records["method"] == method) & of_size
+            summary = {
+                name: (*mean_interval(scale * records.loc[own & mask, "value"]), digits)
+                for name, (mask, scale, digits) in columns.items()
+            }
+            texts = {name: plus_minus(*entry) for name, entry in summary.items()}
+            shown.append({"method": method_style(method).label} | examples | texts)
+            numbers = {
+                f"{name} {part}": entry[index]
+                for name, entry in summary.items()
+                for index, part in enumerate(("mean", "half-width"))
+            }
+            plain.append({"method": method} | examples | numbers)
+    return pd.DataFrame(shown), pd.DataFrame(plain)
 
 
 def difference_table(records: pd.DataFrame, *, rho: float) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -77,10 +87,10 @@ def difference_table(records: pd.DataFrame, *, rho: float) -> tuple[pd.DataFrame
             values = records[mask].pivot_table(index=["train_size", "seed"], columns="method", values="value")
             values = values.reindex(columns=[method, "lora"]).dropna()
             mean, half = mean_interval(scale * (values[method] - values["lora"]))
-            texts[name] = _plus_minus(mean, half, digits)
+            texts[name] = plus_minus(mean, half, digits)
             numbers |= {f"{name} mean": mean, f"{name} half-width": half, f"{name} pairs": len(values)}
         shown[method_style(method).label], plain[method] = texts, numbers
-    return _by_row(shown, "method"), _by_row(plain, "method")
+    return by_row(shown, "method"), by_row(plain, "method")
 
 
 def cost_table(records: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -104,38 +114,7 @@ def cost_table(records: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
             "step_over_lora": ratios["step_seconds"],
             "memory_over_lora": ratios["peak_memory_bytes"],
         }
-    return _by_row(shown, "method"), _by_row(plain, "method")
-
-
-def alignment_table(records: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """What column spaces hold of the dominant curvature, and the largest eigenvalue seen inside, by method.
-
-    The own space is the auxiliary's, or the primary's for methods without one. Shares are in percent and weighted by
-    |eigenvalue|; chance and optimum are means over the eigenvectors.
-    """
-    column = records[(records["subspace"] == "column") & (records["layer"] == "all")]
-    inside = records[(records["measure"] == "restricted_eigenvalue_ratio") & (records["subspace"] == "column")]
-    shown, plain = {}, {}
-    for method in method_order(column.loc[column["measure"] == "alignment_weighted", "method"]):
-        mine = column[column["method"] == method]
-        own = "auxiliary" if (mine["other"] == "auxiliary").any() else "primary"
-
-        def share(measure: str, other: str, mine: pd.DataFrame = mine) -> tuple[float, float]:
-            chosen = mine[(mine["measure"] == measure) & (mine["other"] == other) & (mine["k"].fillna(1) >= 1)]
-            by_run = chosen.groupby(["train_size", "seed"])["value"].mean()
-            return mean_interval(100 * by_run.to_numpy(dtype=float))
-
-        columns = {
-            "own space": share("alignment_weighted", own),
-            "chance": share("alignment_expected", own),
-            "optimum": share("alignment_optimum", own),
-            "primary": share("alignment_weighted", "primary"),
-            "gradient's top r": share("alignment_weighted", "gradient"),
-            "top eigenvalue inside": mean_interval(100 * inside.loc[inside["method"] == method, "value"]),
-        }
-        shown[method_style(method).label] = {name: _plus_minus(*pair, 1) for name, pair in columns.items()}
-        plain[method] = {name: mean for name, (mean, _) in columns.items()}
-    return _by_row(shown, "method"), _by_row(plain, "method")
+    return by_row(shown, "method"), by_row(plain, "method")
 
 
 def agreement_table(records: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -164,7 +143,7 @@ def agreement_table(records: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
         texts = {name: _scientific(value) for name, value in row.items()}
         texts |= {"eigenpairs": str(len(found)), within: _number(100 * share, 1, " %")}
         shown[algorithm.replace("_", " ")] = texts
-    return _by_row(shown, "algorithm"), _by_row(plain, "algorithm")
+    return by_row(shown, "algorithm"), by_row(plain, "algorithm")
 
 
 def pyhessian_table(records: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -241,14 +220,20 @@ def interval(low: float | None, high: float | None) -> str:
     return f"[{low:.3g}, {high:.3g}]"
 
 
-def _write(text: str, path: Path) -> None:
-    path.write_text(text)
-
-
-def _plus_minus(mean: float, half: float, digits: int) -> str:
+def plus_minus(mean: float, half: float, digits: int) -> str:
+    """Mean ± half-width; a dash for what is undefined."""
     if math.isnan(mean):
         return NOTHING
     return f"{mean:.{digits}f} ± {NOTHING if math.isnan(half) else f'{half:.{digits}f}'}"
+
+
+def by_row(rows: Mapping[str, Mapping[str, Any]], name: str) -> pd.DataFrame:
+    """One row a method or algorithm."""
+    return pd.DataFrame([{name: key} | dict(row) for key, row in rows.items()])
+
+
+def _write(text: str, path: Path) -> None:
+    path.write_text(text)
 
 
 def _number(value: Any, digits: int, unit: str = "") -> str:
@@ -257,10 +242,6 @@ def _number(value: Any, digits: int, unit: str = "") -> str:
 
 def _scientific(value: float) -> str:
     return NOTHING if math.isnan(value) else f"{value:.1e}"
-
-
-def _by_row(rows: Mapping[str, Mapping[str, Any]], name: str) -> pd.DataFrame:
-    return pd.DataFrame([{name: key} | dict(row) for key, row in rows.items()])
 
 
 def _markdown(frame: pd.DataFrame) -> str:

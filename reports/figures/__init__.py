@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -11,18 +12,21 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from analyses.records import write_atomically
 from reports.figures.accuracy_sharpness import plot_accuracy_sharpness
 from reports.figures.alignment import plot_alignment
 from reports.figures.alignment_map import plot_alignment_map
 from reports.figures.barriers import plot_barriers
-from reports.figures.dynamics import plot_dynamics
+from reports.figures.dynamics import plot_alignment_training, plot_dynamics
 from reports.figures.eigenvalues import plot_eigenvalues
+from reports.figures.numbers import figure_numbers
 from reports.figures.prediction import plot_prediction
 from reports.figures.profiles import plot_profiles
+from reports.figures.recovered import captured_over_rank, plot_capture, plot_recovered, recovered_shares
 from reports.figures.surfaces import plot_contours, plot_surfaces
 from reports.figures.sweeps import over_rank, over_train_size, plot_sweep
 from reports.figures.trajectories import plot_trajectories
-from reports.figures.worst_case import plot_worst_case
+from reports.figures.worst_case import plot_worst_case, with_ratios
 from reports.style import save_figure
 
 
@@ -35,132 +39,203 @@ class FigureFile:
     path: Path
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """A figure that could be drawn: from which records, and what its caption says."""
+
+    name: str
+    chosen: pd.DataFrame
+    caption: str
+    draw: Callable[[], Figure]
+
+
 def draw_all(records: pd.DataFrame, *, rho: float, folder: Path) -> list[FigureFile]:
-    """Draw every figure for which there are records, as PDF and PNG in ``folder``."""
-    measure = records["measure"]
-    seeds = records.loc[measure == "train_loss", "seed"].nunique()
-    bars = "bars are 95 % Student-t intervals over seeds" if seeds > 1 else "one seed has no interval"
-    means = f"Means over n = {seeds} {'seeds' if seeds > 1 else 'seed'}"
-    over = f"{means}; {bars}."
-    lanczos = (measure == "hessian_eigenvalue") & (records["algorithm"] == "lanczos")
-    at_rho = (measure == "worst_case_rise") & (records["subspace"] == "full") & np.isclose(records["rho"], rho)
-    plans: list[tuple[str, bool, str, Callable[[], Figure]]] = [
-        (
-            "worst_case_rise",
-            bool((measure == "worst_case_rise").any()),
-            "Worst-case rise of the training loss in balls around the merged weights of the adapted layers, by "
-            "gradient ascent from SAM's point and from the top eigenvectors with either sign: lower bounds of the true "
-            "maximum. Left: over all weights. Right: inside the "
-            "tangent space of the run's adapter (for methods without one, of the best rank-r fit of their update). "
-            "Lower row: the rise divided by LoRA's at the same seed. "
-            f"The grey band marks rho = {rho:g}, at which the claims are judged. {over} Marks of one radius are set "
-            "slightly apart; an interval that reaches zero is cut at a twentieth of the mean.",
-            lambda: plot_worst_case(records, rho=rho),
-        ),
-        (
-            "eigenvalues",
-            bool(lanczos.any()),
-            "Hessian eigenvalues of largest magnitude of the training loss over the adapted layers' merged weights, "
-            f"by thick-restart Lanczos; residuals stand in the agreement table. {over}",
-            lambda: plot_eigenvalues(records),
-        ),
-        (
-            "alignment",
-            bool(((measure == "captured_energy") & (records["layer"] != "all")).any()),
-            "Share of the dominant eigenvectors' blocks, layer by layer, in the column space of the auxiliary "
-            "adapter (of the primary for methods without one), averaged over the eigenvectors with equal weights. "
-            "Black: expectation for a random subspace of the same rank, r/out. Grey dotted: the most that any "
-            f"subspace of that rank could hold. {over}",
-            lambda: plot_alignment(records),
-        ),
-        (
-            "alignment_map",
-            bool(((measure == "captured_energy") & (records["layer"] != "all")).any()),
-            "The same shares eigenvector by eigenvector (1 has the largest absolute eigenvalue). White crosses: at or "
-            f"below the expectation for a random subspace. {means}.",
-            lambda: plot_alignment_map(records),
-        ),
-        (
-            "accuracy_sharpness",
-            bool((measure == "test_accuracy").any() and at_rho.any()),
-            f"Test accuracy against the worst-case rise of the training loss at rho = {rho:g} in the full space, by "
-            "projected gradient ascent (a lower bound). Faint marks are runs, large marks are means over "
-            f"n = {seeds} {'seeds' if seeds > 1 else 'seed'}; intervals stand in the main table.",
-            lambda: plot_accuracy_sharpness(records, rho=rho),
-        ),
-        (
-            "train_size",
-            records.loc[measure == "train_loss", "train_size"].nunique() > 1,
-            "Test accuracy and worst-case rise of the training loss (a lower bound) over the number of training "
-            f"examples. {over} An interval that reaches zero is cut at a twentieth of the mean.",
-            lambda: plot_sweep(over_train_size(records), rho=rho, xlabel="training examples"),
-        ),
-        (
-            "rank",
-            records.loc[measure == "adapter_rank", "value"].nunique() > 2,
-            "Test accuracy and worst-case rise of the training loss (a lower bound) over the rank of the adapters. "
-            f"{over} An interval that reaches zero is cut at a twentieth of the mean.",
-            lambda: plot_sweep(over_rank(records), rho=rho, xlabel="rank"),
-        ),
-        (
-            "profiles",
-            bool((measure == "loss_profile").any()),
-            "Training loss along unit directions through the first seed's minima, exact at the points drawn: a random "
-            "direction inside the run's LoRA subspace, one in its complement, the top Hessian eigenvector, and the "
-            f"worst case found at rho = {rho:g}. Where the loss overflows the line ends.",
-            lambda: plot_profiles(records),
-        ),
-        (
-            "contours",
-            bool((measure == "loss_surface").any()),
-            "Training loss over the plane of two unit directions through the first seed's minima (crosses): the worst "
-            f"case found inside the run's LoRA subspace at rho = {rho:g}, and the part of the full space's worst case "
-            "outside it. All panels share one logarithmic colour scale.",
-            lambda: plot_contours(records),
-        ),
-        (
-            "surfaces",
-            bool((measure == "loss_surface").any()),
-            "The contours of four methods in three dimensions, on one logarithmic height and colour scale.",
-            lambda: plot_surfaces(records),
-        ),
-        (
-            "trajectories",
-            bool((measure == "trajectory").any()),
-            "The merged weights along the first seed's training (dots, from the base model to the star) in the plane "
-            "of their first two principal components, over the training loss in that plane. All panels share one "
-            "logarithmic colour scale; methods that train all weights keep no snapshots.",
-            lambda: plot_trajectories(records),
-        ),
-        (
-            "prediction",
-            bool((measure == "quadratic_rise").any()),
-            "Worst-case rise found by the ascent over the maximum of the quadratic model, solved exactly in the span "
-            "of the gradient, its image under the Hessian and the dominant eigenvectors; first seed. At 1 (grey) the "
-            "loss behaves as its second-order expansion says; far above it, eigenvalues do not tell the sharpness.",
-            lambda: plot_prediction(records),
-        ),
-        (
-            "barriers",
-            bool((measure == "loss_barrier").any()),
-            "Barriers between the first seed's minima: the most by which the training loss on the straight line rises "
-            "above the line between the losses at its ends, over evenly spaced points (a lower bound).",
-            lambda: plot_barriers(records),
-        ),
-        (
-            "dynamics",
-            bool(measure.isin(["angle_to_final", "cos_auxiliary_gradient"]).any()),
-            "Left: largest principal angle between a factor B's column space and its final one, averaged over layers; "
-            "the grey line is 10°, below which a space counts as settled. Right: cosine between what the auxiliary "
-            "adds and the gradient at the merged weights, on the step's own batch: SAM's perturbation has 1. "
-            f"{over.replace('bars are', 'bands are')}",
-            lambda: plot_dynamics(records),
-        ),
-    ]
+    """Draw every figure for which there are records, in ``folder``: NAME.pdf, NAME.png, and its numbers in NAME.csv."""
+    runs = records.loc[records["measure"] == "train_loss", ["train_size", "seed"]].drop_duplicates()
+    seeds, sizes = runs["seed"].nunique(), runs["train_size"].nunique()
+    count = f"n = {len(runs)} {'seeds' if seeds > 1 else 'seed'}"
+    if sizes > 1:
+        count = f"n = {len(runs)} runs, {seeds} {'seeds' if seeds > 1 else 'seed'} at {sizes} sizes of the training set"
+    bars = f"bars are 95 % Student-t intervals over {'seeds' if sizes == 1 else 'runs'}"
+    bars = bars if len(runs) > 1 else "one seed has no interval"
+    plans = [*_over_runs(records, rho, count, bars), *_pictures(records, rho), *_along_training(records, count, bars)]
     drawn = []
-    for name, has_records, caption, draw in plans:
-        if has_records:
-            figure = draw()
-            drawn.append(FigureFile(name, caption, save_figure(figure, folder, name)))
+    for plan in plans:
+        if len(plan.chosen):
+            figure = plan.draw()
+            drawn.append(FigureFile(plan.name, plan.caption, save_figure(figure, folder, plan.name)))
             plt.close(figure)
+            numbers = figure_numbers(plan.chosen)
+            write_atomically(folder / f"{plan.name}.csv", partial(numbers.to_csv, index=False))
     return drawn
+
+
+def _over_runs(records: pd.DataFrame, rho: float, count: str, bars: str) -> Iterator[_Plan]:
+    """Figures of what every minimum has."""
+    measure = records["measure"]
+    means = f"Means over {count}"
+    over = f"{means}; {bars}."
+    rises = with_ratios(records)
+    ratios = rises.assign(measure="worst_case_rise_over_lora", value=rises["ratio"]).dropna(subset="value")
+    yield _Plan(
+        "worst_case_rise",
+        pd.concat([rises, ratios]),
+        "Worst-case rise of the training loss in balls around the merged weights of the adapted layers, by "
+        "gradient ascent from SAM's point and from the top eigenvectors with either sign: lower bounds of the true "
+        "maximum. Left: over all weights. Right: inside the "
+        "tangent space of the run's adapter (for methods without one, of the best rank-r fit of their update). "
+        "Lower row: the rise divided by LoRA's at the same seed. "
+        f"The grey band marks rho = {rho:g}, at which the claims are judged. {over} Marks of one radius are set "
+        "slightly apart; an interval that reaches zero is cut at a twentieth of the mean.",
+        lambda: plot_worst_case(records, rho=rho),
+    )
+    yield _Plan(
+        "eigenvalues",
+        records[(measure == "hessian_eigenvalue") & (records["algorithm"] == "lanczos")],
+        "Hessian eigenvalues of largest magnitude of the training loss over the adapted layers' merged weights, "
+        f"by thick-restart Lanczos; residuals stand in the agreement table. {over}",
+        lambda: plot_eigenvalues(records),
+    )
+    captured = records[measure.isin(["captured_energy", "captured_energy_null", "captured_energy_optimum"])]
+    by_layer = captured[captured["layer"] != "all"]
+    by_layer = by_layer if (by_layer["measure"] == "captured_energy").any() else by_layer.iloc[:0]
+    yield _Plan(
+        "alignment",
+        by_layer,
+        "Share of the dominant eigenvectors' blocks, layer by layer, in the column space of the auxiliary "
+        "adapter (of the primary for methods without one), averaged over the eigenvectors with equal weights. "
+        "Black: expectation for a random subspace of the same rank, r/out. Grey dotted: the most that any "
+        f"subspace of that rank could hold. {over}",
+        lambda: plot_alignment(records),
+    )
+    yield _Plan(
+        "alignment_map",
+        by_layer,
+        "The same shares eigenvector by eigenvector (1 has the largest absolute eigenvalue). White crosses: at or "
+        f"below the expectation for a random subspace. {means}.",
+        lambda: plot_alignment_map(records),
+    )
+    shares = recovered_shares(records)
+    yield _Plan(
+        "recovered_sharpness",
+        shares,
+        "Worst-case rise inside the tangent space of the auxiliary at the end of training, over the rise in the full "
+        "ball of the same radius: the share of the sharpness that a perturbation of the auxiliary's form can see. "
+        "Dotted: the same in a random space of equal ranks. All rises are lower bounds by the same search. "
+        f"{over} Bars that leave the axes are cut.",
+        lambda: plot_recovered(shares),
+    )
+    at_rho = (measure == "worst_case_rise") & (records["subspace"] == "full") & np.isclose(records["rho"], rho)
+    accuracy = measure == "test_accuracy"
+    yield _Plan(
+        "accuracy_sharpness",
+        records[at_rho | accuracy] if at_rho.any() and accuracy.any() else records.iloc[:0],
+        f"Test accuracy against the worst-case rise of the training loss at rho = {rho:g} in the full space, by "
+        "projected gradient ascent (a lower bound). Faint marks are runs, large marks are means over "
+        f"{count}; intervals stand in the main table.",
+        lambda: plot_accuracy_sharpness(records, rho=rho),
+    )
+    by_size, by_rank = over_train_size(records), over_rank(records)
+    swept = "Test accuracy and worst-case rise of the training loss (a lower bound) over the"
+    cut = "An interval that reaches zero is cut at a twentieth of the mean."
+    seeds = "Means over seeds; bars are 95 % Student-t intervals over them."
+    at = records[at_rho | accuracy]
+    yield _Plan(
+        "train_size",
+        at if by_size["swept"].nunique() > 1 else records.iloc[:0],
+        f"{swept} number of training examples. {seeds} {cut}",
+        lambda: plot_sweep(by_size, rho=rho, xlabel="training examples"),
+    )
+    several_ranks = by_rank["swept"].nunique() > 2
+    yield _Plan(
+        "rank",
+        at if several_ranks else records.iloc[:0],
+        f"{swept} rank of the adapters. {over} {cut}",
+        lambda: plot_sweep(by_rank, rho=rho, xlabel="rank"),
+    )
+    shares_by_rank = captured_over_rank(records, rho=rho) if several_ranks else records.iloc[:0]
+    yield _Plan(
+        "captured_rank",
+        shares_by_rank,
+        "Left: share of the Hessian's dominant eigenvectors, weighted by |eigenvalue|, in the column spaces of the "
+        "auxiliary, of the primary and of the gradient's top r singular vectors, against a random space and against "
+        "the most that a space of that rank could hold. Right: worst-case rise inside the auxiliary's tangent space "
+        f"over the rise in the full ball at rho = {rho:g}, and the same in a random space. {over}",
+        lambda: plot_capture(shares_by_rank),
+    )
+
+
+def _pictures(records: pd.DataFrame, rho: float) -> Iterator[_Plan]:
+    """Figures of the first seed."""
+    measure = records["measure"]
+    yield _Plan(
+        "profiles",
+        records[measure == "loss_profile"],
+        "Training loss along unit directions through the first seed's minima, exact at the points drawn: a random "
+        "direction inside the run's LoRA subspace, one in its complement, the top Hessian eigenvector, and the "
+        f"worst case found at rho = {rho:g}. Where the loss overflows the line ends.",
+        lambda: plot_profiles(records),
+    )
+    grid = records[measure == "loss_surface"]
+    yield _Plan(
+        "contours",
+        grid,
+        "Training loss over the plane of two unit directions through the first seed's minima (crosses): the worst "
+        f"case found inside the run's LoRA subspace at rho = {rho:g}, and the part of the full space's worst case "
+        "outside it. All panels share one logarithmic colour scale.",
+        lambda: plot_contours(records),
+    )
+    yield _Plan(
+        "surfaces",
+        grid,
+        "The contours of four methods in three dimensions, on one logarithmic height and colour scale.",
+        lambda: plot_surfaces(records),
+    )
+    yield _Plan(
+        "trajectories",
+        records[measure.isin(["trajectory", "trajectory_loss", "trajectory_variance"])],
+        "The merged weights along the first seed's training (dots, from the base model to the star) in the plane "
+        "of their first two principal components, over the training loss in that plane. All panels share one "
+        "logarithmic colour scale; methods that train all weights keep no snapshots.",
+        lambda: plot_trajectories(records),
+    )
+    predicted = records[measure == "quadratic_rise"]
+    found = records[(measure == "worst_case_rise") & (records["subspace"] == "full") & (records["seed"] == 0)]
+    yield _Plan(
+        "prediction",
+        pd.concat([predicted, found]) if len(predicted) else predicted,
+        "Worst-case rise found by the ascent over the maximum of the quadratic model, solved exactly in the span "
+        "of the gradient, its image under the Hessian and the dominant eigenvectors; first seed. At 1 (grey) the "
+        "loss behaves as its second-order expansion says; far above it, eigenvalues do not tell the sharpness.",
+        lambda: plot_prediction(records),
+    )
+    yield _Plan(
+        "barriers",
+        records[measure == "loss_barrier"],
+        "Barriers between the first seed's minima: the most by which the training loss on the straight line rises "
+        "above the line between the losses at its ends, over evenly spaced points (a lower bound).",
+        lambda: plot_barriers(records),
+    )
+
+
+def _along_training(records: pd.DataFrame, count: str, bars: str) -> Iterator[_Plan]:
+    """Figures over the steps of training."""
+    measure = records["measure"]
+    over = f"Means over {count}; {bars.replace('bars are', 'bands are')}."
+    yield _Plan(
+        "dynamics",
+        records[measure.isin(["angle_to_final", "cos_auxiliary_gradient"])],
+        "Left: largest principal angle between a factor B's column space and its final one, averaged over layers; "
+        "the grey line is 10°, below which a space counts as settled. Right: cosine between what the auxiliary "
+        "adds and the gradient at the merged weights, on the step's own batch: SAM's perturbation has 1. "
+        f"{over}",
+        lambda: plot_dynamics(records),
+    )
+    yield _Plan(
+        "alignment_training",
+        records[measure == "alignment_along_training"],
+        "Share of the dominant Hessian eigenvectors of the minimum that training ends in, weighted by |eigenvalue|, "
+        "in the column spaces of the factors B on the way there. B starts at zero, with no space; the space of the "
+        f"random auxiliary shows chance. {over}",
+        lambda: plot_alignment_training(records),
+    )

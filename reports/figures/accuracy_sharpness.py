@@ -6,6 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from reports.style import ONE_COLUMN, method_order, method_style, plot_context
 
@@ -30,7 +31,7 @@ def plot_accuracy_sharpness(records: pd.DataFrame, *, rho: float) -> Figure:
                 color=style.colour,
                 marker=style.marker,
                 s=3 * area,
-                edgecolor="white",
+                edgecolor="white" if style.marker in Line2D.filled_markers else None,
                 lw=0.6,
                 label=style.label,
                 zorder=3,

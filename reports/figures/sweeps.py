@@ -5,9 +5,10 @@ from __future__ import annotations
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from reports.style import TWO_COLUMNS, mean_interval, method_order, method_style, plot_context
+from reports.style import TWO_COLUMNS, MethodStyle, mean_interval, method_order, method_style, plot_context
 
 
 def over_train_size(records: pd.DataFrame) -> pd.DataFrame:
@@ -41,27 +42,40 @@ def plot_sweep(swept: pd.DataFrame, *, rho: float, xlabel: str) -> Figure:
         for ax, (chosen, scale, label, yscale) in zip(axes, panels, strict=True):
             for curve in method_order(chosen["curve"]):
                 own = chosen[chosen["curve"] == curve]
-                at = sorted(float(x) for x in own["swept"].unique())
-                summary = np.array([mean_interval(scale * own.loc[own["swept"] == x, "value"]) for x in at])
-                style = method_style(curve)
-                low = np.minimum(np.nan_to_num(summary[:, 1]), 0.95 * summary[:, 0] if yscale == "log" else np.inf)
-                ax.errorbar(
-                    at,
-                    summary[:, 0],
-                    yerr=[low, np.nan_to_num(summary[:, 1])],
-                    color=style.colour,
-                    marker=style.marker,
-                    ms=style.marker_size,
-                    ls=style.line,
-                    elinewidth=0.7,
-                    label=style.label,
-                )
-            ax.set_xscale("log")
+                own = own.assign(value=scale * own["value"])
+                draw_curve(ax, own, method_style(curve), logarithmic=yscale == "log")
             ax.set_yscale(yscale)
-            ticks = sorted(float(x) for x in chosen["swept"].unique())
-            ax.set_xticks(ticks, [f"{x:g}" for x in ticks])
-            ax.minorticks_off()
-            ax.set_xlabel(xlabel)
+            mark_swept(ax, chosen["swept"], xlabel)
             ax.set_ylabel(label)
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure
+
+
+def draw_curve(
+    ax: Axes, own: pd.DataFrame, style: MethodStyle, *, label: str | None = None, logarithmic: bool = False
+) -> None:
+    """Mean of ``value`` over ``swept`` with bars over seeds; on a logarithmic axis a bar stops short of 0."""
+    at = sorted(float(x) for x in own["swept"].unique())
+    summary = np.array([mean_interval(own.loc[own["swept"] == x, "value"]) for x in at])
+    half = np.nan_to_num(summary[:, 1])
+    low = np.minimum(half, 0.95 * summary[:, 0] if logarithmic else np.inf)
+    ax.errorbar(
+        at,
+        summary[:, 0],
+        yerr=[low, half],
+        color=style.colour,
+        marker=style.marker,
+        ms=style.marker_size,
+        ls=style.line,
+        elinewidth=0.7,
+        label=label or style.label,
+    )
+
+
+def mark_swept(ax: Axes, swept: pd.Series, xlabel: str) -> None:
+    """A logarithmic axis with a tick at every value that was swept."""
+    ax.set_xscale("log")
+    ticks = sorted(float(x) for x in swept.unique())
+    ax.set_xticks(ticks, [f"{x:g}" for x in ticks])
+    ax.minorticks_off()
+    ax.set_xlabel(xlabel)

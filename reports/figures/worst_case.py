@@ -27,7 +27,7 @@ def plot_worst_case(records: pd.DataFrame, *, rho: float) -> Figure:
     Returns:
         A figure with a column for the full space and one for the LoRA subspace.
     """
-    rises = _with_ratios(records[records["measure"] == "worst_case_rise"])
+    rises = with_ratios(records)
     rows = {"value": "worst-case loss rise (nats)"}
     if rises["ratio"].notna().any():
         rows["ratio"] = f"rise over {method_style(REFERENCE).label}'s, same seed"
@@ -81,8 +81,9 @@ def draw_rises(rises: pd.DataFrame, *, column: str, ax: Axes) -> Axes:
     return ax
 
 
-def _with_ratios(rises: pd.DataFrame) -> pd.DataFrame:
-    """Add the rise over the reference's at the same seed, space and radius; undefined where that rise is 0."""
+def with_ratios(records: pd.DataFrame) -> pd.DataFrame:
+    """Rises, with the rise over the reference's at the same seed, space and radius; undefined where that is 0."""
+    rises = records[(records["measure"] == "worst_case_rise") & records["subspace"].isin(list(PANELS))]
     keys = ["train_size", "seed", "subspace", "rho"]
     reference = rises.loc[rises["method"] == REFERENCE, [*keys, "value"]].rename(columns={"value": "reference"})
     joined = rises.merge(reference, on=keys, how="left")

@@ -78,7 +78,7 @@ def test_audit_leaves_what_it_promises(finished: Path) -> None:
     ):
         assert (out / name).is_file(), name
     assert len(list((out / "runs").iterdir())) == 4
-    assert {path.suffix for path in (out / "figures").iterdir()} == {".pdf", ".png"}
+    assert {path.suffix for path in (out / "figures").iterdir()} == {".pdf", ".png", ".csv"}
     assert {path.suffix for path in (out / "tables").iterdir()} == {".tex", ".md", ".csv"}
     records = pd.read_parquet(out / "records.parquet")
     expected = {"train_loss", "test_accuracy", "worst_case_rise", "one_step_rise", "hessian_eigenvalue"}

@@ -14,7 +14,6 @@ from analyses.records import records_frame
 from reports.style import mean_interval
 from reports.tables import (
     agreement_table,
-    alignment_table,
     claims_table,
     cost_table,
     difference_table,
@@ -142,24 +141,15 @@ def test_differences_are_paired_by_seed() -> None:
     assert shown["rise, full (rho=0.1)"][0] == "–"
 
 
-def test_alignment_is_of_the_own_space_and_weighted() -> None:
-    rows = []
-    for seed in range(3):
-        for method, own in (("lora", "primary"), ("bilora", "auxiliary")):
-            base = {"study": "s", "method": method, "seed": seed, "train_size": 10}
-            pooled = base | {"subspace": "column", "layer": "all"}
-            for other, value in {own: 0.4, "primary": 0.3, "gradient": 0.7}.items():
-                rows.append(pooled | {"other": other, "measure": "alignment_weighted", "value": value})
-                for k in (0, 1, 2):
-                    rows.append(
-                        pooled | {"other": other, "measure": "alignment_expected", "k": k, "value": 0.1 * (k > 0)}
-                    )
-            seen = {"subspace": "column", "other": own, "k": 1, "measure": "restricted_eigenvalue_ratio", "value": 0.25}
-            rows.append(base | seen)
-    shown, plain = alignment_table(records_frame(rows))
-    table = plain.set_index("method")
-    assert table.loc["bilora", "own space"] == pytest.approx(40) and table.loc["bilora", "primary"] == pytest.approx(30)
-    assert table.loc["lora", "own space"] == pytest.approx(30)
-    assert table.loc["bilora", "chance"] == pytest.approx(10)
-    assert table.loc["bilora", "top eigenvalue inside"] == pytest.approx(25)
-    assert shown["optimum"].tolist() == ["–", "–"]
+def test_main_table_has_a_row_a_size_when_there_are_several(records: pd.DataFrame) -> None:
+    few = records[records["method"].isin(["lora", "bilora"])]
+    smaller = few.assign(train_size=20, value=few["value"] / 2)
+    shown, plain = main_table(pd.concat([few, smaller]), rho=RHO)
+    assert list(zip(shown["method"], shown["examples"], strict=True)) == [
+        ("LoRA", 20),
+        ("Bi-LoRA", 20),
+        ("LoRA", 100),
+        ("Bi-LoRA", 100),
+    ]
+    rises = plain["rise, full (rho=0.1) mean"]
+    assert rises[0] == pytest.approx(rises[2] / 2)

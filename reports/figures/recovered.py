@@ -1,0 +1,102 @@
+"""Share of the worst case that the adapters' spaces can see, over the radius and over the rank."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from reports.figures.sweeps import draw_curve, mark_swept, over_rank
+from reports.style import ONE_COLUMN, TWO_COLUMNS, MethodStyle, method_order, method_style, plot_context
+
+RANDOM = MethodStyle("random space of the same ranks", "0.5", "x", ":")
+
+
+def recovered_shares(records: pd.DataFrame) -> pd.DataFrame:
+    """Rise inside the auxiliary's tangent space, and inside a random one, over that in the full ball.
+
+    Returns:
+        Records with the measure ``recovered_share``; none where the full rise is 0.
+    """
+    keys = ["method", "train_size", "seed", "rho"]
+    rises = records[records["measure"] == "worst_case_rise"]
+    full = rises[rises["subspace"] == "full"].set_index(keys)["value"].rename("full")
+    inside = rises[rises["subspace"].isin(["auxiliary", "random"])].join(full, on=keys)
+    inside = inside[inside["full"] > 0]
+    return inside.assign(measure="recovered_share", value=inside["value"] / inside["full"]).drop(columns="full")
+
+
+def captured_over_rank(records: pd.DataFrame, *, rho: float) -> pd.DataFrame:
+    """What `plot_capture` shows: shares by rank, with ``swept`` and ``curve``."""
+    swept = over_rank(pd.concat([records, recovered_shares(records)], ignore_index=True))
+    recovered = swept[(swept["measure"] == "recovered_share") & np.isclose(swept["rho"], rho)]
+    shares = swept[swept["measure"].isin(["alignment_weighted", "alignment_expected", "alignment_optimum"])]
+    shares = shares[(shares["subspace"] == "column") & (shares["layer"] == "all") & (shares["k"].fillna(1) > 0)]
+    of_adapters = (shares["measure"] == "alignment_weighted") | (shares["other"] != "gradient")
+    return pd.concat([shares[of_adapters], recovered])
+
+
+def plot_capture(chosen: pd.DataFrame) -> Figure:
+    """Left: share of the dominant curvature in column spaces over the rank. Right: recovered share of the rise.
+
+    Args:
+        chosen: What `captured_over_rank` returns.
+    """
+    weighted, recovered = (chosen[chosen["measure"] == name] for name in ("alignment_weighted", "recovered_share"))
+    with plot_context():
+        figure, (left, right) = plt.subplots(1, 2, figsize=(TWO_COLUMNS, 2.8), sharey=True)
+        for curve in method_order(weighted["curve"]):
+            own, style = weighted[weighted["curve"] == curve], method_style(curve)
+            for other, line, marker in (("auxiliary", "--", "*"), ("primary", "-", "o"), ("gradient", ":", "^")):
+                part = own[own["other"] == other]
+                if len(part):
+                    name = "gradient's top r" if other == "gradient" else other
+                    marks = replace(style, line=line, marker=marker)
+                    draw_curve(left, part, marks, label=f"{style.label}, {name}")
+        for measure, label, line in (
+            ("alignment_expected", "random space (expected)", "-"),
+            ("alignment_optimum", "optimum of the rank", ":"),
+        ):
+            reference = chosen[chosen["measure"] == measure].groupby("swept")["value"].mean()
+            left.plot(reference.index, reference, color="0.4", lw=1.0, ls=line, label=label)
+        left.set_ylabel("captured share of curvature")
+        left.set_ylim(0, 1.05)
+        for curve in method_order(recovered["curve"]):
+            own = recovered[recovered["curve"] == curve]
+            style = replace(method_style(curve), line="--", marker="*")
+            draw_curve(right, own[own["subspace"] == "auxiliary"], style)
+            draw_curve(right, own[own["subspace"] == "random"], RANDOM)
+        right.set_ylabel("recovered share of the rise")
+        right.yaxis.set_tick_params(labelleft=True)
+        for ax in (left, right):
+            mark_swept(ax, weighted["swept"], "rank")
+        handles, labels = left.get_legend_handles_labels()
+        extra = dict(zip(*reversed(right.get_legend_handles_labels()), strict=True))
+        extra = {label: handle for label, handle in extra.items() if label == RANDOM.label}
+        figure.legend([*handles, *extra.values()], [*labels, *extra], loc="outside lower center", ncols=3)
+    return figure
+
+
+def plot_recovered(shares: pd.DataFrame) -> Figure:
+    """Recovered share of the worst-case rise over the radius, by method, beside random spaces.
+
+    Args:
+        shares: What `recovered_shares` returns.
+    """
+    shares = shares.assign(swept=shares["rho"])
+    with plot_context():
+        figure, ax = plt.subplots(figsize=(ONE_COLUMN, 3.3))
+        for method in method_order(shares["method"]):
+            own, style = shares[shares["method"] == method], method_style(method)
+            draw_curve(ax, own[own["subspace"] == "auxiliary"], style)
+            random = own[own["subspace"] == "random"].groupby("swept")["value"].mean()
+            ax.plot(random.index, random, color=style.colour, ls=RANDOM.line, lw=1.0)
+        ax.plot([], [], color=RANDOM.colour, ls=RANDOM.line, lw=1.0, label=RANDOM.label)
+        mark_swept(ax, shares["swept"], "radius rho of the ball")
+        ax.set_ylim(0, 1.05)
+        ax.set_ylabel("recovered share of the rise")
+        figure.legend(loc="outside lower center", ncols=2)
+    return figure
