@@ -57,6 +57,14 @@ _STYLES = {
     "dual_lora": MethodStyle("Dual LoRA", "#E69F00", "v", ":"),
     "random_aux": MethodStyle("Random aux.", "#CC79A7", "^", ":"),
     "lora_2r": MethodStyle("LoRA rank 2r", "#999999", "P", ":"),
+    # Variants of the preset digits-ablation, in colours of Tol's muted scheme.
+    "bilora_layerwise": MethodStyle("Bi-LoRA, clip by layer", "#332288", "h", "-"),
+    "bilora_noclip": MethodStyle("Bi-LoRA, no clip", "#88CCEE", "<", "-"),
+    "bilora_share_a": MethodStyle("Bi-LoRA, shared A", "#44AA99", ">", "-"),
+    "bilora_share_b": MethodStyle("Bi-LoRA, shared B", "#117733", "d", "-"),
+    "bilora_rho_small": MethodStyle("Bi-LoRA, small rho", "#DDCC77", "p", "-"),
+    "bilora_equal_rate": MethodStyle("Bi-LoRA, equal rates", "#882255", "8", "-"),
+    "bilora_cosine": MethodStyle("Bi-LoRA, rho by cosine", "#AA4499", "x", "-"),
 }
 
 
@@ -70,8 +78,8 @@ def method_style(method: str) -> MethodStyle:
     ``lora_r2``, ``lora_r4`` … are shades of their method, darker with the rank. Other names that are not known here
     get marks that depend on the name alone.
 
-    >>> method_style("bilora_r8").label, method_style("bilora_share_a").label
-    ('Bi-LoRA, r = 8', 'Bi-LoRA, share a')
+    >>> method_style("bilora_r8").label, method_style("bilora_half_rate").label
+    ('Bi-LoRA, r = 8', 'Bi-LoRA, half rate')
     """
     if method in _STYLES:
         return _STYLES[method]

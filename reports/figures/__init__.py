@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from analyses.records import write_atomically
 from reports.figures.accuracy_sharpness import plot_accuracy_sharpness
-from reports.figures.alignment import plot_alignment
+from reports.figures.alignment import CAPTURED, plot_alignment, shown_methods
 from reports.figures.alignment_map import plot_alignment_map
 from reports.figures.barriers import plot_barriers
 from reports.figures.dynamics import plot_alignment_training, plot_dynamics
@@ -96,12 +96,12 @@ def _over_runs(records: pd.DataFrame, rho: float, count: str, bars: str) -> Iter
         f"by thick-restart Lanczos; residuals stand in the agreement table. {over}",
         lambda: plot_eigenvalues(records),
     )
-    captured = records[measure.isin(["captured_energy", "captured_energy_null", "captured_energy_optimum"])]
+    captured = records[measure.isin(CAPTURED)]
     by_layer = captured[captured["layer"] != "all"]
     by_layer = by_layer if (by_layer["measure"] == "captured_energy").any() else by_layer.iloc[:0]
     yield _Plan(
         "alignment",
-        by_layer,
+        by_layer[by_layer["method"].isin(shown_methods(by_layer))],
         "Share of the dominant eigenvectors' blocks, layer by layer, in the column space of the auxiliary "
         "adapter (of the primary for methods without one), averaged over the eigenvectors with equal weights. "
         "Black: expectation for a random subspace of the same rank, r/out. Grey dotted: the most that any "

@@ -9,21 +9,26 @@ from matplotlib.figure import Figure
 
 from reports.style import TWO_COLUMNS, mean_interval, method_order, method_style, plot_context
 
+CAPTURED = ("captured_energy", "captured_energy_null", "captured_energy_optimum")
 SHOWN = ("bilora", "lora", "lora_sam", "random_aux")
+LEGIBLE = 5
+"""Methods beyond which the marks of neighbouring layers would run into each other."""
 
 
 def plot_alignment(records: pd.DataFrame) -> Figure:
     """Captured share by layer, mean over the dominant eigenvectors and seeds, against null and optimum."""
     chosen = records[(records["subspace"] == "column") & (records["layer"] != "all")]
-    methods = [name for name in method_order(chosen["method"]) if name in SHOWN] or method_order(chosen["method"])
+    chosen = chosen[chosen["measure"].isin(CAPTURED)]
+    methods = shown_methods(chosen)
     layers = list(dict.fromkeys(chosen["layer"]))
     positions = np.arange(len(layers))
     with plot_context():
         figure, ax = plt.subplots(figsize=(TWO_COLUMNS, 3.6))
         for index, method in enumerate(methods):
             own = chosen[chosen["method"] == method]
-            per_seed = own[own["measure"] == "captured_energy"].groupby(["seed", "layer"])["value"].mean().unstack()
-            summary = np.array([mean_interval(shares) for _, shares in per_seed.reindex(columns=layers).items()])
+            shares = own[own["measure"] == "captured_energy"]
+            per_run = shares.groupby(["train_size", "seed", "layer"])["value"].mean().unstack()
+            summary = np.array([mean_interval(column) for _, column in per_run.reindex(columns=layers).items()])
             style = method_style(method)
             ax.errorbar(
                 positions + 0.14 * (index - (len(methods) - 1) / 2),
@@ -47,10 +52,17 @@ def plot_alignment(records: pd.DataFrame) -> Figure:
         ax.set_xlim(-0.6, len(layers) - 0.4)
         low, high = ax.get_ylim()
         ax.set_ylim(min(0.0, low), max(1.02, high))
-        ax.set_ylabel("captured share of the layer's block")
+        ax.set_ylabel("captured share of the block")
         ax.set_xlabel("adapted layer (block · module)")
         figure.legend(loc="outside lower center", ncols=3)
     return figure
+
+
+def shown_methods(records: pd.DataFrame) -> list[str]:
+    """The methods of the figure: the usual ones, or all of a study that has none of these; at most `LEGIBLE`."""
+    methods = method_order(records["method"])
+    chosen = [name for name in methods if name in SHOWN] or methods
+    return chosen if len(chosen) <= LEGIBLE else []
 
 
 def short_name(layer: str) -> str:

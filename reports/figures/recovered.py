@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from reports.figures.sweeps import draw_curve, mark_swept, over_rank
 from reports.style import ONE_COLUMN, TWO_COLUMNS, MethodStyle, method_order, method_style, plot_context
 
-RANDOM = MethodStyle("random space of the same ranks", "0.5", "x", ":")
+RANDOM = MethodStyle("random space", "0.5", "x", ":")
 
 
 def recovered_shares(records: pd.DataFrame) -> pd.DataFrame:

@@ -85,6 +85,8 @@ def _alignment(method: str, rng: np.random.Generator) -> Iterator[dict[str, Any]
             yield common | {"measure": "captured_energy", "value": 0.125 + excess * rng.uniform(0.5, 1.5)}
             yield common | {"measure": "captured_energy_null", "value": 0.125}
             yield common | {"measure": "captured_energy_optimum", "value": 0.9}
+    exchanged = {"layer": "20 layers of 64 outputs", "subspace": "column"}
+    yield exchanged | {"measure": "pairing_p_value", "value": 0.01}
 
 
 def _pictures(method: str, sharp: float) -> Iterator[dict[str, Any]]:

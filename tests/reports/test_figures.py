@@ -134,6 +134,12 @@ def test_alignment_leaves_a_gap_where_a_layer_is_missing(records: pd.DataFrame) 
     assert np.isfinite(means).sum() == len(LAYERS) - 1
 
 
+def test_alignment_of_many_variants_is_left_to_the_map(tmp_path: Path) -> None:
+    records = made_up_records(tuple(f"bilora_r{2**power}" for power in range(6)), num_seeds=1)
+    drawn = {one.name for one in draw_all(records, rho=RHO, folder=tmp_path)}
+    assert "alignment_map" in drawn and "alignment" not in drawn
+
+
 def test_accuracy_against_sharpness_has_a_point_a_run_and_a_mean_a_method(records: pd.DataFrame) -> None:
     figure = plot_accuracy_sharpness(records, rho=RHO)
     (ax,) = figure.axes
