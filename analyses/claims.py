@@ -17,10 +17,14 @@ from analyses.verdicts import Claim, Evidence, Part, both, higher_is_better, low
 
 Array = NDArray[np.float64]
 BILORA, LORA = "bilora", "lora"
+FULL_SAM = ("lora_sam_full", "sam")
+CONTROLS = ("dual_lora", "random_aux", "lora_2r")
 
 
 def judge(records: pd.DataFrame, settings: ClaimSettings) -> list[Claim]:
-    """Judge every claim; see `analyses.verdicts.verdicts`.
+    """Judge every claim of which the study has Bi-LoRA and a method to compare it with.
+
+    See `analyses.verdicts.verdicts`.
 
     Args:
         records: Records of the study.
@@ -29,8 +33,12 @@ def judge(records: pd.DataFrame, settings: ClaimSettings) -> list[Claim]:
     Returns:
         One entry a claim, in the order of their numbers.
     """
-    table = _Values(records, settings.rho)
-    drafts = [(number, statement, make(table, settings)) for number, statement, make in _claims(settings)]
+    table, present = _Values(records, settings.rho), set(records["method"])
+    drafts = [
+        (number, statement, make(table, settings))
+        for number, statement, make, others in _claims(settings)
+        if BILORA in present and not present.isdisjoint(others)
+    ]
     return verdicts(drafts, alpha=settings.alpha, family="claims")
 
 
@@ -46,24 +54,21 @@ def claims_document(records: pd.DataFrame, settings: ClaimSettings) -> dict[str,
 
 def _claims(
     settings: ClaimSettings,
-) -> list[tuple[int, str, Callable[[_Values, ClaimSettings], list[Evidence]]]]:
+) -> list[tuple[int, str, Callable[[_Values, ClaimSettings], list[Evidence]], tuple[str, ...]]]:
+    """Number, statement, evidence, and the methods that Bi-LoRA is compared with."""
     rho, share = f"{settings.rho:g}", f"{settings.recovered_share:.0%}"
+    below = f"Bi-LoRA's worst-case loss rise in the full space (rho = {rho}) is below"
+    recovers = f"Bi-LoRA recovers at least {share} of full SAM's reduction of the worst-case rise"
+    step = f"A Bi-LoRA step takes at most {settings.step_ratio:g} times a LoRA step and less than a LoRA-SAM step"
+    captures = "The auxiliary captures more of the dominant curvature than a random subspace"
     return [
-        (1, f"Bi-LoRA's worst-case loss rise in the full space (rho = {rho}) is below LoRA's", _below(LORA)),
-        (
-            2,
-            f"Bi-LoRA's worst-case loss rise in the full space (rho = {rho}) is below LoRA-SAM's",
-            _below("lora_sam"),
-        ),
-        (3, f"Bi-LoRA recovers at least {share} of full SAM's reduction of the worst-case rise", _recovered),
-        (4, "Bi-LoRA's test accuracy is above LoRA's", _accuracy),
-        (
-            5,
-            f"A Bi-LoRA step takes at most {settings.step_ratio:g} times a LoRA step and less than a LoRA-SAM step",
-            _step_time,
-        ),
-        (6, "The auxiliary captures more of the dominant curvature than a random subspace", _captured),
-        (7, "Bi-LoRA's reduction exceeds that of every control", _below("dual_lora", "random_aux", "lora_2r")),
+        (1, f"{below} LoRA's", _below(LORA), (LORA,)),
+        (2, f"{below} LoRA-SAM's", _below("lora_sam"), ("lora_sam",)),
+        (3, recovers, _recovered, FULL_SAM),
+        (4, "Bi-LoRA's test accuracy is above LoRA's", _accuracy, (LORA,)),
+        (5, step, _step_time, (LORA, "lora_sam")),
+        (6, captures, _captured, (BILORA,)),
+        (7, "Bi-LoRA's reduction exceeds that of every control", _below(*CONTROLS), CONTROLS),
     ]
 
 
@@ -104,7 +109,7 @@ def _below(*others: str) -> Callable[[_Values, ClaimSettings], list[Evidence]]:
 
 def _recovered(values: _Values, settings: ClaimSettings) -> list[Evidence]:
     found = []
-    for reference in ("lora_sam_full", "sam"):
+    for reference in FULL_SAM:
         rise = "worst_case_rise"
         lora, bilora, ideal = values.pairs((LORA, rise), (BILORA, rise), (reference, rise))
         ratio, low, high = fieller(lora - bilora, lora - ideal)

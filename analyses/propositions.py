@@ -55,8 +55,7 @@ def judge_propositions(records: pd.DataFrame, *, alpha: float) -> list[Claim]:
             values.closer_predictor(),
         ),
     ]
-    drafts = [draft for draft in drafts if draft[2]]
-    return verdicts(drafts, alpha=alpha, family="propositions") if drafts else []
+    return verdicts([draft for draft in drafts if draft[2]], alpha=alpha, family="propositions")
 
 
 class _Values:

@@ -80,6 +80,8 @@ def verdicts(drafts: Sequence[Draft], *, alpha: float, family: str) -> list[Clai
     Returns:
         One entry a draft, in the same order.
     """
+    if not drafts:
+        return []
     raw = [_two_sided(evidence) for _, _, evidence in drafts]
     adjusted = multipletests([p for p, _ in raw], alpha=alpha, method="holm")[1]
     test = f"paired Student t over seeds, Holm over {len(drafts)} {family}"

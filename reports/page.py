@@ -84,7 +84,7 @@ def claims_text(claims: Mapping[str, Any]) -> str:
 
 
 def _lines(claims: Sequence[Mapping[str, Any]]) -> list[str]:
-    lines = []
+    lines = [] if claims else ["none: the study lacks the methods that they compare"]
     for claim in claims:
         for index, line in enumerate(textwrap.wrap(claim["statement"], 60)):
             left = f"({claim['number']})" if index == 0 else ""

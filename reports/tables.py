@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -72,7 +73,10 @@ def main_table(records: pd.DataFrame, *, rho: float) -> tuple[pd.DataFrame, pd.D
 
 
 def difference_table(records: pd.DataFrame, *, rho: float) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Paired differences to LoRA at the same seed and training-set size: mean ± half-width of the 95 % interval."""
+    """Paired differences to LoRA at the same seed and training-set size: mean ± half-width of the 95 % interval.
+
+    ``bilora_r2`` is compared with ``lora_r2`` where the study has it.
+    """
     rise = (records["measure"] == "worst_case_rise") & np.isclose(records["rho"].astype(float), rho)
     columns = {
         "test accuracy (points)": (records["measure"] == "test_accuracy", 100.0, 1),
@@ -80,17 +84,28 @@ def difference_table(records: pd.DataFrame, *, rho: float) -> tuple[pd.DataFrame
         f"rise, LoRA (rho={rho:g})": (rise & (records["subspace"] == "lora"), 1.0, 3),
     }
     shown, plain = {}, {}
-    for method in [name for name in method_order(records["method"].dropna()) if name != "lora"]:
+    present = set(records["method"].dropna())
+    baselines = {method: _baseline(method, present) for method in method_order(present)}
+    for method, baseline in baselines.items():
+        if method == baseline:
+            continue
         texts: dict[str, str] = {}
         numbers: dict[str, float] = {}
         for name, (mask, scale, digits) in columns.items():
             values = records[mask].pivot_table(index=["train_size", "seed"], columns="method", values="value")
-            values = values.reindex(columns=[method, "lora"]).dropna()
-            mean, half = mean_interval(scale * (values[method] - values["lora"]))
+            values = values.reindex(columns=[method, baseline]).dropna()
+            mean, half = mean_interval(scale * (values[method] - values[baseline]))
             texts[name] = plus_minus(mean, half, digits)
             numbers |= {f"{name} mean": mean, f"{name} half-width": half, f"{name} pairs": len(values)}
         shown[method_style(method).label], plain[method] = texts, numbers
     return by_row(shown, "method"), by_row(plain, "method")
+
+
+def _baseline(method: str, present: set[str]) -> str:
+    """LoRA, at the same rank in a study of ranks."""
+    rank = re.search(r"_r\d+$", method)
+    at_rank = f"lora{rank[0]}" if rank else ""
+    return at_rank if at_rank in present else "lora"
 
 
 def cost_table(records: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -89,11 +89,25 @@ def test_holm_matches_its_definition() -> None:
     assert {claim.number: claim.p_adjusted for claim in claims} == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("seeds", [0, 1])
-def test_too_few_seeds_are_undecided_not_an_error(seeds: int) -> None:
-    records = made_up(RISES, seeds=max(seeds, 1))
-    document = claims_document(records.iloc[:0] if seeds == 0 else records, SETTINGS)
-    assert {claim["verdict"] for claim in document["claims"]} == {"undecided"}  # type: ignore[attr-defined]
+def test_one_seed_is_undecided_not_an_error() -> None:
+    claims = judge(made_up(RISES, seeds=1), SETTINGS)
+    assert len(claims) == 7 and {claim.verdict for claim in claims} == {"undecided"}
+
+
+def test_claims_about_methods_that_the_study_lacks_are_not_judged() -> None:
+    few = judge(made_up({method: RISES[method] for method in ("lora", "bilora", "sam")}), SETTINGS)
+    assert [claim.number for claim in few] == [1, 3, 4, 5, 6]
+    assert few[0].test.endswith("Holm over 5 claims")
+    document = claims_document(made_up({"lora": 1.0}), SETTINGS)
+    assert document["claims"] == [] and document["propositions"] == []
+    assert judge(records_frame([]), SETTINGS) == []
+
+
+def test_a_claim_whose_values_are_undefined_stays_undecided() -> None:
+    records = made_up(RISES)
+    diverged = (records["method"] == "bilora") & (records["measure"] == "worst_case_rise")
+    claims = judge(records.assign(value=records["value"].mask(diverged)), SETTINGS)
+    assert len(claims) == 7 and claims[0].verdict == "undecided" and math.isnan(claims[0].parts[0].effect)
 
 
 def test_a_failed_seed_drops_its_pair_only() -> None:

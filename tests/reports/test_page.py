@@ -93,6 +93,13 @@ def test_a_second_report_has_the_same_bytes(claims: dict[str, Any], tmp_path: Pa
     assert write_report(tmp_path).read_bytes() == first
 
 
+def test_a_study_without_anything_to_judge_says_so(claims: dict[str, Any], tmp_path: Path) -> None:
+    none = claims | {"claims": [], "propositions": []}
+    records = made_up_records(("bilora_r1", "lora_r1"), num_seeds=2)
+    assert "lacks the methods" in _Page(write_report(write_study(tmp_path, records, none, [])).read_text()).text
+    assert "lacks the methods" in claims_text(none)
+
+
 def test_claims_in_a_terminal(claims: dict[str, Any]) -> None:
     text = claims_text(claims)
     heads = [line for line in text.splitlines() if line.startswith("(")]

@@ -141,6 +141,15 @@ def test_differences_are_paired_by_seed() -> None:
     assert shown["rise, full (rho=0.1)"][0] == "–"
 
 
+def test_differences_in_a_study_of_ranks_are_to_lora_of_the_same_rank(records: pd.DataFrame) -> None:
+    few = records[records["method"].isin(["lora", "bilora"])]
+    ranks = [few.assign(method=few["method"] + f"_r{rank}", value=few["value"] * rank) for rank in (1, 2)]
+    _, plain = difference_table(pd.concat(ranks), rho=RHO)
+    assert plain["method"].tolist() == ["bilora_r1", "bilora_r2"]
+    gains = plain["rise, full (rho=0.1) mean"]
+    assert gains[1] == pytest.approx(2 * gains[0]) and gains[0] < 0
+
+
 def test_main_table_has_a_row_a_size_when_there_are_several(records: pd.DataFrame) -> None:
     few = records[records["method"].isin(["lora", "bilora"])]
     smaller = few.assign(train_size=20, value=few["value"] / 2)
