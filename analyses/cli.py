@@ -10,7 +10,7 @@ import pandas as pd
 from jsonargparse import ArgumentParser, Namespace
 from pydantic import ValidationError
 
-from analyses.records import read_json, read_records
+from analyses.records import read_json, read_records, write_json
 from analyses.study import (
     Cell,
     MethodSettings,
@@ -134,9 +134,14 @@ def tune(options: Namespace) -> int:
 
 
 def report(options: Namespace) -> int:
-    """Draw figures, tables and the page again from a folder's records."""
-    if not (options.directory / "records.parquet").is_file():
+    """Judge the claims and draw figures, tables and the page again from a folder's records."""
+    from analyses.claims import claims_document
+
+    records = options.directory / "records.parquet"
+    if not records.is_file():
         raise StudyError(f"DIR: {options.directory} holds no records.parquet; run 'landscape audit' first")
+    settings = load_study(options.directory / "study.yaml").claims
+    write_json(options.directory / "claims.json", claims_document(read_records(records), settings))
     print(f"Report: {write_report(options.directory)}")
     return DONE
 

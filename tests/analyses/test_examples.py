@@ -1,0 +1,66 @@
+"""The committed examples are those of the bundled presets, and their verdicts follow from their records."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from analyses.claims import claims_document
+from analyses.records import read_json, read_records
+from analyses.study import load_preset, load_study, preset_names
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_an_example_has_its_presets_settings_and_whole_records(name: str) -> None:
+    study = load_study(EXAMPLES / name / "study.yaml")
+    assert study == load_preset(name)
+    records = read_records(EXAMPLES / name / "records.parquet")
+    runs = records[records["measure"] == "train_loss"][["method", "seed", "train_size"]]
+    cells = {(cell.method, cell.seed, cell.train_size) for cell in study.cells()}
+    assert set(runs.itertuples(index=False, name=None)) == cells
+    assert read_json(EXAMPLES / name / "failures.json") == []
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_the_verdicts_follow_from_the_records(name: str) -> None:
+    study = load_study(EXAMPLES / name / "study.yaml")
+    document = claims_document(read_records(EXAMPLES / name / "records.parquet"), study.claims)
+    kept: dict[str, Any] = read_json(EXAMPLES / name / "claims.json")
+    for family in ("claims", "propositions"):
+        judged: list[dict[str, Any]] = document[family]  # type: ignore[assignment]
+        assert [(one["number"], one["verdict"]) for one in judged] == [
+            (one["number"], one["verdict"]) for one in kept[family]
+        ]
+        for now, then in zip(judged, kept[family], strict=True):
+            assert now["statement"] == then["statement"] and now["test"] == then["test"]
+            effects, before = ([part["effect"] for part in one["parts"]] for one in (now, then))
+            assert effects == pytest.approx(before, nan_ok=True)
+
+
+def test_the_readme_states_the_adjusted_p_values_of_its_example() -> None:
+    readme = (EXAMPLES.parent / "README.md").read_text()
+    stated = re.findall(r"^\| (\d)\. .*\| ([\d.]+) \| (\w+) \|$", readme, flags=re.MULTILINE)
+    claims = read_json(EXAMPLES / "digits" / "claims.json")["claims"]
+    assert [(int(number), verdict) for number, _, verdict in stated] == [
+        (claim["number"], claim["verdict"]) for claim in claims
+    ]
+    for (_, p_value, _), claim in zip(stated, claims, strict=True):
+        digits = len(p_value.split(".")[1])
+        assert round(claim["p_adjusted"], digits) == float(p_value)
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_tables_are_those_of_the_records(name: str) -> None:
+    table = pd.read_csv(EXAMPLES / name / "tables" / "claims.csv") if _judged(name) else pd.DataFrame()
+    parts = sum(max(1, len(claim["parts"])) for claim in read_json(EXAMPLES / name / "claims.json")["claims"])
+    assert len(table) == parts
+
+
+def _judged(name: str) -> bool:
+    return bool(read_json(EXAMPLES / name / "claims.json")["claims"])
