@@ -76,6 +76,7 @@ def _over_runs(records: pd.DataFrame, rho: float, count: str, bars: str) -> Iter
     means = f"Means over {count}"
     over = f"{means}; {bars}."
     rises = with_ratios(records)
+    lower_row = "Lower row: the rise divided by LoRA's at the same seed. " if rises["ratio"].notna().any() else ""
     ratios = rises.assign(measure="worst_case_rise_over_lora", value=rises["ratio"]).dropna(subset="value")
     yield _Plan(
         "worst_case_rise",
@@ -84,9 +85,8 @@ def _over_runs(records: pd.DataFrame, rho: float, count: str, bars: str) -> Iter
         "gradient ascent from SAM's point and from the top eigenvectors with either sign: lower bounds of the true "
         "maximum. Left: over all weights. Right: inside the "
         "tangent space of the run's adapter (for methods without one, of the best rank-r fit of their update). "
-        "Lower row: the rise divided by LoRA's at the same seed. "
-        f"The grey band marks rho = {rho:g}, at which the claims are judged. {over} Marks of one radius are set "
-        "slightly apart; an interval that reaches zero is cut at a twentieth of the mean.",
+        f"{lower_row}The grey band marks rho = {rho:g}, at which the claims are judged. {over} Marks of one radius are "
+        "set slightly apart; an interval that reaches zero is cut at a twentieth of the mean.",
         lambda: plot_worst_case(records, rho=rho),
     )
     yield _Plan(
