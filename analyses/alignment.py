@@ -8,8 +8,15 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from analyses.minima import Progress, Rows, Subject, factor_subspace, low_rank_factors, measured_vectors
-from analyses.records import read_records
+from analyses.minima import (
+    Progress,
+    Rows,
+    Subject,
+    factor_subspace,
+    lanczos_eigenvalues,
+    low_rank_factors,
+    measured_vectors,
+)
 from analyses.runs import SNAPSHOTS
 from bilora import load_snapshots
 from bilora.adapters import AUXILIARY, PRIMARY
@@ -48,7 +55,7 @@ def alignment(subject: Subject, progress: Progress) -> Rows:
     and the Gauss-Newton matrix's eigenvectors.
     """
     vectors = measured_vectors(subject, "curvature")["eigenvectors"]
-    eigenvalues = _eigenvalues(subject)
+    eigenvalues = lanczos_eigenvalues(subject)
     risk = subject.risk()
     subspaces = subspaces_of(subject, risk.layout, risk.gradient())
     headline = AUXILIARY if (AUXILIARY, "column") in subspaces else PRIMARY
@@ -202,9 +209,3 @@ def subspaces_of(subject: Subject, layout: Layout, gradient: Tensor) -> Subspace
     columns, rows = top_singular_bases(layout, gradient, rank)
     spaces = {(name, kind): factor_subspace(layout, own, kind) for name, own in factors.items() for kind in KINDS}
     return spaces | {(GRADIENT, kind): LowRankSubspace(layout, columns, rows, kind) for kind in KINDS}
-
-
-def _eigenvalues(subject: Subject) -> dict[int, float]:
-    records = read_records(subject.folder.measurement(subject.study, subject.cell, "curvature"))
-    chosen = records[(records["measure"] == "hessian_eigenvalue") & (records["algorithm"] == "lanczos")]
-    return {int(k): float(value) for k, value in zip(chosen["k"], chosen["value"], strict=True)}

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable
 
 from analyses.alignment import alignment
+from analyses.angles import angles
 from analyses.dynamics import dynamics
 from analyses.landscapes import surface
 from analyses.minima import Progress, Rows, Subject, load_subject, store_vectors
@@ -77,6 +78,7 @@ MEASURES: dict[str, Callable[[Subject, Progress], Rows]] = {
     "sharpness": sharpness,
     "recovery": recovery,
     "alignment": alignment,
+    "angles": angles,
     "surface": surface,
     "dynamics": dynamics,
 }
@@ -87,6 +89,7 @@ NEEDS = {
     "sharpness": ["curvature"],
     "recovery": ["curvature"],
     "alignment": ["curvature", "sharpness"],
+    "angles": ["curvature"],
     "surface": ["curvature", "sharpness"],
 }
 """Kinds whose vectors another kind builds on."""

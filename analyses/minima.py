@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from analyses.records import write_atomically
+from analyses.records import read_records, write_atomically
 from analyses.runs import Minimum, load_minimum
 from analyses.study import Cell, Study, StudyFolder
 from analyses.tasks import Task, build_task
@@ -58,6 +58,13 @@ def store_vectors(subject: Subject, kind: str, vectors: Mapping[str, Tensor]) ->
 def measured_vectors(subject: Subject, kind: str) -> dict[str, Tensor]:
     """What `store_vectors` kept."""
     return load_file(_vectors_path(subject, kind))
+
+
+def lanczos_eigenvalues(subject: Subject) -> dict[int, float]:
+    """The Hessian eigenvalues whose eigenvectors the measurement ``curvature`` kept, by index from 1."""
+    records = read_records(subject.folder.measurement(subject.study, subject.cell, "curvature"))
+    chosen = records[(records["measure"] == "hessian_eigenvalue") & (records["algorithm"] == "lanczos")]
+    return {int(k): float(value) for k, value in zip(chosen["k"], chosen["value"], strict=True)}
 
 
 def _vectors_path(subject: Subject, kind: str) -> Path:

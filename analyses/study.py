@@ -220,6 +220,7 @@ class Study(Settings):
             "sharpness": worst_case,
             "recovery": worst_case,
             "alignment": worst_case | self.measures.alignment.model_dump(),
+            "angles": curvature,
             "surface": worst_case | surface,
             "dynamics": {},
         }[kind]

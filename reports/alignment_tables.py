@@ -65,6 +65,30 @@ def inside_table(records: pd.DataFrame, *, rho: float) -> Tables:
     return by_row(shown, "method"), by_row(plain, "method")
 
 
+def angle_table(records: pd.DataFrame) -> Tables:
+    """Angles between the own column space and the one that holds the most curvature, means over layers."""
+    measures = {
+        "smallest angle (°)": ("principal_angle_smallest", 1.0, 1),
+        "largest angle (°)": ("principal_angle_largest", 1.0, 1),
+        "Grassmann distance": ("grassmann_distance", 1.0, 2),
+        "chordal distance": ("chordal_distance", 1.0, 2),
+        "overlap (%)": ("subspace_overlap", 100.0, 1),
+        "overlap by chance (%)": ("subspace_overlap_expected", 100.0, 1),
+    }
+    chosen = records[records["measure"].isin([measure for measure, _, _ in measures.values()])]
+    shown, plain = {}, {}
+    for method in method_order(chosen["method"]):
+        own = _own(records[records["method"] == method])
+        mine = chosen[(chosen["method"] == method) & (chosen["other"] == own)]
+        columns = {
+            name: (*_over_runs(mine[mine["measure"] == measure], scale), digits)
+            for name, (measure, scale, digits) in measures.items()
+        }
+        shown[method_style(method).label] = {name: plus_minus(*entry) for name, entry in columns.items()}
+        plain[method] = {name: mean for name, (mean, _, _) in columns.items()}
+    return by_row(shown, "method"), by_row(plain, "method")
+
+
 def module_table(records: pd.DataFrame) -> Tables:
     """Share of the eigenvectors' blocks in the own column space by type of module, in percent; chance in brackets."""
     chosen = records[records["layer"].notna() & (records["layer"] != "all") & (records["subspace"] == "column")]
@@ -88,7 +112,7 @@ def _own(records: pd.DataFrame) -> str:
     return "auxiliary" if (records["other"] == "auxiliary").any() else "primary"
 
 
-def _over_runs(chosen: pd.DataFrame) -> tuple[float, float]:
-    """Mean and half-width over runs, in percent."""
+def _over_runs(chosen: pd.DataFrame, scale: float = 100.0) -> tuple[float, float]:
+    """Mean and half-width over runs; in percent unless told otherwise."""
     by_run = chosen.groupby(["train_size", "seed"])["value"].mean()
-    return mean_interval(100 * by_run.to_numpy(dtype=float))
+    return mean_interval(scale * by_run.to_numpy(dtype=float))

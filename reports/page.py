@@ -12,7 +12,7 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from analyses.records import read_json, read_records, write_atomically
-from reports.alignment_tables import alignment_table, inside_table, module_table
+from reports.alignment_tables import alignment_table, angle_table, inside_table, module_table
 from reports.figures import draw_all
 from reports.tables import (
     agreement_table,
@@ -45,6 +45,7 @@ def write_report(folder: Path) -> Path:
         "alignment": alignment_table(records),
         "inside": inside_table(records, rho=claims["rho"]),
         "modules": module_table(records),
+        "angles": angle_table(records),
         "cost": cost_table(records),
         "agreement": agreement_table(records),
         "pyhessian": pyhessian_table(records),

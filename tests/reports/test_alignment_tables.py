@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from analyses.records import records_frame
-from reports.alignment_tables import alignment_table, inside_table, module_table
+from reports.alignment_tables import alignment_table, angle_table, inside_table, module_table
 
 OWN = {"lora": "primary", "bilora": "auxiliary"}
 
@@ -79,3 +79,20 @@ def test_modules_are_averaged_over_blocks_and_shown_beside_chance() -> None:
     assert list(shown.columns) == ["method", "query", "up"]
     assert shown.loc[0, "query"] == "30.0 ± 0.0 (6.0)"
     assert plain.loc[1, "up"] == pytest.approx(10) and plain.loc[1, "up, chance"] == pytest.approx(6)
+
+
+def test_angles_are_those_of_the_own_space_or_of_none() -> None:
+    def rows() -> Iterator[dict[str, Any]]:
+        for method, run in _runs():
+            for layer, angle in (("0.query", 40.0), ("1.query", 60.0)):
+                common = run | {"subspace": "column", "layer": layer, "measure": "principal_angle_smallest"}
+                yield common | {"other": "primary", "value": angle}
+                yield common | {"other": OWN[method], "value": angle}
+            # An auxiliary at zero has captured shares of 0 and no angles.
+            ended = run | {"method": "bilora_cosine", "subspace": "column"}
+            yield ended | {"other": "auxiliary", "layer": "all", "k": 1, "measure": "alignment", "value": 0.0}
+            yield ended | {"other": "primary", "layer": "0", "measure": "principal_angle_smallest", "value": 1.0}
+
+    shown, plain = angle_table(_records(rows()))
+    assert plain["smallest angle (°)"].tolist()[:2] == [50, 50]
+    assert shown.set_index("method").loc["Bi-LoRA, rho by cosine", "smallest angle (°)"] == "–"
