@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from landscape.distributed import all_sum
+from landscape.distributed import all_sum, num_ranks
 from landscape.losses import Batch, PerExampleLoss, cross_entropy
 from landscape.params import Layout, ParameterFilter, select_parameters
 
@@ -75,7 +75,7 @@ class EmpiricalRisk:
         state = torch.get_rng_state()  # a data loader draws from the global generator
         self.batches: list[Batch] = [_cast(batch, self.dtype) for batch in batches]
         torch.set_rng_state(state)
-        if not self.batches:
+        if not self.batches and num_ranks() == 1:
             raise ValueError("batches: expected at least one batch, got none")
         self.batch_sizes = tuple(_batch_size(batch) for batch in self.batches)
         if 0 in self.batch_sizes:
@@ -83,8 +83,7 @@ class EmpiricalRisk:
         self.loss_function = loss or cross_entropy
         weigh = getattr(self.loss_function, "weights", lambda batch: torch.ones(_batch_size(batch)))
         self.weights = [weigh(batch).to(self.device, self.dtype) for batch in self.batches]
-        local = torch.stack([weights.double().sum() for weights in self.weights]).sum()
-        self.total_weight = float(all_sum(local))
+        self.total_weight = float(all_sum(self.example_weights.double().sum()))
         if not self.total_weight > 0:
             raise ValueError("batches: every label is -100, so there is nothing to average; check the labels")
         if check:
@@ -99,6 +98,15 @@ class EmpiricalRisk:
     def num_examples(self) -> int:
         """Number of examples held by this process."""
         return sum(self.batch_sizes)
+
+    @property
+    def example_weights(self) -> Tensor:
+        """Weights (N,) of this process's examples in the mean, in the order of the batches; not normalised."""
+        return self._joined(self.weights)
+
+    def _joined(self, parts: Sequence[Tensor]) -> Tensor:
+        """Numbers of all examples from those of the batches; a rank of a group may have none."""
+        return torch.cat([torch.zeros(0, dtype=self.dtype, device=self.device), *parts])
 
     @property
     def theta(self) -> Tensor:
@@ -162,34 +170,53 @@ class EmpiricalRisk:
 
     def loss(self, theta: Tensor | None = None) -> float:
         """L at ``theta`` (n,), by default at the model's own weights. Summed in float64."""
-        losses = self.per_example_losses(theta).double() * torch.cat(self.weights)
+        losses = self.per_example_losses(theta).double() * self.example_weights
         return float(all_sum(losses.sum())) / self.total_weight
 
     @torch.no_grad()
     def per_example_losses(self, theta: Tensor | None = None) -> Tensor:
         """Losses (N,) of this process's examples, in the order of the batches."""
         parameters = self.layout.split(self.theta if theta is None else theta)
-        return torch.cat([self.batch_losses(batch, parameters, order=0) for batch in self.batches])
+        return self._joined([self.batch_losses(batch, parameters, order=0) for batch in self.batches])
 
     def gradient(self, theta: Tensor | None = None) -> Tensor:
         """Gradient of L (n,); zero for weights that the loss does not use."""
         return self.loss_and_gradient(theta)[1]
 
     def loss_and_gradient(self, theta: Tensor | None = None) -> tuple[float, Tensor]:
-        """L and its gradient (n,) from one forward and one backward pass over the data."""
+        """L and its gradient (n,) from one forward and one backward pass over the data.
+
+        Raises:
+            FloatingPointError: The gradient of a batch is not finite although its loss is.
+        """
         point = (self.theta if theta is None else theta.detach().clone()).requires_grad_()
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         gradient = torch.zeros_like(point, requires_grad=False)
         with torch.enable_grad():
-            for batch, weights in zip(self.batches, self.weights, strict=True):
+            for index, (batch, weights) in enumerate(zip(self.batches, self.weights, strict=True)):
                 losses = self.batch_losses(batch, self.layout.split(point), order=1) * weights
                 self.check_differentiable(losses)
                 total += losses.detach().double().sum()
-                gradient += torch.autograd.grad(losses.sum(), point)[0]
+                part = torch.autograd.grad(losses.sum(), point)[0]
+                self._check_gradient(part, losses, index)
+                gradient += part
         return float(all_sum(total)) / self.total_weight, all_sum(gradient) / self.total_weight
+
+    def _check_gradient(self, gradient: Tensor, losses: Tensor, index: int) -> None:
+        """Refuse a gradient that is not finite where the loss is: no step along it means anything."""
+        if bool(gradient.isfinite().all()) or not bool(losses.isfinite().all()):
+            return
+        name = next(name for name, part in self.layout.split(gradient).items() if not bool(part.isfinite().all()))
+        raise FloatingPointError(
+            f"batches: the loss of batch {index} is finite, but its gradient in {name} is not; look for a function "
+            "without a derivative there (a square root or norm at 0, a power, a masked softmax) and add a small "
+            "constant inside it"
+        )
 
     def _check_deterministic(self) -> None:
         """Two evaluations of the first batch must agree to rounding and draw no random numbers."""
+        if not self.batches:
+            return
         state = torch.get_rng_state()
         parameters = self.layout.split(self.theta)
         with torch.no_grad():

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from landscape.losses import Batch
+from landscape.examples import take_examples
 from landscape.params import Layout
 from landscape.risk import EmpiricalRisk
 from landscape.subspaces import BasisSubspace, Subspace
@@ -186,51 +184,6 @@ def _filter_scale(theta: Tensor, layout: Layout) -> Tensor:
 
 
 def _chunks(risk: EmpiricalRisk, m: int, seed: int) -> list[EmpiricalRisk]:
-    """The risk on each chunk of m shuffled examples, on the same model.
-
-    Rows of different batches are put together where their shapes agree; batches padded to other lengths stay apart.
-    """
+    """The risk on each chunk of m shuffled examples, on the same model."""
     order = torch.randperm(risk.num_examples, generator=torch.Generator().manual_seed(seed))
-    starts = (0, *accumulate(risk.batch_sizes))
-    chunks = []
-    for chosen in order.split(m):
-        groups: dict[str, list[Batch]] = {}
-        for batch, start, end in zip(risk.batches, starts[:-1], starts[1:], strict=True):
-            rows = chosen[(chosen >= start) & (chosen < end)] - start
-            if len(rows):
-                piece = _take(batch, rows, end - start)
-                groups.setdefault(_signature(piece), []).append(piece)
-        batches = [_concatenate(pieces) for pieces in groups.values()]
-        chunks.append(risk.on(batches))
-    return chunks
-
-
-def _take(batch: Batch, rows: Tensor, size: int) -> Batch:
-    def take(parts: Sequence[Any]) -> Any:
-        part = parts[0]
-        if not isinstance(part, Tensor):
-            return part
-        if part.shape[:1] != (size,):
-            raise ValueError(
-                f"batches: expected {size} rows, one per example, in every tensor, got {tuple(part.shape)}"
-            )
-        return part[rows.to(part.device)]
-
-    return _by_part(take, [batch])
-
-
-def _concatenate(pieces: Sequence[Batch]) -> Batch:
-    return _by_part(lambda parts: torch.cat(list(parts)) if isinstance(parts[0], Tensor) else parts[0], pieces)
-
-
-def _signature(piece: Batch) -> str:
-    """What two pieces must share to be put together: keys, shapes of a row, and everything that is no tensor."""
-    return str(_by_part(lambda parts: parts[0].shape[1:] if isinstance(parts[0], Tensor) else parts[0], [piece]))
-
-
-def _by_part(function: Callable[[Sequence[Any]], Any], batches: Sequence[Batch]) -> Batch:
-    """Apply a function to the corresponding parts of batches of one kind."""
-    mappings = [batch for batch in batches if isinstance(batch, Mapping)]
-    if mappings:
-        return {key: function([batch[key] for batch in mappings]) for key in mappings[0]}
-    return tuple(function(parts) for parts in zip(*batches, strict=True))
+    return [risk.on(take_examples(risk, chosen)) for chosen in order.split(m)]
