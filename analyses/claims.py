@@ -11,6 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analyses.propositions import judge_propositions
+from analyses.records import is_rise
 from analyses.statistics import fieller, paired
 from analyses.study import ClaimSettings
 from analyses.verdicts import Claim, Evidence, Part, both, higher_is_better, lower_is_better, verdicts
@@ -82,7 +83,7 @@ class _Values:
         """Values of one method indexed by (train size, seed)."""
         chosen = self._records[(self._records["method"] == method) & (self._records["measure"] == measure)]
         if measure == "worst_case_rise":
-            chosen = chosen[(chosen["subspace"] == "full") & np.isclose(chosen["rho"], self._rho)]
+            chosen = chosen[is_rise(chosen, "full", self._rho)]
         if measure.startswith("captured_energy"):
             chosen = chosen[chosen["layer"] == "all"]
         return chosen.groupby(["train_size", "seed"])["value"].mean()

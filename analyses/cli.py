@@ -109,8 +109,10 @@ def compare(options: Namespace) -> int:
             name: _first(records[records["measure"] == name]) for name in ("train_loss", "test_loss", "test_accuracy")
         }
         rises = records[records["measure"] == "worst_case_rise"]
-        for rho, space, value in zip(rises["rho"], rises["subspace"], rises["value"], strict=True):
-            rows[f"worst_case_rise rho={rho:g} {space}"] = value
+        for ball, rho, space, value in zip(
+            rises["ball"].fillna("l2"), rises["rho"], rises["subspace"], rises["value"], strict=True
+        ):
+            rows[f"worst_case_rise {ball} rho={rho:g} {space}"] = value
         rows["top hessian_eigenvalue"] = _first(records[lanczos & (records["k"] == 1)])
         columns[path.name] = rows
     print(pd.DataFrame(columns).to_string(float_format="{:.5g}".format))

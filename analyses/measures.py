@@ -86,8 +86,6 @@ MEASURES: dict[str, Callable[[Subject, Progress], Rows]] = {
 
 
 NEEDS = {
-    "sharpness": ["curvature"],
-    "recovery": ["curvature"],
     "alignment": ["curvature", "sharpness"],
     "angles": ["curvature"],
     "surface": ["curvature", "sharpness"],

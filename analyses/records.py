@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 COLUMNS: dict[str, str] = {
@@ -17,6 +18,7 @@ COLUMNS: dict[str, str] = {
     "seed": "int64",
     "train_size": "int64",
     "measure": "string",
+    "ball": "string",
     "rho": "float64",
     "k": "Int64",
     "layer": "string",
@@ -78,5 +80,18 @@ def write_records(frame: pd.DataFrame, path: Path) -> None:
 
 
 def read_records(path: Path) -> pd.DataFrame:
-    """Read records; the columns come back with the types of `COLUMNS`."""
-    return pd.read_parquet(path).astype(COLUMNS)
+    """Read records; the columns come back with the types of `COLUMNS`, and those that older files lack are missing."""
+    return pd.read_parquet(path).reindex(columns=list(COLUMNS)).astype(COLUMNS)
+
+
+def is_rise(records: pd.DataFrame, subspace: str | None = None, rho: float | None = None) -> pd.Series:
+    """Which records are worst-case rises in the absolute l2 ball, in one space or at one radius if given.
+
+    Radii of other balls have other units; records without a ball are of the time before there were others.
+    """
+    chosen = (records["measure"] == "worst_case_rise") & (records["ball"].fillna("l2") == "l2")
+    if subspace is not None:
+        chosen &= records["subspace"] == subspace
+    if rho is not None:
+        chosen &= np.isclose(records["rho"].astype(float), rho)
+    return chosen

@@ -2,40 +2,52 @@
 
 from __future__ import annotations
 
-import time
+import math
+from typing import Any
 
 import torch
-from torch import Tensor
 
-from analyses.minima import Progress, Rows, Subject, factor_subspace, low_rank_factors, measured_vectors, store_vectors
+from analyses.measure_settings import L2, BallName
+from analyses.minima import Progress, Rows, Subject, factor_subspace, low_rank_factors, store_vectors
+from analyses.worst_cases import Searched, searched
 from bilora.adapters import AUXILIARY, PRIMARY
-from landscape import EmpiricalRisk, SharpnessResult, Subspace, sharpness_curve
+from landscape import Subspace, average_sharpness
 from landscape.losses import zero_one
+
+_FEW = 5
+_Curve = tuple[BallName, tuple[str, Subspace] | None, list[float]]
 
 
 def sharpness(subject: Subject, progress: Progress) -> Rows:
     """Loss rise in balls of growing radius, over all weights and inside the run's LoRA subspace.
 
-    Both searches also start from the top eigenvectors, with either sign, and from what the run's own auxiliary last
-    added to the weights; in the record of a rise, ``algorithm`` names the start that won. The training error at the
-    worst point found stands beside the rise.
+    Two independent searches with the same effort for every method; in the record of a rise, ``algorithm`` names the
+    start that won. Beside the rise stand what each search found, how the rise is spread over the examples, the mean of
+    the examples' own worst cases, the average case, and the training error at the worst point.
     """
-    risk = subject.risk()
-    errors = subject.risk(loss=zero_one)
-    spaces = {"full": None, "lora": factor_subspace(risk.layout, low_rank_factors(subject, PRIMARY), "tangent")}
+    settings = subject.study.measures.worst_case
+    risk, errors = subject.risk(), subject.risk(loss=zero_one)
+    primary = factor_subspace(risk.layout, low_rank_factors(subject, PRIMARY), "tangent")
+    curves: list[_Curve] = [(ball, None, radii) for ball, radii in settings.radii_by_ball.items()]
+    curves.append((L2, ("lora", primary), settings.inside_radii))
     worst = {}
-    for index, (name, space) in enumerate(spaces.items()):
-        curve, seconds = _curve(subject, risk, space)
-        for result in curve:
-            if result.rho == subject.study.claims.rho:
-                worst[name] = result.epsilon
-            common = {"rho": result.rho, "subspace": name}
-            yield common | _rise(result, curve, seconds)
-            yield common | {"measure": "one_step_rise", "value": result.one_step_rise, "num_passes": 2}
-            yield common | {"measure": "worst_case_disagreement", "value": result.disagreement}
-            error = errors.loss(errors.theta + result.epsilon)
+    for number, (ball, space, radii) in enumerate(curves, 1):
+        name = space[0] if space else "full"
+        for found in searched(subject, risk, radii, ball=ball, space=space):
+            common = {"ball": ball, "rho": found.rho, "subspace": name}
+            yield from (common | row for row in _rows(found))
+            error = errors.loss(errors.theta + found.result.epsilon)
             yield common | {"measure": "worst_case_error", "value": error}
-        progress(index + 1, len(spaces))
+            if ball == L2 and found.rho == subject.study.claims.rho:
+                worst[name] = found.result.epsilon
+        progress(number, len(curves) + 1)
+    for rho in settings.radii:
+        # Noise as long as the ball's radius: E‖epsilon‖² = sigma² n.
+        sigma = rho / math.sqrt(risk.num_params)
+        average = average_sharpness(risk, sigma, num_samples=settings.average_samples, seed=subject.cell.seed)
+        common = {"ball": L2, "rho": rho, "subspace": "full", "measure": "average_case_rise"}
+        yield common | {"value": average.rise, "stderr": average.stderr, "num_passes": average.num_passes}
+    progress(len(curves) + 1, len(curves) + 1)
     store_vectors(subject, "sharpness", worst)
 
 
@@ -52,46 +64,27 @@ def recovery(subject: Subject, progress: Progress) -> Rows:
         name: (torch.randn(a.shape, generator=generator), torch.randn(b.shape, generator=generator))
         for name, (a, b) in factors.items()
     }
+    radii = subject.study.measures.worst_case.inside_radii
     for index, (name, pairs) in enumerate({"auxiliary": factors, "random": random}.items()):
-        curve, seconds = _curve(subject, risk, factor_subspace(risk.layout, pairs, "tangent"))
-        for result in curve:
-            yield {"rho": result.rho, "subspace": name} | _rise(result, curve, seconds)
+        space = factor_subspace(risk.layout, pairs, "tangent")
+        for found in searched(subject, risk, radii, space=(name, space)):
+            common = {"ball": L2, "rho": found.rho, "subspace": name}
+            yield from (common | row for row in _rows(found))
         progress(index + 1, 2)
 
 
-def _curve(subject: Subject, risk: EmpiricalRisk, space: Subspace | None) -> tuple[list[SharpnessResult], float]:
-    """Rises at all radii of the study, and the seconds that the search took."""
-    settings = subject.study.measures.worst_case
-    starts: dict[str, Tensor] = {}
-    for number, vector in enumerate(
-        measured_vectors(subject, "curvature")["eigenvectors"][: settings.eigenvector_starts]
-    ):
-        starts |= {f"+v{number + 1}": vector, f"-v{number + 1}": -vector}
-    if AUXILIARY in subject.minimum.factors:
-        factors = subject.minimum.factors[AUXILIARY]
-        added = risk.layout.join({name: b @ a for name, (a, b) in factors.items()})
-        if added.any():
-            starts["auxiliary"] = added
-    began = time.perf_counter()
-    curve = sharpness_curve(
-        risk,
-        settings.radii,
-        steps=settings.steps,
-        restarts=settings.restarts,
-        subspace=space,
-        starts=starts,
-        halving=settings.halving,
-        seed=subject.cell.seed,
-    )
-    return curve, time.perf_counter() - began
-
-
-def _rise(result: SharpnessResult, curve: list[SharpnessResult], seconds: float) -> dict[str, object]:
-    """Row of one radius, with its part of the search's time."""
-    return {
-        "measure": "worst_case_rise",
-        "value": result.rise,
-        "algorithm": result.winner,
-        "num_passes": result.num_passes,
-        "seconds": seconds * result.num_passes / sum(other.num_passes for other in curve),
-    }
+def _rows(found: Searched) -> Rows:
+    """What one ball's searches found."""
+    result = found.result
+    cost: dict[str, Any] = {"num_passes": result.num_passes, "seconds": found.seconds}
+    yield {"measure": "worst_case_rise", "value": result.rise, "algorithm": result.winner} | cost
+    for number, rise in enumerate(result.search_rises, 1):
+        yield {"measure": "worst_case_search_rise", "k": number, "value": rise}
+    yield {"measure": "worst_case_gap", "value": result.gap}
+    yield {"measure": "worst_case_converged", "value": float(result.converged)}
+    yield {"measure": "effective_examples", "value": result.effective_examples}
+    yield {"measure": "largest_share", "k": 1, "value": result.carried_by(1)}
+    yield {"measure": "largest_share", "k": _FEW, "value": result.carried_by(_FEW)}
+    own = result.own
+    yield {"measure": "own_worst_case_rise", "k": len(own.rises), "value": own.mean, "stderr": own.stderr}
+    yield {"measure": "one_step_rise", "value": result.one_step_rise, "num_passes": 2}

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, FiniteFloat, ValidationError, field_validator, model_validator
 
+from analyses.measure_settings import MeasureSettings
 from analyses.records import write_atomically
 from analyses.settings import Count, Positive, Settings, StudyError, TaskSettings
 from bilora import METHODS
@@ -69,66 +70,6 @@ class MethodSettings(Settings):
     match_gradients: bool | None = None
 
 
-class WorstCaseSettings(Settings):
-    """Radii and effort of the ascent: from the gradient, random points and the top eigenvectors with either sign."""
-
-    radii: Annotated[list[Positive], Field(min_length=1)]
-    steps: Count = 20
-    restarts: Count = 1
-    eigenvector_starts: Annotated[int, Field(ge=0)] = 2
-    halving: bool = True
-
-
-class CurvatureSettings(Settings):
-    """Eigenpairs: how many, the relative residual asked for, and the products allowed."""
-
-    k: Count = 5
-    lanczos_tol: Positive = 1e-4
-    power_tol: Positive = 1e-2
-    power_matvecs: Count = 400
-
-
-class SurfaceSettings(Settings):
-    """Pictures of the loss around the first seed's minima; ``reach`` is in units of the claims' radius."""
-
-    reach: Positive = 3.0
-    line_points: Annotated[int, Field(ge=3)] = 25
-    grid_points: Annotated[int, Field(ge=3)] = 13
-    path_points: Annotated[int, Field(ge=3)] = 9
-
-
-class AlignmentSettings(Settings):
-    """Random subspaces drawn for z-scores and p-values; whether to look at the Gauss-Newton matrix's eigenvectors."""
-
-    null_samples: Annotated[int, Field(ge=2)] = 200
-    gauss_newton: bool = True
-
-
-class DynamicsSettings(Settings):
-    """What is kept along training: snapshots of the factors, and notes on the perturbation against the gradient."""
-
-    snapshots: Count = 24
-    notes: Count = 48
-
-
-class MeasureSettings(Settings):
-    """What is measured at every minimum.
-
-    ``surface`` may be null: no pictures and no barriers. ``third_opinion`` has PyHessian compute the eigenvalues of
-    one cell too. ``dynamics`` is null unless training is to be followed. ``graph_gib`` is the memory for the graphs of
-    curvature products: time, not numbers, depend on it.
-    """
-
-    worst_case: WorstCaseSettings
-    curvature: CurvatureSettings = CurvatureSettings()
-    alignment: AlignmentSettings = AlignmentSettings()
-    surface: SurfaceSettings | None = SurfaceSettings()
-    dynamics: DynamicsSettings | None = None
-    cost_rounds: Count = 7
-    third_opinion: bool = True
-    graph_gib: Positive = 1.0
-
-
 class ClaimSettings(Settings):
     """Thresholds fixed before the data are seen."""
 
@@ -177,16 +118,12 @@ class Study(Settings):
 
     @model_validator(mode="after")
     def _claims_are_measured(self) -> Study:
-        if self.claims.rho not in self.measures.worst_case.radii:
-            raise ValueError(
-                f"claims.rho: {self.claims.rho} is not among measures.worst_case.radii "
-                f"{self.measures.worst_case.radii}; add it there"
-            )
-        if self.measures.worst_case.eigenvector_starts > self.measures.curvature.k:
-            raise ValueError(
-                f"measures.worst_case.eigenvector_starts: {self.measures.worst_case.eigenvector_starts} exceeds "
-                f"measures.curvature.k = {self.measures.curvature.k}; raise that"
-            )
+        worst_case = self.measures.worst_case
+        for name, radii in {"radii": worst_case.radii, "subspace_radii": worst_case.inside_radii}.items():
+            if self.claims.rho not in radii:
+                raise ValueError(
+                    f"claims.rho: {self.claims.rho} is not among measures.worst_case.{name} {radii}; add it there"
+                )
         return self
 
     def cells(self) -> Iterator[Cell]:
@@ -211,7 +148,7 @@ class Study(Settings):
     def measurement_name(self, kind: str) -> str:
         """File name of one kind of measurement, different whenever its settings are."""
         curvature = self.measures.curvature.model_dump()
-        worst_case = self.measures.worst_case.model_dump() | curvature | {"rho": self.claims.rho}
+        worst_case = self.measures.worst_case.model_dump() | {"rho": self.claims.rho}
         surface = self.measures.surface.model_dump() if self.measures.surface else {}
         opinions = {} if self.measures.third_opinion else {"third_opinion": False}
         settings: dict[str, Any] = {
@@ -219,9 +156,9 @@ class Study(Settings):
             "curvature": curvature | opinions,
             "sharpness": worst_case,
             "recovery": worst_case,
-            "alignment": worst_case | self.measures.alignment.model_dump(),
+            "alignment": worst_case | curvature | self.measures.alignment.model_dump(),
             "angles": curvature,
-            "surface": worst_case | surface,
+            "surface": worst_case | curvature | surface,
             "dynamics": {},
         }[kind]
         return f"{kind}-{fingerprint(settings)}"

@@ -52,14 +52,17 @@ from landscape.permutation import PermutationResult, permutation_test
 from landscape.perturbation import perturbed
 from landscape.points import losses_at
 from landscape.restriction import RestrictedCurvature, restricted_curvature
-from landscape.results import EigenResult, SharpnessResult, SpectralDensity, TraceResult
+from landscape.results import EigenResult, SpectralDensity, TraceResult
 from landscape.risk import EmpiricalRisk
 from landscape.sharpness import (
     AverageSharpnessResult,
     MSharpnessResult,
+    OwnWorstCases,
     QuadraticGap,
+    SharpnessResult,
     TrustRegionResult,
     average_sharpness,
+    join_curve,
     m_sharpness,
     quadratic_gap,
     sharpness_curve,
@@ -100,6 +103,7 @@ __all__ = [
     "LowRankPair",
     "LowRankSubspace",
     "MSharpnessResult",
+    "OwnWorstCases",
     "PermutationResult",
     "ProjectedOperator",
     "QuadraticGap",
@@ -125,6 +129,7 @@ __all__ = [
     "filter_normalize",
     "first_order_optimum",
     "grassmann_distance",
+    "join_curve",
     "lanczos",
     "linear_path",
     "loss_line",

@@ -14,6 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from analyses.records import read_json, read_records, write_atomically
 from reports.alignment_tables import alignment_table, angle_table, inside_table, module_table
 from reports.figures import draw_all
+from reports.sharpness_tables import ball_table, few_examples, measures_table, search_table
 from reports.tables import (
     agreement_table,
     claims_table,
@@ -42,6 +43,9 @@ def write_report(folder: Path) -> Path:
     tables = {
         "main": main_table(records, rho=claims["rho"]),
         "differences": difference_table(records, rho=claims["rho"]),
+        "measures": measures_table(records, rho=claims["rho"]),
+        "balls": ball_table(records),
+        "searches": search_table(records),
         "alignment": alignment_table(records),
         "inside": inside_table(records, rho=claims["rho"]),
         "modules": module_table(records),
@@ -63,6 +67,7 @@ def write_report(folder: Path) -> Path:
         study=_study_name(records),
         claims=claims,
         figures=figures,
+        few_examples=few_examples(records, rho=claims["rho"]),
         tables={name: _rows(shown) for name, (shown, _) in tables.items()},
         failures=_optional(folder / "failures.json", []),
         environment=_optional(folder / "environment.json", {}),

@@ -9,10 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from analyses.records import write_atomically
+from analyses.records import is_rise, write_atomically
 from reports.style import mean_interval, method_order, method_style
 
 NOTHING, UNBOUNDED = "–", "unbounded"
@@ -38,15 +37,13 @@ def main_table(records: pd.DataFrame, *, rho: float) -> tuple[pd.DataFrame, pd.D
 
     Text has the mean ± half-width of the 95 % interval over seeds, the second frame plain numbers.
     """
-    at_rho = np.isclose(records["rho"].astype(float), rho)
-    rise, space = records["measure"] == "worst_case_rise", records["subspace"]
     top = (records["measure"] == "hessian_eigenvalue") & (records["algorithm"] == "lanczos") & (records["k"] == 1)
     columns = {
         "test accuracy (%)": (records["measure"] == "test_accuracy", 100.0, 1),
         "test loss": (records["measure"] == "test_loss", 1.0, 3),
         "train loss": (records["measure"] == "train_loss", 1.0, 4),
-        f"rise, full (rho={rho:g})": (rise & at_rho & (space == "full"), 1.0, 3),
-        f"rise, LoRA (rho={rho:g})": (rise & at_rho & (space == "lora"), 1.0, 3),
+        f"rise, full (rho={rho:g})": (is_rise(records, "full", rho), 1.0, 3),
+        f"rise, LoRA (rho={rho:g})": (is_rise(records, "lora", rho), 1.0, 3),
         "top eigenvalue": (top.fillna(False), 1.0, 2),
     }
     trained = records[records["measure"] == "train_loss"]
@@ -77,11 +74,10 @@ def difference_table(records: pd.DataFrame, *, rho: float) -> tuple[pd.DataFrame
 
     ``bilora_r2`` is compared with ``lora_r2`` where the study has it.
     """
-    rise = (records["measure"] == "worst_case_rise") & np.isclose(records["rho"].astype(float), rho)
     columns = {
         "test accuracy (points)": (records["measure"] == "test_accuracy", 100.0, 1),
-        f"rise, full (rho={rho:g})": (rise & (records["subspace"] == "full"), 1.0, 3),
-        f"rise, LoRA (rho={rho:g})": (rise & (records["subspace"] == "lora"), 1.0, 3),
+        f"rise, full (rho={rho:g})": (is_rise(records, "full", rho), 1.0, 3),
+        f"rise, LoRA (rho={rho:g})": (is_rise(records, "lora", rho), 1.0, 3),
     }
     shown, plain = {}, {}
     present = set(records["method"].dropna())

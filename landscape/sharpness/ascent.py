@@ -1,24 +1,21 @@
-"""Ascent of the loss inside a ball."""
+"""Ascent of the loss inside a ball, one step at a time."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from landscape.risk import EmpiricalRisk
 from landscape.sharpness.balls import Ball
 
-_MOMENTUM = 0.75
-"""Share of the new step, the rest being the one before (Croce and Hein 2020, arXiv 2003.01690, section 3.1)."""
+FIRST_STEP = 4.0
+"""First step over the radius. Steps longer than the ball is wide cross the plateaus at which shorter ones stop."""
 
 _SMALLEST_STEP = 1e-3
-"""Step length over the radius at which there is nothing left to gain."""
-
-_PATIENCE = 4
-"""Passes after which the gain is looked at."""
+"""Step over the radius at which there is nothing left to gain."""
 
 
 @dataclass(frozen=True)
@@ -30,66 +27,66 @@ class Point:
     gradient: Tensor
 
 
-class Ascent:
-    """Ascent of one risk in balls around its weights; counts its forward-backward passes.
+Visit = Callable[[Tensor], Point]
+"""From a perturbation to the point there."""
 
-    Raises:
-        FloatingPointError: The loss is not finite at the centre.
+
+class PassCounter:
+    """Forward-backward passes over the data; a pass over a part of them counts as its share, a forward as a third."""
+
+    def __init__(self) -> None:
+        self.num_passes = 0.0
+
+    def visits(self, risk: EmpiricalRisk, theta: Tensor, *, share: float = 1.0) -> Visit:
+        """A function that visits points around ``theta`` and counts ``share`` passes each time."""
+
+        def visit(epsilon: Tensor) -> Point:
+            self.num_passes += share
+            loss, gradient = risk.loss_and_gradient(theta + epsilon)
+            return Point(epsilon, math.inf if math.isnan(loss) else loss, gradient)
+
+        return visit
+
+
+class Climb:
+    r"""Projected-gradient ascent in a ball that never falls, and that can be taken up again.
+
+    A step goes from the best point by ``step`` times the radius along the steepest direction of the ball's norm and is
+    projected onto the ball; one that does not rise is taken back and halves the next. With long steps on the boundary
+    of an l2 ball this is the power iteration :math:`\epsilon\leftarrow\rho\,m/\|m\|`,
+    :math:`m=\epsilon/\rho+c\,g/\|g\|`, with the shift 1/c; halving makes it converge inside the ball, too (Croce and
+    Hein 2020, arXiv 2003.01690, halve at fixed checkpoints instead).
+
+    Attributes:
+        best: The highest point met.
     """
 
-    def __init__(self, risk: EmpiricalRisk) -> None:
-        self.risk, self.theta, self.num_passes = risk, risk.theta, 0
-        self.centre = self.visit(torch.zeros_like(self.theta))
-        if not math.isfinite(self.centre.loss):
-            raise FloatingPointError(f"the loss at the centre of the ball is {self.centre.loss}: nothing to compare")
+    def __init__(self, visit: Visit, ball: Ball, start: Point) -> None:
+        self.best, self._visit, self._ball = start, visit, ball
+        self._step = FIRST_STEP
+        self._ended = False
 
-    def visit(self, epsilon: Tensor) -> Point:
-        """Loss and gradient at a point; a loss that is not a number counts as infinite."""
-        self.num_passes += 1
-        loss, gradient = self.risk.loss_and_gradient(self.theta + epsilon)
-        return Point(epsilon, math.inf if math.isnan(loss) else loss, gradient)
+    def advance(self, steps: int, *, floor: float, tol: float) -> Point:
+        r"""Take at most ``steps`` more steps.
 
-    def climb(self, start: Point, ball: Ball, *, steps: int, tol: float) -> Point:
-        r"""The point with the largest loss met from a start on.
-
-        As long as the loss grows, each step jumps to where the linearised loss is largest in the ball (the iteration
-        of Frank and Wolfe with step 1, monotone where the loss is convex). After a jump that fails or gains too little,
-        projected gradient steps with momentum follow, of length 2 rho at first; one that fails is taken back and
-        shortens the next (after Croce and Hein 2020, who halve at fixed checkpoints instead). Ends after ``steps``
-        passes, or when four passes have added less than ``tol`` of the rise, or at steps of rho/1000.
+        The climb ends for good when the linearised gain that is left,
+        :math:`\max_{\|e\|\le\rho}\langle g, e-\epsilon\rangle`, is at most ``tol`` times the rise over ``floor`` (at a
+        maximum it is 0), when steps have become shorter than a thousandth of the radius, or at an infinite loss.
         """
-        best = start
-        previous: Tensor | None = None
-        step, history, jumping = 2.0, [start.loss], True
         for _ in range(steps):
-            if self._has_stalled(history, tol):
-                if not jumping:
-                    break
-                jumping, previous, history = False, None, history[-1:]
-            if not math.isfinite(best.loss) or step <= _SMALLEST_STEP:
+            if self._ended or not math.isfinite(self.best.loss) or self._step < _SMALLEST_STEP:
                 break
-            if jumping:
-                target = ball.extreme(best.gradient)
+            uphill = self._ball.ascent_direction(self.best.gradient)
+            candidate = self._visit(self._ball.project(self.best.epsilon + self._step * self._ball.rho * uphill))
+            if candidate.loss > self.best.loss:
+                self.best = candidate
+                self._ended = first_order_gain(candidate, self._ball) <= tol * (candidate.loss - floor)
             else:
-                target = ball.project(best.epsilon + step * ball.rho * ball.ascent_direction(best.gradient))
-                if previous is not None:
-                    target = ball.project(
-                        best.epsilon + _MOMENTUM * (target - best.epsilon) + (1 - _MOMENTUM) * (best.epsilon - previous)
-                    )
-            candidate = self.visit(target)
-            if candidate.loss > best.loss:
-                previous, best = best.epsilon, candidate
-            elif jumping:
-                jumping, previous = False, None
-            else:
-                step /= 2 if history[-1:] != history[-2:-1] else 4  # faster from the second failure in a row on
-                previous = None
-            history.append(best.loss)
-        return best
+                self._step /= 2
+        return self.best
 
-    def _has_stalled(self, history: list[float], tol: float) -> bool:
-        """Whether the last passes gained something, but too little; steps that fail become shorter instead."""
-        if len(history) <= _PATIENCE:
-            return False
-        gained = history[-1] - history[-1 - _PATIENCE]
-        return 0 < gained < tol * (history[-1] - self.centre.loss)
+
+def first_order_gain(point: Point, ball: Ball) -> float:
+    """The most that the linearised loss can still gain in the ball; 0 at a maximum."""
+    gradient = point.gradient.double()
+    return float(gradient @ (ball.extreme(point.gradient) - point.epsilon).double())

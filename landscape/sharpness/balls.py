@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -40,7 +41,7 @@ class Ball:
     subspace: Subspace | None = None
 
     def project(self, epsilon: Tensor) -> Tensor:
-        """The nearest point of the ball, in the coordinates u and the ball's norm."""
+        """The nearest points of the ball to perturbations (..., n), in the coordinates u and the ball's norm."""
         u = self._inside(epsilon if self.scale is None else _divide(epsilon, self.scale))
         return self._outside(self._clip(u))
 
@@ -49,47 +50,45 @@ class Ball:
         return self.rho * self.ascent_direction(gradient)
 
     def ascent_direction(self, gradient: Tensor) -> Tensor:
-        """The point of the unit ball where the linear function with this gradient is largest."""
+        """The points of the unit ball where linear functions with gradients (..., n) are largest."""
         slope = self._inside(gradient if self.scale is None else gradient * self.scale)
         if self.norm == "linf":
             return self._outside(slope.sign())
         if self.norm == "l2":
             return self._outside(_unit(slope))
-        assert self.shares is not None
-        parts = zip(slope.split(list(self.layout.sizes)), self.shares, strict=True)
-        return self._outside(torch.cat([share * _unit(part) for part, share in parts]))
+        return self._outside(torch.cat([share * _unit(part) for part, share in self._by_tensor(slope)], dim=-1))
 
     def onto_boundary(self, direction: Tensor) -> Tensor:
-        """The multiple of a direction that lies on the boundary; 0 for a zero direction."""
+        """The multiples of directions (..., n) that lie on the boundary; 0 for a zero direction."""
         u = self._inside(direction if self.scale is None else _divide(direction, self.scale))
         size = self._size(u)
-        return self._outside(u * (self.rho / size if size > 0 else 0.0))
-
-    def with_radius(self, rho: float) -> Ball:
-        """The same shape at another radius."""
-        return Ball(rho, self.norm, self.layout, self.scale, self.shares, self.subspace)
+        return self._outside((u * torch.where(size > 0, self.rho / size, 0.0)).to(u.dtype))
 
     def _clip(self, u: Tensor) -> Tensor:
         if self.norm == "linf":
             return u.clamp(-self.rho, self.rho)
         if self.norm == "l2":
             return _shorten(u, self.rho)
-        assert self.shares is not None
-        parts = zip(u.split(list(self.layout.sizes)), self.shares, strict=True)
-        return torch.cat([_shorten(part, share * self.rho) for part, share in parts])
+        return torch.cat([_shorten(part, share * self.rho) for part, share in self._by_tensor(u)], dim=-1)
 
-    def _size(self, u: Tensor) -> float:
-        """Radius of the smallest ball of this shape around 0 that holds u."""
+    def _size(self, u: Tensor) -> Tensor:
+        """Radius (..., 1) float64 of the smallest ball of this shape around 0 that holds u."""
         if self.norm == "linf":
-            return float(u.abs().max())
+            return u.abs().amax(dim=-1, keepdim=True).double()
         if self.norm == "l2":
-            return float(u.double().norm())
+            return _norm(u)
+        sizes = [_norm(part) / share if share > 0 else 0 * _norm(part) for part, share in self._by_tensor(u)]
+        return torch.stack(sizes).amax(dim=0)
+
+    def _by_tensor(self, u: Tensor) -> Iterator[tuple[Tensor, float]]:
+        """The part of each tensor, and its share of the radius."""
         assert self.shares is not None
-        parts = zip(u.split(list(self.layout.sizes)), self.shares, strict=True)
-        return max(float(part.double().norm()) / share if share > 0 else 0.0 for part, share in parts)
+        return zip(u.split(list(self.layout.sizes), dim=-1), self.shares, strict=True)
 
     def _inside(self, vector: Tensor) -> Tensor:
-        return vector if self.subspace is None else self.subspace.project(vector)
+        if self.subspace is None:
+            return vector
+        return self.subspace.project(vector) if vector.ndim == 1 else torch.stack([self._inside(v) for v in vector])
 
     def _outside(self, u: Tensor) -> Tensor:
         return u if self.scale is None else u * self.scale
@@ -150,11 +149,15 @@ def _divide(vector: Tensor, scale: Tensor) -> Tensor:
     return torch.where(scale > 0, vector / scale, 0.0)
 
 
+def _norm(vector: Tensor) -> Tensor:
+    return vector.double().norm(dim=-1, keepdim=True)
+
+
 def _unit(vector: Tensor) -> Tensor:
-    norm = vector.double().norm()
-    return vector if norm == 0 else (vector.double() / norm).to(vector.dtype)
+    norm = _norm(vector)
+    return (vector.double() / torch.where(norm > 0, norm, 1.0)).to(vector.dtype)
 
 
 def _shorten(vector: Tensor, radius: float) -> Tensor:
-    norm = float(vector.double().norm())
-    return vector if norm <= radius else vector * (radius / norm)
+    norm = _norm(vector)
+    return vector * torch.where(norm > radius, radius / norm, 1.0).to(vector.dtype)

@@ -1,24 +1,22 @@
-"""Worst-case loss in a ball around a minimum, and its curve over the radius."""
+"""Worst-case loss in a ball around a minimum, as two independent searches find it, and its curve over the radius."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from landscape.results import SharpnessResult
 from landscape.risk import EmpiricalRisk
-from landscape.sharpness.ascent import Ascent, Point
+from landscape.sharpness.ascent import Climb
 from landscape.sharpness.balls import Adaptive, Ball, Norm, ball_around
+from landscape.sharpness.result import OwnWorstCases, SharpnessResult, search_gap
+from landscape.sharpness.search import Effort, Search
+from landscape.sharpness.surroundings import Surroundings
 from landscape.subspaces import BasisSubspace, Subspace
-
-_FINALISTS = 3
-"""Starts that go on after the first look, where the steps are rationed."""
-
-_EARLY_STEPS = 3
-"""Steps by which the leader among them is chosen."""
 
 
 def worst_case_sharpness(
@@ -26,56 +24,69 @@ def worst_case_sharpness(
     rho: float,
     *,
     steps: int = 20,
-    restarts: int = 1,
+    restarts: int = 8,
+    screened: int = 128,
     norm: Norm = "l2",
     adaptive: Adaptive = "none",
     relative: bool = False,
     subspace: Subspace | Tensor | None = None,
     starts: Mapping[str, Tensor] | None = None,
-    halving: bool = False,
-    tol: float = 1e-3,
+    agreement: float = 0.05,
+    max_passes: int = 1000,
+    tol: float = 1e-4,
     seed: int = 0,
 ) -> SharpnessResult:
-    r"""Search :math:`\max_{\|\epsilon\|\le\rho} L(\theta+\epsilon)` over the whole data set.
+    r"""Search :math:`\max_{\|\epsilon\|\le\rho} L(\theta+\epsilon)` over the whole data set, twice.
 
-    Every start is climbed from (see `landscape.sharpness.ascent.Ascent.climb`), and the largest loss met is returned:
-    a **lower bound** of the maximum, never below SAM's one-step point, where the linearised loss is largest (Foret et
-    al. 2021, arXiv 2010.01412, equation 2), nor below any start.
+    Two independent searches (`landscape.sharpness.search.Search`: other random numbers, other samples and groups of
+    examples) run until the poorer has come within ``agreement`` of the best rise known, or else their effort is
+    doubled while ``max_passes`` allows. The result is the larger loss: a **lower bound** of the maximum, never below
+    SAM's one-step point, where the linearised loss is largest (Foret et al. 2021, arXiv 2010.01412, equation 2), nor
+    below any start. Its ``gap`` is the search error that the two searches show, and ``converged`` says whether they
+    agree.
+
+    Memory: at most about 2 ``restarts`` + 16 vectors of the size of theta, beside what a pass over the data takes.
 
     Args:
         risk: The mean loss over the data.
         rho: Radius, in the units of the weights, at least 0.
-        steps: Points visited from each start at most; each costs one forward-backward pass.
-        restarts: Number of starts that need no direction: SAM's point, then random points of the boundary.
+        steps: Steps of the climb that a round brings to its end; each costs one forward-backward pass.
+        restarts: Starts that a round of each search climbs from: three in eight are examples, the others random tenths
+            of the data.
+        screened: Most examples whose own losses a round of each search ascends before that, 20 single-example passes
+            each; the two searches' samples are disjoint if there are enough examples.
         norm: ``l2``, ``layerwise`` or ``linf``; see `landscape.sharpness.balls.Ball`.
         adaptive: ``none``, ``elementwise`` or ``filter``; see `landscape.sharpness.balls.ball_around`.
         relative: Measure the radius in units of the weights' norm.
         subspace: Directions allowed: an orthonormal basis (n, k) or an object with ``project``. Default: all.
-        starts: Further starts: directions (n,) by name, each scaled onto the boundary; say top eigenvectors and their
-            negatives, the second-order model's maximiser, or a run's own auxiliary perturbation.
-        halving: Spend the steps on the starts that promise most: of all starts the three with the largest loss climb
-            three steps, and the best of them climbs on. Default: every start climbs to its end.
-        tol: A climb ends when four passes add less than this share to the rise.
-        seed: Seed of the random starts.
+        starts: Further starts of the first search: directions (n,) by name, each scaled onto the boundary; say top
+            eigenvectors and their negatives, or the second-order model's maximiser.
+        agreement: Gap between the searches, as a share of the rise, below which they agree.
+        max_passes: Passes over the data that both searches together may take; the first round of each always runs.
+        tol: A climb ends when the linearised gain left is at most this share of the rise.
+        seed: Seed of all random choices.
 
     Returns:
-        The largest loss met, where, and from which start, with SAM's one-step loss beside it.
+        The largest loss met, where, from which start, how far the two searches differ and which examples carry it.
 
     Raises:
-        ValueError: rho is negative or not finite, a count is below 1, or options exclude each other.
-        FloatingPointError: The loss is not finite at the centre.
+        ValueError: rho is negative or not finite, a count or ``agreement`` is out of range, or options exclude each
+            other.
+        FloatingPointError: The loss is not finite at the centre, or its gradient is not where the loss is.
     """
     return sharpness_curve(
         risk,
         [rho],
         steps=steps,
         restarts=restarts,
+        screened=screened,
         norm=norm,
         adaptive=adaptive,
         relative=relative,
         subspace=subspace,
         starts=starts,
-        halving=halving,
+        agreement=agreement,
+        max_passes=max_passes,
         tol=tol,
         seed=seed,
     )[0]
@@ -86,21 +97,23 @@ def sharpness_curve(
     rhos: Sequence[float],
     *,
     steps: int = 20,
-    restarts: int = 1,
+    restarts: int = 8,
+    screened: int = 128,
     norm: Norm = "l2",
     adaptive: Adaptive = "none",
     relative: bool = False,
     subspace: Subspace | Tensor | None = None,
     starts: Mapping[str, Tensor] | None = None,
-    halving: bool = False,
-    tol: float = 1e-3,
+    agreement: float = 0.05,
+    max_passes: int = 1000,
+    tol: float = 1e-4,
     seed: int = 0,
 ) -> list[SharpnessResult]:
-    """Worst-case losses at several radii, each helping the others; the arguments are `worst_case_sharpness`'s.
+    """Worst-case losses at several radii; the arguments are `worst_case_sharpness`'s, ``max_passes`` for each radius.
 
-    From the smallest radius up, the maximiser of the radius before is scaled onto the boundary and is the start if it
-    beats SAM's point; from the largest down, the next radius's maximiser is scaled in and climbed from if it beats
-    what was found. A smaller ball's maximiser belongs to the larger ball, so that the curve never falls.
+    Every radius is searched by itself. Then neighbours help each other: each radius's maximiser, scaled onto the next
+    ball's boundary, is climbed from if it beats what was found there. A smaller ball's maximiser belongs to the larger
+    ball, so that the curve never falls. What neighbours bring counts in the gap, as a rise that the searches missed.
 
     Returns:
         One result per radius, in ascending order. Passes spent on a radius are counted at it, the centre's at the
@@ -108,107 +121,184 @@ def sharpness_curve(
     """
     if not rhos:
         raise ValueError("rhos: expected at least one radius, got none")
-    if steps < 1 or restarts < 1:
-        raise ValueError(f"steps, restarts: expected counts of at least 1, got {steps} and {restarts}")
+    _check_effort(steps, restarts, screened, max_passes, agreement)
     space = BasisSubspace(subspace) if isinstance(subspace, Tensor) else subspace
     balls = [
         ball_around(risk, rho, norm=norm, adaptive=adaptive, relative=relative, subspace=space) for rho in sorted(rhos)
     ]
-    search = _Search(Ascent(risk), steps, restarts, dict(starts or {}), halving, tol, seed)
-    results: list[SharpnessResult] = []
-    for ball in balls:
-        results.append(search.run(ball, results[-1] if results else None))
-    for index in range(len(balls) - 2, -1, -1):
-        results[index] = search.improve(balls[index], results[index], results[index + 1])
-    for index in range(1, len(balls)):
-        results[index] = _at_least(results[index], results[index - 1])
-    return results
+    _check_starts(risk, starts or {})
+    around = Surroundings(risk)
+    effort = Effort(steps, restarts, screened, tol)
+    results = [_search_twice(around, ball, effort, agreement, max_passes, starts or {}, seed) for ball in balls]
+    return _joined(around, results, balls, steps, tol)
 
 
-class _Search:
-    """The starts tried in a ball and the effort spent on each."""
+def join_curve(
+    risk: EmpiricalRisk,
+    results: Sequence[SharpnessResult],
+    *,
+    steps: int = 20,
+    norm: Norm = "l2",
+    adaptive: Adaptive = "none",
+    subspace: Subspace | Tensor | None = None,
+    tol: float = 1e-4,
+) -> list[SharpnessResult]:
+    """Let results that were found radius by radius help each other, as `sharpness_curve` does; no search is repeated.
 
-    def __init__(
-        self,
-        ascent: Ascent,
-        steps: int,
-        restarts: int,
-        starts: dict[str, Tensor],
-        halving: bool,
-        tol: float,
-        seed: int,
-    ) -> None:
-        self.ascent, self.steps, self.restarts, self.starts = ascent, steps, restarts, starts
-        self.halving, self.tol = halving, tol
-        self._generator = torch.Generator().manual_seed(seed)
-        for name, direction in starts.items():
-            if direction.shape != ascent.theta.shape or not bool(direction.isfinite().all()):
-                raise ValueError(
-                    f"starts: expected finite directions of shape ({len(ascent.theta)},), got "
-                    f"{tuple(direction.shape)} for {name!r}"
-                )
+    One pass a neighbour, and a climb of at most ``steps`` where it is the better start.
 
-    def run(self, ball: Ball, smaller: SharpnessResult | None) -> SharpnessResult:
-        """Climb from every start of a ball."""
-        before = self.ascent.num_passes if smaller else 0
-        centre = self.ascent.centre
-        one_step = self.ascent.visit(ball.extreme(centre.gradient))
-        first = {"gradient": one_step}
-        if smaller is not None and smaller.rise > 0:
-            carried = self.ascent.visit(ball.onto_boundary(smaller.epsilon))
-            if carried.loss > one_step.loss:
-                first = {"smaller radius": carried}
-        others = {name: ball.onto_boundary(direction.to(centre.epsilon)) for name, direction in self.starts.items()}
-        for number in range(self.restarts - 1 if ball.rho > 0 else 0):
-            noise = torch.randn(len(centre.epsilon), dtype=torch.float64, generator=self._generator)
-            others[f"random {number + 1}"] = ball.onto_boundary(noise.to(centre.epsilon))
-        first |= {name: self.ascent.visit(epsilon) for name, epsilon in others.items()}
-        reached = self._climb(first, ball)
-        candidates = {"centre": centre, "gradient": one_step} | reached
-        winner = max(candidates, key=lambda name: candidates[name].loss)
-        return SharpnessResult(
-            rho=ball.rho,
-            loss=centre.loss,
-            worst_loss=candidates[winner].loss,
-            epsilon=candidates[winner].epsilon,
-            winner=winner,
-            one_step_loss=one_step.loss,
-            start_losses={name: point.loss for name, point in reached.items()},
-            num_passes=self.ascent.num_passes - before,
-        )
+    Args:
+        risk: The risk of the results.
+        results: Of `worst_case_sharpness`, for balls of one shape.
+        steps: See `worst_case_sharpness`; so are the others.
+        norm: Of the results' balls.
+        adaptive: Of the results' balls.
+        subspace: Of the results' balls.
+        tol: Of a climb.
 
-    def _climb(self, points: dict[str, Point], ball: Ball) -> dict[str, Point]:
-        """Where the climb from each start ended."""
-        if not self.halving:
-            return {name: self._go_on(point, ball, self.steps - 1) for name, point in points.items()}
-        ranked = sorted(points, key=lambda name: points[name].loss, reverse=True)
-        early = min(_EARLY_STEPS, self.steps - 1)
-        reached = points | {name: self._go_on(points[name], ball, early) for name in ranked[:_FINALISTS]}
-        leader = max(reached, key=lambda name: reached[name].loss)
-        return reached | {leader: self._go_on(reached[leader], ball, self.steps - 1 - early)}
+    Returns:
+        The results in ascending order of the radius; the rise never falls.
+    """
+    space = BasisSubspace(subspace) if isinstance(subspace, Tensor) else subspace
+    ordered = sorted(results, key=lambda result: result.rho)
+    balls = [
+        ball_around(risk, result.rho, norm=norm, adaptive=adaptive, relative=False, subspace=space)
+        for result in ordered
+    ]
+    return _joined(Surroundings(risk), ordered, balls, steps, tol) if ordered else []
 
-    def _go_on(self, point: Point, ball: Ball, steps: int) -> Point:
-        return self.ascent.climb(point, ball, steps=steps, tol=self.tol)
 
-    def improve(self, ball: Ball, result: SharpnessResult, larger: SharpnessResult) -> SharpnessResult:
-        """Climb from the larger ball's maximiser if that, scaled in, beats the result."""
-        if ball.rho == 0 or larger.rise == 0:
-            return result
-        before = self.ascent.num_passes
-        start = self.ascent.visit(ball.onto_boundary(larger.epsilon))
-        if start.loss > result.worst_loss:
-            found = self._go_on(start, ball, self.steps - 1)
-            result = dataclasses.replace(
-                result,
-                worst_loss=found.loss,
-                epsilon=found.epsilon,
-                winner="larger radius",
-                start_losses=dict(result.start_losses) | {"larger radius": found.loss},
+def _joined(
+    around: Surroundings, results: Sequence[SharpnessResult], balls: Sequence[Ball], steps: int, tol: float
+) -> list[SharpnessResult]:
+    """Help every radius by the next smaller one, then by the next larger one."""
+    joined = list(results)
+    for index in range(1, len(joined)):
+        joined[index] = _helped(around, joined[index], balls[index], joined[index - 1], "smaller radius", steps, tol)
+    for index in range(len(joined) - 2, -1, -1):
+        joined[index] = _helped(around, joined[index], balls[index], joined[index + 1], "larger radius", steps, tol)
+    for index in range(1, len(joined)):
+        if joined[index].worst_loss < joined[index - 1].worst_loss:
+            inside = joined[index - 1]
+            joined[index] = replace(
+                joined[index],
+                worst_loss=inside.worst_loss,
+                epsilon=inside.epsilon,
+                example_rises=inside.example_rises,
+                winner="smaller radius",
             )
-        return dataclasses.replace(result, num_passes=result.num_passes + self.ascent.num_passes - before)
+    return joined
 
 
-def _at_least(result: SharpnessResult, smaller: SharpnessResult) -> SharpnessResult:
-    if result.worst_loss >= smaller.worst_loss:
+def _search_twice(
+    around: Surroundings,
+    ball: Ball,
+    effort: Effort,
+    agreement: float,
+    max_passes: int,
+    starts: Mapping[str, Tensor],
+    seed: int,
+) -> SharpnessResult:
+    """Run two searches, doubling their rounds until they agree or the next round would exceed ``max_passes``."""
+    centre, before = around.centre, around.counter.num_passes
+    one_step = around.visit(ball.extreme(centre.gradient))
+    searches: list[Search] = []
+    if ball.rho > 0:
+        first = {"gradient": one_step.epsilon, **starts}
+        searches = [
+            Search(around, ball, effort, seed=seed, number=number, total=2, starts=own)
+            for number, own in enumerate((first, {}))
+        ]
+    rounds, more = 0, 1
+    while searches and more > 0:
+        for search in searches:
+            search.run(more)
+        rounds += more
+        spent = around.counter.num_passes - before
+        if search_gap((searches[0].rise, searches[1].rise), max(search.rise for search in searches)) <= agreement:
+            break
+        more = min(rounds, int((max_passes - spent) / (spent / rounds)))
+    candidates = {"centre": centre, "gradient": one_step}
+    candidates |= {search.winner: search.best for search in sorted(searches, key=lambda search: search.rise)}
+    winner = max(candidates, key=lambda name: candidates[name].loss)
+    losses = [search.best.loss for search in searches] or [centre.loss] * 2
+    own_rises = _largest(search.own_rises for search in searches)
+    examples = torch.tensor(sorted(own_rises), dtype=torch.long)
+    example_rises = around.rises(candidates[winner].epsilon)
+    return SharpnessResult(
+        rho=ball.rho,
+        loss=centre.loss,
+        worst_loss=candidates[winner].loss,
+        epsilon=candidates[winner].epsilon,
+        search_losses=(losses[0], losses[1]),
+        agreement=agreement,
+        winner=winner,
+        one_step_loss=one_step.loss,
+        start_losses=_largest(search.start_losses for search in searches),
+        example_rises=example_rises,
+        example_weights=around.weights,
+        own=OwnWorstCases(
+            examples,
+            torch.tensor([own_rises[example] for example in examples.tolist()], dtype=torch.float64),
+            around.weights[examples],
+        ),
+        num_passes=math.ceil(around.counter.num_passes - before),
+    )
+
+
+def _helped(
+    around: Surroundings,
+    result: SharpnessResult,
+    ball: Ball,
+    neighbour: SharpnessResult,
+    name: str,
+    steps: int,
+    tol: float,
+) -> SharpnessResult:
+    """Climb from a neighbouring radius's maximiser, scaled onto the boundary, if it beats what was found."""
+    if ball.rho == 0 or neighbour.rise == 0:
         return result
-    return dataclasses.replace(result, worst_loss=smaller.worst_loss, epsilon=smaller.epsilon, winner="smaller radius")
+    before = around.counter.num_passes
+    start = around.visit(ball.onto_boundary(neighbour.epsilon))
+    if start.loss > result.worst_loss:
+        best = Climb(around.visit, ball, start).advance(steps, floor=around.centre.loss, tol=tol)
+        result = replace(
+            result,
+            worst_loss=best.loss,
+            epsilon=best.epsilon,
+            winner=name,
+            start_losses=dict(result.start_losses) | {name: best.loss},
+            example_rises=around.rises(best.epsilon),
+        )
+    return replace(result, num_passes=result.num_passes + math.ceil(around.counter.num_passes - before))
+
+
+_Key = TypeVar("_Key")
+
+
+def _largest(tables: Iterable[Mapping[_Key, float]]) -> dict[_Key, float]:
+    """The largest value of each key."""
+    largest: dict[_Key, float] = {}
+    for table in tables:
+        for key, value in table.items():
+            largest[key] = max(value, largest.get(key, value))
+    return largest
+
+
+def _check_effort(steps: int, restarts: int, screened: int, max_passes: int, agreement: float) -> None:
+    if steps < 1 or restarts < 1:
+        raise ValueError(f"steps, restarts: expected counts of at least 1, got {steps} and {restarts}")
+    for name, count in {"screened": screened, "max_passes": max_passes}.items():
+        if count < 1:
+            raise ValueError(f"{name}: expected a count of at least 1, got {count}")
+    if not 0 <= agreement < 1:
+        raise ValueError(f"agreement: expected a share of the rise, 0 <= agreement < 1, got {agreement}")
+
+
+def _check_starts(risk: EmpiricalRisk, starts: Mapping[str, Tensor]) -> None:
+    for name, direction in starts.items():
+        if direction.shape != (risk.num_params,) or not bool(direction.isfinite().all()):
+            raise ValueError(
+                f"starts: expected finite directions of shape ({risk.num_params},), got "
+                f"{tuple(direction.shape)} for {name!r}"
+            )

@@ -8,11 +8,10 @@ from functools import partial
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analyses.records import write_atomically
+from analyses.records import is_rise, write_atomically
 from reports.figures.accuracy_sharpness import plot_accuracy_sharpness
 from reports.figures.alignment import CAPTURED, plot_alignment, shown_methods
 from reports.figures.alignment_map import plot_alignment_map
@@ -81,9 +80,9 @@ def _over_runs(records: pd.DataFrame, rho: float, count: str, bars: str) -> Iter
     yield _Plan(
         "worst_case_rise",
         pd.concat([rises, ratios]),
-        "Worst-case rise of the training loss in balls around the merged weights of the adapted layers, by "
-        "gradient ascent from SAM's point and from the top eigenvectors with either sign: lower bounds of the true "
-        "maximum. Left: over all weights. Right: inside the "
+        "Worst-case rise of the training loss in balls around the merged weights of the adapted layers: the largest "
+        "that two independent searches met, lower bounds of the true maximum; the table of three measures has their "
+        "gap. Left: over all weights. Right: inside the "
         "tangent space of the run's adapter (for methods without one, of the best rank-r fit of their update). "
         f"{lower_row}The grey band marks rho = {rho:g}, at which the claims are judged. {over} Marks of one radius are "
         "set slightly apart; an interval that reaches zero is cut at a twentieth of the mean.",
@@ -125,13 +124,13 @@ def _over_runs(records: pd.DataFrame, rho: float, count: str, bars: str) -> Iter
         f"{over} Bars that leave the axes are cut.",
         lambda: plot_recovered(shares),
     )
-    at_rho = (measure == "worst_case_rise") & (records["subspace"] == "full") & np.isclose(records["rho"], rho)
+    at_rho = is_rise(records, "full", rho)
     accuracy = measure == "test_accuracy"
     yield _Plan(
         "accuracy_sharpness",
         records[at_rho | accuracy] if at_rho.any() and accuracy.any() else records.iloc[:0],
-        f"Test accuracy against the worst-case rise of the training loss at rho = {rho:g} in the full space, by "
-        "projected gradient ascent (a lower bound). Faint marks are runs, large marks are means over "
+        f"Test accuracy against the worst-case rise of the training loss at rho = {rho:g} in the full space "
+        "(a lower bound). Faint marks are runs, large marks are means over "
         f"{count}; intervals stand in the main table.",
         lambda: plot_accuracy_sharpness(records, rho=rho),
     )
@@ -200,11 +199,11 @@ def _pictures(records: pd.DataFrame, rho: float) -> Iterator[_Plan]:
         lambda: plot_trajectories(records),
     )
     predicted = records[measure == "quadratic_rise"]
-    found = records[(measure == "worst_case_rise") & (records["subspace"] == "full") & (records["seed"] == 0)]
+    found = records[is_rise(records, "full") & (records["seed"] == 0)]
     yield _Plan(
         "prediction",
         pd.concat([predicted, found]) if len(predicted) else predicted,
-        "Worst-case rise found by the ascent over the maximum of the quadratic model, solved exactly in the span "
+        "Worst-case rise found by the searches over the maximum of the quadratic model, solved exactly in the span "
         "of the gradient, its image under the Hessian and the dominant eigenvectors; first seed. At 1 (grey) the "
         "loss behaves as its second-order expansion says; far above it, eigenvalues do not tell the sharpness.",
         lambda: plot_prediction(records),

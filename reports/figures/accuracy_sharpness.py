@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from analyses.records import is_rise
 from reports.style import ONE_COLUMN, method_order, method_style, plot_context
 
 
 def plot_accuracy_sharpness(records: pd.DataFrame, *, rho: float) -> Figure:
     """One faint point a run and a large mark for each method's mean."""
-    rises = records[(records["measure"] == "worst_case_rise") & (records["subspace"] == "full")]
-    rises = rises[np.isclose(rises["rho"], rho)]
+    rises = records[is_rise(records, "full", rho)]
     keys = ["method", "train_size", "seed"]
     accuracy = records[records["measure"] == "test_accuracy"].set_index(keys)["value"].rename("accuracy")
     runs = rises.set_index(keys)["value"].rename("rise").to_frame().join(accuracy, how="inner").reset_index()

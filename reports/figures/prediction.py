@@ -6,6 +6,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
+from analyses.records import is_rise
 from reports.style import ONE_COLUMN, method_order, method_style, plot_context
 
 
@@ -17,7 +18,7 @@ def plot_prediction(records: pd.DataFrame) -> Figure:
     """
     keys = ["method", "seed", "train_size", "rho"]
     predicted = records[records["measure"] == "quadratic_rise"].set_index(keys)["value"]
-    found = records[(records["measure"] == "worst_case_rise") & (records["subspace"] == "full")]
+    found = records[is_rise(records, "full")]
     ratios = (found.set_index(keys)["value"] / predicted[predicted > 0]).dropna().rename("ratio").reset_index()
     with plot_context():
         figure, ax = plt.subplots(figsize=(ONE_COLUMN, 3.4))

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from analyses.records import is_rise
 from reports.figures.sweeps import draw_curve, mark_swept, over_rank
 from reports.style import ONE_COLUMN, TWO_COLUMNS, MethodStyle, method_order, method_style, plot_context
 
@@ -22,7 +23,7 @@ def recovered_shares(records: pd.DataFrame) -> pd.DataFrame:
         Records with the measure ``recovered_share``; none where the full rise is 0.
     """
     keys = ["method", "train_size", "seed", "rho"]
-    rises = records[records["measure"] == "worst_case_rise"]
+    rises = records[is_rise(records)]
     full = rises[rises["subspace"] == "full"].set_index(keys)["value"].rename("full")
     inside = rises[rises["subspace"].isin(["auxiliary", "random"])].join(full, on=keys)
     inside = inside[inside["full"] > 0]

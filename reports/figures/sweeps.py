@@ -8,6 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from analyses.records import is_rise
 from reports.style import TWO_COLUMNS, MethodStyle, mean_interval, method_order, method_style, plot_context
 
 
@@ -32,10 +33,9 @@ def plot_sweep(swept: pd.DataFrame, *, rho: float, xlabel: str) -> Figure:
         rho: Radius of the rise.
         xlabel: Name of what is swept.
     """
-    rise = (swept["measure"] == "worst_case_rise") & (swept["subspace"] == "full") & np.isclose(swept["rho"], rho)
     panels = [
         (swept[swept["measure"] == "test_accuracy"], 100.0, "test accuracy (%)", "linear"),
-        (swept[rise], 1.0, f"worst-case rise at rho = {rho:g} (nats)", "log"),
+        (swept[is_rise(swept, "full", rho)], 1.0, f"worst-case rise at rho = {rho:g} (nats)", "log"),
     ]
     with plot_context():
         figure, axes = plt.subplots(1, 2, figsize=(TWO_COLUMNS, 2.7))

@@ -8,6 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from analyses.records import is_rise
 from reports.style import TWO_COLUMNS, mean_interval, method_order, method_style, plot_context
 
 PANELS = {"full": "Full space", "lora": "LoRA subspace of the run"}
@@ -83,7 +84,7 @@ def draw_rises(rises: pd.DataFrame, *, column: str, ax: Axes) -> Axes:
 
 def with_ratios(records: pd.DataFrame) -> pd.DataFrame:
     """Rises, with the rise over the reference's at the same seed, space and radius; undefined where that is 0."""
-    rises = records[(records["measure"] == "worst_case_rise") & records["subspace"].isin(list(PANELS))]
+    rises = records[is_rise(records) & records["subspace"].isin(list(PANELS))]
     keys = ["train_size", "seed", "subspace", "rho"]
     reference = rises.loc[rises["method"] == REFERENCE, [*keys, "value"]].rename(columns={"value": "reference"})
     joined = rises.merge(reference, on=keys, how="left")

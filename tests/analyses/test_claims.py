@@ -30,6 +30,9 @@ def made_up(rises: dict[str, float], *, seeds: int = 6, noise: float = 0.02, ste
             value = rise + shared + noise * generator.normal()
             rows.append(base | {"measure": "worst_case_rise", "rho": 0.1, "subspace": "full", "value": value})
             rows.append(base | {"measure": "worst_case_rise", "rho": 0.2, "subspace": "full", "value": 50.0})
+            rows.append(
+                base | {"measure": "worst_case_rise", "ball": "filter", "rho": 0.1, "subspace": "full", "value": 50.0}
+            )
             rows.append(base | {"measure": "worst_case_rise", "rho": 0.1, "subspace": "lora", "value": -value})
             accuracy = {"bilora": 0.85, "lora": 0.80}.get(method, 0.8) + 0.001 * generator.normal()
             rows.append(base | {"measure": "test_accuracy", "value": accuracy})

@@ -10,8 +10,9 @@ import pandas as pd
 import pytest
 
 from analyses.claims import claims_document
+from analyses.measure_settings import WorstCaseSettings
 from analyses.records import read_json, read_records
-from analyses.study import load_preset, load_study, preset_names
+from analyses.study import Study, load_preset, load_study, preset_names
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -19,7 +20,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 @pytest.mark.parametrize("name", preset_names())
 def test_an_example_has_its_presets_settings_and_whole_records(name: str) -> None:
     study = load_study(EXAMPLES / name / "study.yaml")
-    assert study == load_preset(name)
+    assert _but_for_the_search(study) == _but_for_the_search(load_preset(name))
     records = read_records(EXAMPLES / name / "records.parquet")
     runs = records[records["measure"] == "train_loss"][["method", "seed", "train_size"]]
     cells = {(cell.method, cell.seed, cell.train_size) for cell in study.cells()}
@@ -60,6 +61,12 @@ def test_tables_are_those_of_the_records(name: str) -> None:
     table = pd.read_csv(EXAMPLES / name / "tables" / "claims.csv") if _judged(name) else pd.DataFrame()
     parts = sum(max(1, len(claim["parts"])) for claim in read_json(EXAMPLES / name / "claims.json")["claims"])
     assert len(table) == parts
+
+
+def _but_for_the_search(study: Study) -> Study:
+    """The examples' worst cases are of the time of one search from a few starts; `examples/README.md` says so."""
+    worst_case = WorstCaseSettings(radii=[study.claims.rho])
+    return study.model_copy(update={"measures": study.measures.model_copy(update={"worst_case": worst_case})})
 
 
 def _judged(name: str) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from safetensors.torch import load_file, save_file
 
 from landscape import (
     EmpiricalFisherOperator,
@@ -37,7 +38,7 @@ def one_rank(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     x, y = data_of("layer_norm")
     mine = slice(0, 5) if rank == 0 else slice(5, 7)  # uneven halves
-    torch.save(measured([(x[mine], y[mine])]), f"{folder}/{rank}.pt")
+    save_file(measured([(x[mine], y[mine])]), f"{folder}/{rank}.safetensors")
     dist.destroy_process_group()
 
 
@@ -46,6 +47,6 @@ def test_two_ranks_equal_one_process(tmp_path: Path) -> None:
     x, y = data_of("layer_norm")
     alone = measured([(x, y)])
     for rank in range(2):
-        shared = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        shared = load_file(tmp_path / f"{rank}.safetensors")
         for name, value in alone.items():
             torch.testing.assert_close(shared[name], value, rtol=1e-6, atol=1e-9, msg=name)

@@ -163,7 +163,7 @@ def test_draw_all_writes_files_with_captions_that_name_the_method(records: pd.Da
     for one in figures:
         assert one.path.is_file() and one.path.with_suffix(".pdf").is_file()
         assert ("n = 5 seeds" in one.caption) == (one.name in over_seeds)
-    assert "gradient ascent" in figures[0].caption and "lower bound" in figures[0].caption
+    assert "two independent searches" in figures[0].caption and "lower bound" in figures[0].caption
     assert not plt.get_fignums()
 
 

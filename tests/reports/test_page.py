@@ -65,7 +65,7 @@ def test_page_is_whole_and_self_contained(records: pd.DataFrame, claims: dict[st
     names = {table.stem for table in (tmp_path / "tables").iterdir()}
     assert names == {
         *("main", "cost", "agreement", "pyhessian", "claims", "propositions", "differences"),
-        *("alignment", "inside", "modules", "angles"),
+        *("alignment", "inside", "modules", "angles", "measures", "searches", "balls"),
     }
 
 

@@ -1,0 +1,75 @@
+"""What searches of one risk around its weights share: the centre, the passes counted, and the parts of the data."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from landscape.distributed import all_sum, counts_by_rank, this_rank
+from landscape.examples import can_take_examples, take_examples
+from landscape.risk import EmpiricalRisk
+from landscape.sharpness.ascent import PassCounter, Point, Visit
+
+_SHARE_OF_A_FORWARD = 1 / 3
+
+
+class Surroundings:
+    """One risk around its weights.
+
+    Examples are numbered through the ranks of a process group; each rank holds a range of the numbers.
+
+    Attributes:
+        centre: The weights themselves.
+        num_examples: N, over all ranks.
+        first: Number of this rank's first example.
+        divisible: Whether the batches can be taken apart into examples.
+
+    Raises:
+        FloatingPointError: The loss is not finite at the centre.
+    """
+
+    def __init__(self, risk: EmpiricalRisk) -> None:
+        self.risk, self.theta, self.counter = risk, risk.theta, PassCounter()
+        self.visit: Visit = self.counter.visits(risk, self.theta)
+        self.centre: Point = self.visit(torch.zeros_like(self.theta))
+        if not math.isfinite(self.centre.loss):
+            raise FloatingPointError(f"the loss at the centre of the ball is {self.centre.loss}: nothing to compare")
+        counts = counts_by_rank(risk.num_examples)
+        self.num_examples, self.first = sum(counts), sum(counts[: this_rank()])
+        self.divisible = all(counts_by_rank(can_take_examples(risk)))
+        self.weights = self.everywhere(risk.example_weights.double().cpu()) / risk.total_weight
+        self._centre_losses = risk.per_example_losses(self.theta).double().cpu()
+        self.counter.num_passes += _SHARE_OF_A_FORWARD
+
+    def everywhere(self, mine: Tensor) -> Tensor:
+        """Numbers (N,) of all examples from those of this rank's."""
+        whole = torch.zeros(self.num_examples, dtype=mine.dtype)
+        whole[self.first : self.first + len(mine)] = mine
+        return all_sum(whole)
+
+    def here(self, examples: Tensor) -> Tensor:
+        """Places in ``examples`` of those that this rank holds."""
+        return torch.where((examples >= self.first) & (examples < self.first + self.risk.num_examples))[0]
+
+    def part(self, examples: Tensor) -> Visit:
+        """A function that visits points of the mean loss over some examples."""
+        mine = examples[self.here(examples)] - self.first
+        risk = self.risk.on(take_examples(self.risk, mine))
+        return self.counter.visits(risk, self.theta, share=len(examples) / self.num_examples)
+
+    def random_part(self, generator: torch.Generator) -> Visit:
+        """The same for a random tenth of the examples, at least one."""
+        order = torch.randperm(self.num_examples, generator=generator)
+        return self.part(order[: max(1, self.num_examples // 10)])
+
+    def noise(self, generator: torch.Generator) -> Tensor:
+        """A random direction (n,), the same on every rank."""
+        return torch.randn(len(self.theta), dtype=self.theta.dtype, generator=generator).to(self.theta.device)
+
+    def rises(self, epsilon: Tensor) -> Tensor:
+        """(N,) float64 rise of every example's loss at a perturbation."""
+        self.counter.num_passes += _SHARE_OF_A_FORWARD
+        losses = self.risk.per_example_losses(self.theta + epsilon).double().cpu()
+        return self.everywhere(losses - self._centre_losses)

@@ -1,0 +1,50 @@
+"""A study small enough for a test, and the command line on it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+MINI: dict[str, Any] = {
+    "name": "mini",
+    "task": {"name": "digits", "pretrain_epochs": 1},
+    "train_sizes": [40],
+    "seeds": 2,
+    "training": {"epochs": 2, "batch_size": 20},
+    "adapters": {"r": 2, "alpha": 4, "target_modules": ["q_proj", "fc1"]},
+    "methods": {
+        "lora": {"learning_rate": 0.003},
+        "bilora": {"learning_rate": 0.003, "rho": 0.05},
+    },
+    "measures": {
+        "worst_case": {
+            "radii": [0.1, 0.5],
+            "subspace_radii": [0.1],
+            "steps": 3,
+            "restarts": 1,
+            "screened": 4,
+            "max_passes": 1,
+            "balls": {"filter": [0.2]},
+        },
+        "curvature": {"k": 2, "lanczos_tol": 0.001, "power_tol": 0.1},
+        "surface": {"line_points": 3, "grid_points": 3, "path_points": 3},
+        "dynamics": {"snapshots": 2, "notes": 2},
+        "cost_rounds": 2,
+    },
+    "claims": {"rho": 0.1},
+}
+
+
+def landscape(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "analyses.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
+
+
+def written(folder: Path, **changes: object) -> Path:
+    path = folder / "study_input.yaml"
+    path.write_text(yaml.safe_dump(MINI | changes))
+    return path

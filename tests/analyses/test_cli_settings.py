@@ -1,0 +1,105 @@
+"""What settings change, which of them are refused, and cells that fail, through the real command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from analyses.study import load_preset, preset_names
+from analyses.tuning import best_settings
+from tests.analyses.mini import MINI, landscape, written
+
+
+def test_a_failing_cell_is_recorded_and_the_others_finish(tmp_path: Path) -> None:
+    methods = {"lora": {"learning_rate": 0.003}, "bilora": {"learning_rate": 1e30, "rho": 0.05}}
+    config = written(tmp_path, methods=methods, seeds=1)
+    done = landscape("audit", "--config", config, "--out", tmp_path / "out")
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    failures = json.loads((tmp_path / "out" / "failures.json").read_text())
+    assert len(failures) == 1 and failures[0]["cell"].startswith("bilora") and "nan" in failures[0]["reason"]
+    records = pd.read_parquet(tmp_path / "out" / "records.parquet")
+    assert "lora" in set(records.loc[records["measure"] == "worst_case_rise", "method"])
+    assert "bilora-seed0" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_pictures_and_the_third_opinion_can_be_left_out(tmp_path: Path) -> None:
+    config = written(tmp_path, seeds=1, measures=MINI["measures"] | {"surface": None, "third_opinion": False})
+    done = landscape("audit", "--config", config, "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    records = pd.read_parquet(tmp_path / "out" / "records.parquet")
+    assert not set(records["measure"]) & {"loss_surface", "loss_profile", "loss_barrier", "quadratic_rise"}
+    assert set(records["algorithm"].dropna()) >= {"lanczos", "power_iteration"}
+    assert "pyhessian" not in set(records["algorithm"])
+
+
+def worst_case(**changes: object) -> dict[str, Any]:
+    return {"measures": MINI["measures"] | {"worst_case": MINI["measures"]["worst_case"] | changes}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "arguments", "message"),
+    [
+        ({}, ["--preset", "nope"], "--preset: expected one of"),
+        ({"methods": {"bilor": {"learning_rate": 0.1}}}, [], "unknown method 'bilor'"),
+        ({"methods": {"sam": {"learning_rate": 0.1, "rho": -1}}}, [], "methods.sam.rho"),
+        ({"task": {"name": "letters"}}, [], "task: "),
+        ({"colour": "blue"}, [], "colour: Extra inputs are not permitted"),
+        ({"adapters": {"r": 65, "target_modules": ["q_proj"]}}, [], "rank 65 exceeds"),
+        ({"adapters": {"r": 2, "target_modules": ["nothing"]}}, [], "matches no linear layer"),
+        ({"claims": {"rho": 0.3}}, [], "0.3 is not among measures.worst_case.radii"),
+        (worst_case(radii=[]), [], "measures.worst_case.radii"),
+        (worst_case(balls=["cube"]), [], "measures.worst_case.balls"),
+        (worst_case(balls=["filter"]), [], "leaves out l2"),
+        (worst_case(balls={"l2": [0.2]}), [], "leave l2 out of the mapping"),
+        (worst_case(subspace_radii=[0.5]), [], "0.1 is not among measures.worst_case.subspace_radii"),
+        (worst_case(agreement=1.5), [], "measures.worst_case.agreement"),
+        (worst_case(halving=True), [], "measures.worst_case.halving"),
+        ({"train_sizes": [900]}, [], "train_sizes"),
+        ({}, ["--seeds", "0"], "--seeds"),
+        ({}, ["--jobs", "0"], "--jobs"),
+    ],
+)
+def test_bad_input_ends_before_work(tmp_path: Path, changes: dict, arguments: list[str], message: str) -> None:
+    source = [] if "--preset" in arguments else ["--config", written(tmp_path, **changes)]
+    done = landscape("audit", *source, "--out", tmp_path / "out", *arguments)
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "out" / "base").exists()
+
+
+def test_more_seeds_compute_only_the_new_ones() -> None:
+    study = load_preset("digits")
+    more = study.model_copy(update={"seeds": 8})
+    names = [study.run_name(cell) for cell in study.cells()]
+    assert set(names) < {more.run_name(cell) for cell in more.cells()}
+    assert study.cost_name() == more.cost_name()
+
+
+def test_changed_settings_recompute_what_depends_on_them() -> None:
+    study = load_preset("digits")
+    cell = next(iter(study.cells()))
+    radii = study.measures.worst_case.model_copy(update={"radii": [0.1]})
+    changed = study.model_copy(update={"measures": study.measures.model_copy(update={"worst_case": radii})})
+    assert changed.run_name(cell) == study.run_name(cell)
+    assert changed.measurement_name("sharpness") != study.measurement_name("sharpness")
+    assert changed.measurement_name("curvature") == study.measurement_name("curvature")
+
+
+@pytest.mark.parametrize("name", [name for name in preset_names() if load_preset(name).tuning])
+def test_the_presets_settings_are_the_grids_best(name: str) -> None:
+    study = load_preset(name)
+    table = pd.read_csv(Path(__file__).parents[2] / "analyses" / "presets" / f"{name}_tuning.csv")
+    assert study.tuning is not None
+    assert {name: s.model_dump() for name, s in best_settings(table, study.tuning).items()} == {
+        name: s.model_dump() for name, s in study.methods.items()
+    }
+
+
+@pytest.mark.parametrize("command", ["audit", "train", "measure", "compare", "tune", "report", "presets", "methods"])
+def test_every_command_explains_itself(command: str) -> None:
+    done = landscape(command, "--help")
+    assert done.returncode == 0 and len(done.stdout) > 100
