@@ -27,7 +27,7 @@ def measures_table(records: pd.DataFrame, *, rho: float) -> Tables:
         "largest example (%)": ((here["measure"] == "largest_share") & (here["k"] == 1), 100.0, 0),
         "five largest (%)": ((here["measure"] == "largest_share") & (here["k"] == 5), 100.0, 0),
         "mean of own worst cases": (here["measure"] == "own_worst_case_rise", 1.0, 3),
-        "average case": (here["measure"] == "average_case_rise", 1.0, 5),
+        "average case": (here["measure"] == "average_case_rise", 1.0, None),
         "SAM's one step": (here["measure"] == "one_step_rise", 1.0, 3),
     }
     shown, plain = {}, {}
@@ -38,11 +38,14 @@ def measures_table(records: pd.DataFrame, *, rho: float) -> Tables:
         for name, (mask, scale, digits) in columns.items():
             chosen = here[own & mask.fillna(False)]
             mean, half = mean_interval(scale * chosen["value"])
-            texts[name] = plus_minus(mean, half, digits)
+            # The average case is orders of magnitude smaller.
+            texts[name] = f"{mean:.1e} ± {half:.0e}" if digits is None else plus_minus(mean, half, digits)
             numbers |= {f"{name} mean": mean, f"{name} half-width": half}
             if chosen["stderr"].notna().any():  # of the estimate at one minimum, beside the spread over runs
                 numbers[f"{name} median stderr"] = float(chosen["stderr"].median())
-        shown[method_style(method).label], plain[method] = texts, numbers
+        sample = float(here.loc[own & (here["measure"] == "own_worst_case_rise"), "k"].astype(float).median())
+        texts["examples in that mean"] = f"{sample:.0f}"
+        shown[method_style(method).label], plain[method] = texts, numbers | {"examples in that mean": sample}
     return by_row(shown, "method"), by_row(plain, "method")
 
 

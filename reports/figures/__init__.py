@@ -81,8 +81,8 @@ def _over_runs(records: pd.DataFrame, rho: float, count: str, bars: str) -> Iter
         "worst_case_rise",
         pd.concat([rises, ratios]),
         "Worst-case rise of the training loss in balls around the merged weights of the adapted layers: the largest "
-        "that two independent searches met, lower bounds of the true maximum; the table of three measures has their "
-        "gap. Left: over all weights. Right: inside the "
+        "that two independent searches met, lower bounds of the true maximum; the table of search errors has "
+        "their gap. Left: over all weights. Right: inside the "
         "tangent space of the run's adapter (for methods without one, of the best rank-r fit of their update). "
         f"{lower_row}The grey band marks rho = {rho:g}, at which the claims are judged. {over} Marks of one radius are "
         "set slightly apart; an interval that reaches zero is cut at a twentieth of the mean.",

@@ -42,6 +42,10 @@ def plot_worst_case(records: pd.DataFrame, *, rho: float) -> Figure:
                 ax.axvline(rho, color="0.85", lw=4, zorder=0)
             row[0].set_ylabel(label)
             _logarithmic(row, rises[column].dropna())
+        radii = sorted(rises["rho"].unique())  # the panels share an axis, but not all radii
+        axes[0, 0].set_xticks(radii, [f"{radius:g}" for radius in radii])
+        for ax in axes.flat:
+            ax.minorticks_off()
         for top, bottom, title in zip(axes[0], axes[-1], PANELS.values(), strict=True):
             top.set_title(title)
             bottom.set_xlabel("radius rho of the ball (norm of the weight change)")
@@ -76,9 +80,6 @@ def draw_rises(rises: pd.DataFrame, *, column: str, ax: Axes) -> Axes:
             label=style.label,
         )
     ax.set_xscale("log")
-    radii = sorted(rises["rho"].unique())
-    ax.set_xticks(radii, [f"{rho:g}" for rho in radii])
-    ax.minorticks_off()
     return ax
 
 

@@ -89,6 +89,14 @@ def test_lower_row_of_worst_case_is_paired_by_seed(records: pd.DataFrame) -> Non
     np.testing.assert_allclose(_container(figure.axes[2], "lora")[0], 1.0)
 
 
+def test_every_radius_has_its_tick_though_subspaces_have_fewer(records: pd.DataFrame) -> None:
+    fewer = records[(records["subspace"] != "lora") | (records["rho"] == RHO)]
+    figure = plot_worst_case(fewer, rho=RHO)
+    expected = sorted(records.loc[records["measure"] == "worst_case_rise", "rho"].unique())
+    for ax in figure.axes:
+        assert ax.get_xticks().tolist() == pytest.approx(expected)
+
+
 def test_worst_case_without_lora_or_with_a_rise_of_zero(records: pd.DataFrame) -> None:
     others = records[records["method"].isin(["full", "sam"])].copy()
     flat = (others["measure"] == "worst_case_rise") & (others["method"] == "sam") & (others["rho"] < 0.02)
