@@ -27,7 +27,7 @@ class WorstCaseSettings(Settings):
     balls: dict[BallName, Radii] | list[BallName] = Field(default=[L2])
     subspace_radii: Radii | None = None
     steps: Count = 20
-    restarts: Count = 8
+    restarts: Count = 7
     screened: Count = 128
     agreement: Annotated[FiniteFloat, Field(ge=0, lt=1)] = 0.05
     max_passes: Count = 1000

@@ -15,6 +15,8 @@ from landscape.risk import EmpiricalRisk
 from landscape.subspaces import Subspace
 
 Norm = Literal["l2", "layerwise", "linf"]
+_BLOCK, _SMALL = 2**14, 1e-15
+
 Adaptive = Literal["none", "elementwise", "filter"]
 
 
@@ -150,11 +152,18 @@ def _divide(vector: Tensor, scale: Tensor) -> Tensor:
 
 
 def _norm(vector: Tensor) -> Tensor:
+    """Norms (..., 1) float64; in blocks of the vectors' own precision, unless their squares could leave its range."""
+    blocks = torch.stack([torch.linalg.vector_norm(block, dim=-1) for block in vector.split(_BLOCK, dim=-1)], dim=-1)
+    norm = blocks.double().norm(dim=-1, keepdim=True)
+    if bool(((norm > _SMALL) & (norm < 1 / _SMALL)).all()):
+        return norm
     return vector.double().norm(dim=-1, keepdim=True)
 
 
 def _unit(vector: Tensor) -> Tensor:
     norm = _norm(vector)
+    if bool((norm > _SMALL).all()):
+        return vector / norm.to(vector.dtype)
     return (vector.double() / torch.where(norm > 0, norm, 1.0)).to(vector.dtype)
 
 

@@ -1,8 +1,8 @@
-"""One search for the worst case in a ball: screened examples and groups, climbs rationed by promise, and kicks."""
+"""One search for the worst case in a ball: screened examples and groups, and climbs rationed by promise."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,8 +21,8 @@ _GROUP_STEPS = 8
 _INNER_START = 0.3
 """Radius, over the ball's, of the random points at which groups begin."""
 
-_KICK_LOOK, _KICK_STEPS, _KICK_PROMISE = 4, 5, 0.98
-"""Steps after a kick, steps more if it has come this close to the best rise."""
+_EXAMPLE_ENDS, _GROUP_ENDS = 4, 6
+"""At how many ends of short ascents the mean loss is evaluated for each that is climbed from: it tells them apart."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,11 @@ class Effort:
 class Search:
     """Rounds of one search in one ball, which know nothing of another search's.
 
-    Each round draws new examples, groups and starts. The climbs take a few steps each; the highest three go on, and of
-    these the highest to its end. Then the best point is kicked along the gradient of a random tenth of the data and
-    climbed from again, which reaches neighbouring maxima for a few steps each.
+    Each round draws new examples, groups and starts. Short ascents of single examples' and groups' losses end where
+    the mean loss may be high; from the ends where it is highest climbs of the mean loss take a few steps each. The
+    highest of these go on, and of them the highest to its end.
 
-    Memory: about twice ``restarts`` + 12 vectors (n,), of which the screen's are released before the climbs.
+    Memory: about 3 ``restarts`` + 12 vectors (n,), of which the screen's are released before the climbs.
 
     Args:
         around: The risk and its weights.
@@ -89,8 +89,6 @@ class Search:
         """Run some more rounds."""
         for _ in range(rounds):
             self._climb()
-            for _ in range((self._effort.restarts + 3) // 4):
-                self._kick()
             self._rounds += 1
 
     @property
@@ -121,38 +119,40 @@ class Search:
             for number in range(restarts):
                 yield f"random {turn * restarts + number + 1}", self._ball.onto_boundary(self._noise())
             return
-        examples = (3 * restarts + 7) // 8
+        examples = (2 * restarts + 1) // 3
         yield from self._screened(turn, examples)
-        for number in range(restarts - examples):
-            visit = self._around.random_part(self._generator)
-            start = visit(_INNER_START * self._ball.onto_boundary(self._noise()))
-            climb = Climb(visit, self._ball, start)
-            reached = climb.advance(_GROUP_STEPS - 1, floor=start.loss, tol=self._effort.tol)
-            yield f"group {turn * (restarts - examples) + number + 1}", reached.epsilon
+        yield from self._grouped(turn, restarts - examples)
 
     def _screened(self, turn: int, count: int) -> Iterator[tuple[str, Tensor]]:
-        """The ends of the most promising examples of this round's sample."""
+        """Ends of ascents of examples' own losses: the most promising one's, and where the mean loss is highest."""
         size = min(self._effort.screened, len(self._order))
         sample = self._order.roll(-turn * size)[:size].sort().values
-        screen = Screen(self._around, self._ball, sample, self._generator, keep=2 * count)
+        screen = Screen(self._around, self._ball, sample, self._generator, keep=_EXAMPLE_ENDS * count)
         for example, rise in zip(sample.tolist(), screen.rises().tolist(), strict=True):
             self.own_rises[example] = max(rise, self.own_rises.get(example, 0.0))
-        ends = [(f"example {int(sample[place])}", screen.end(int(place))) for place in screen.promising[:count]]
+        ends = ((f"example {int(sample[place])}", screen.end(int(place))) for place in screen.promising)
+        first = next(ends)
+        chosen = [first, *self._highest_ends(ends, count - 1)]
         del screen  # its vectors are not needed while the climbs go on
-        yield from ends
+        yield from chosen
 
-    def _kick(self) -> None:
-        around, best = self._around, self.best
-        if around.divisible:
-            uphill = self._ball.ascent_direction(around.random_part(self._generator)(best.epsilon).gradient)
-        else:
-            uphill = self._ball.onto_boundary(self._noise()) / max(self._ball.rho, 1e-300)
-        start = around.visit(self._ball.onto_boundary(best.epsilon + self._ball.rho * uphill))
-        climb = Climb(around.visit, self._ball, start)
-        reached = self._advance(climb, _KICK_LOOK)
-        if reached.loss - around.centre.loss > _KICK_PROMISE * self.rise:
-            reached = self._advance(climb, _KICK_STEPS)
-        self._keep(self.winner, reached)
+    def _grouped(self, turn: int, count: int) -> Iterator[tuple[str, Tensor]]:
+        """Ends of ascents of random tenths of the examples, where the mean loss is highest."""
+        number = _GROUP_ENDS * count
+        names = (f"group {turn * number + place + 1}" for place in range(number))
+        yield from self._highest_ends(((name, self._group_end()) for name in names), count)
+
+    def _group_end(self) -> Tensor:
+        visit = self._around.random_part(self._generator)
+        start = visit(_INNER_START * self._ball.onto_boundary(self._noise()))
+        return Climb(visit, self._ball, start).advance(_GROUP_STEPS - 1, floor=start.loss, tol=self._effort.tol).epsilon
+
+    def _highest_ends(self, ends: Iterable[tuple[str, Tensor]], count: int) -> list[tuple[str, Tensor]]:
+        """The ``count`` at which the mean loss is largest."""
+        kept: list[tuple[float, str, Tensor]] = []
+        for name, end in ends:
+            kept = sorted([*kept, (self._around.loss(end), name, end)], key=lambda item: item[0], reverse=True)[:count]
+        return [(name, end) for _, name, end in kept]
 
     def _advance(self, climb: Climb, steps: int) -> Point:
         return climb.advance(steps, floor=self._around.centre.loss, tol=self._effort.tol)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -13,6 +14,8 @@ from landscape.risk import EmpiricalRisk
 from landscape.sharpness.ascent import PassCounter, Point, Visit
 
 _SHARE_OF_A_FORWARD = 1 / 3
+_MOST_SAMPLED = 64
+_TINY = torch.finfo(torch.float64).tiny
 
 
 class Surroundings:
@@ -42,6 +45,30 @@ class Surroundings:
         self.weights = self.everywhere(risk.example_weights.double().cpu()) / risk.total_weight
         self._centre_losses = risk.per_example_losses(self.theta).double().cpu()
         self.counter.num_passes += _SHARE_OF_A_FORWARD
+
+    def loss(self, epsilon: Tensor) -> float:
+        """The mean loss at a perturbation, by a forward pass."""
+        self.counter.num_passes += _SHARE_OF_A_FORWARD
+        loss = self.risk.loss(self.theta + epsilon)
+        return math.inf if math.isnan(loss) else loss
+
+    def sampled_loss(self, generator: torch.Generator) -> Callable[[Tensor], float]:
+        """A function that estimates the mean loss at a perturbation from every tenth example of this rank, at most 64.
+
+        For comparing points: no two ranks need to call it equally often.
+        """
+        mine = self.risk.num_examples
+        stride = max(10, mine // _MOST_SAMPLED)
+        first = int(torch.randint(stride, (), generator=generator))
+        rows = torch.arange(first % mine, mine, stride) if mine else torch.arange(0)
+        risk, weights = self.risk.on(take_examples(self.risk, rows)), self.weights[self.first + rows]
+
+        def loss(epsilon: Tensor) -> float:
+            self.counter.num_passes += _SHARE_OF_A_FORWARD * len(rows) / self.num_examples
+            losses = risk.per_example_losses(self.theta + epsilon).double().cpu()
+            return float((losses * weights).sum() / weights.sum().clamp(min=_TINY))
+
+        return loss
 
     def everywhere(self, mine: Tensor) -> Tensor:
         """Numbers (N,) of all examples from those of this rank's."""

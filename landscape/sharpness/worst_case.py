@@ -24,7 +24,7 @@ def worst_case_sharpness(
     rho: float,
     *,
     steps: int = 20,
-    restarts: int = 8,
+    restarts: int = 7,
     screened: int = 128,
     norm: Norm = "l2",
     adaptive: Adaptive = "none",
@@ -45,16 +45,16 @@ def worst_case_sharpness(
     below any start. Its ``gap`` is the search error that the two searches show, and ``converged`` says whether they
     agree.
 
-    Memory: at most about 2 ``restarts`` + 16 vectors of the size of theta, beside what a pass over the data takes.
+    Memory: at most about 3 ``restarts`` + 16 vectors of the size of theta, beside what a pass over the data takes.
 
     Args:
         risk: The mean loss over the data.
         rho: Radius, in the units of the weights, at least 0.
         steps: Steps of the climb that a round brings to its end; each costs one forward-backward pass.
-        restarts: Starts that a round of each search climbs from: three in eight are examples, the others random tenths
+        restarts: Starts that a round of each search climbs from: two thirds of them examples, the others random tenths
             of the data.
-        screened: Most examples whose own losses a round of each search ascends before that, 20 single-example passes
-            each; the two searches' samples are disjoint if there are enough examples.
+        screened: Most examples whose own losses a round of each search ascends before that, about 30 single-example
+            passes each; the two searches' samples are disjoint if there are enough examples.
         norm: ``l2``, ``layerwise`` or ``linf``; see `landscape.sharpness.balls.Ball`.
         adaptive: ``none``, ``elementwise`` or ``filter``; see `landscape.sharpness.balls.ball_around`.
         relative: Measure the radius in units of the weights' norm.
@@ -97,7 +97,7 @@ def sharpness_curve(
     rhos: Sequence[float],
     *,
     steps: int = 20,
-    restarts: int = 8,
+    restarts: int = 7,
     screened: int = 128,
     norm: Norm = "l2",
     adaptive: Adaptive = "none",
