@@ -146,3 +146,20 @@ def test_bad_requests_are_refused(options: dict, message: str) -> None:
         worst_case_sharpness(network_risk(), 0.1, **options)
     with pytest.raises(ValueError, match="rhos"):
         sharpness_curve(network_risk(), [])
+
+
+@pytest.mark.parametrize("size", [1e-42, 1e-30, 1e-12, 1.0, 1e25])
+def test_vectors_of_any_size_have_a_direction(size: float) -> None:
+    """Their squares leave float32's range, and a plain sum over so many entries loses digits."""
+    torch.manual_seed(1)
+    sphere = ball_around(EmpiricalRisk(nn.Linear(1000, 70, bias=False), [(torch.ones(1, 1000), torch.zeros(1).long())]),
+                         0.1, norm="l2", adaptive="none", relative=False, subspace=None)  # fmt: skip
+    vectors = torch.randn(3, 70_000) * size
+    vectors[1] = 0
+    exact = vectors.double() / vectors.double().norm(dim=1, keepdim=True)
+    exact[1] = 0
+    for found in (sphere.ascent_direction(vectors), sphere.onto_boundary(vectors) / 0.1):
+        torch.testing.assert_close(found.double(), exact, rtol=1e-6, atol=1e-9)
+    inside = sphere.project(vectors)
+    expected = exact * vectors.double().norm(dim=1, keepdim=True).clamp(max=0.1)
+    torch.testing.assert_close(inside.double(), expected, rtol=1e-6, atol=1e-12)

@@ -185,6 +185,23 @@ def test_the_tallest_of_fifty_bumps_is_found(seed: int) -> None:
     assert result.own.stderr == pytest.approx(float(expected.std()) / math.sqrt(50), rel=0.02)
 
 
+def test_what_many_gain_a_little_beats_what_one_gains_much() -> None:
+    """Twenty bumps of height 0.3 in one place, forty of height 0.5 to 0.9 and steeper at the weights in others."""
+    generator = torch.Generator().manual_seed(4)
+    centres = torch.randn(41, 30, generator=generator, dtype=torch.float64)
+    centres /= centres.norm(dim=1, keepdim=True)
+    heights = torch.cat([0.5 + 0.4 * torch.rand(40, generator=generator, dtype=torch.float64), 0.3 * torch.ones(20)])
+    widths = torch.cat([torch.full((40,), 0.25), torch.full((20,), 0.18)]).double()
+    centres = torch.cat([centres[:40], centres[40:].expand(20, -1)])
+    inputs = torch.cat([heights[:, None], widths[:, None], centres], dim=1)
+    risk = EmpiricalRisk(Bumps(centres), [(inputs, torch.zeros(60))], loss=lambda out, _: out)
+    result = worst_case_sharpness(risk, 1.0, max_passes=1)
+    expected = risk.loss(risk.theta + centres[-1]) - result.loss
+    assert expected > 0.09 and result.one_step_rise < 0.5 * expected
+    assert result.search_rises == pytest.approx((expected, expected), rel=1e-3)
+    assert result.effective_examples == pytest.approx(20, rel=0.02)
+
+
 def test_a_few_screened_examples_are_a_stated_sample() -> None:
     risk, _ = planted(50, 30, 0)
     result = worst_case_sharpness(risk, 1.0, restarts=2, screened=10, max_passes=1)
