@@ -25,6 +25,7 @@ def curve(name: str, radii: tuple[float, ...], seed: int) -> list[dict[str, Any]
         {
             "minimum": name, "rho": found.rho, "rise": found.rise, "ratio": found.rise / float(kept[name, found.rho]),
             "gap": found.gap, "converged": found.converged, "passes": found.num_passes, "winner": found.winner,
+            "effective_examples": found.effective_examples, "five": found.carried_by(5),
         }
         for found in sharpness_curve(load_risk(name), radii, seed=seed)
     ]  # fmt: skip
@@ -34,16 +35,17 @@ def found_over_exhaustive(quick: bool, seed: int, jobs: int) -> tuple[list[dict[
     """Print the table; return its rows and the ratios."""
     names, radii = (NAMES[:4], RADII[1:2]) if quick else (NAMES, RADII)
     rows: list[dict[str, Any]] = []
-    print("\n| minimum | rho | rise | found / exhaustive | gap of the searches | converged | passes | winner |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    print("\n| minimum | rho | rise | found / exhaustive | gap | passes | winner | effective examples | held by five |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     with joblib.parallel_config("loky", inner_max_num_threads=1):
         work = (joblib.delayed(curve)(name, radii, seed) for name in names)
         for part in joblib.Parallel(n_jobs=jobs, return_as="generator")(work):
             rows += part
             for row in part:
                 print(
-                    f"| {row['minimum']} | {row['rho']} | {row['rise']:.4g} | {row['ratio']:.3f} | {row['gap']:.1%} | "
-                    f"{'yes' if row['converged'] else 'no'} | {row['passes']} | {row['winner']} |",
+                    f"| {row['minimum']} | {row['rho']} | {row['rise']:.4g} | {row['ratio']:.3f} | {row['gap']:.1%}"
+                    f"{'' if row['converged'] else ' (apart)'} | {row['passes']} | {row['winner']} | "
+                    f"{row['effective_examples']:.1f} | {row['five']:.0%} |",
                     flush=True,
                 )
     ratios = {
