@@ -14,11 +14,12 @@ class EigenResult:
     Attributes:
         eigenvalues: (k,) float64, descending.
         eigenvectors: (n, k), orthonormal columns, in the operator's dtype.
-        residuals: (k,) :math:`\|Hv-\lambda v\|/|\lambda|` of the returned pairs, from products with H. Some
-            eigenvalue of H lies within ``residuals * |eigenvalues|`` of each returned one.
-        converged: (k,) whether the residual reached ``tol``.
+        residuals: (k,) :math:`\|Hv-\lambda v\|/\max(|\lambda|, s)` of the returned pairs, from products with H.
+        converged: (k,) whether the residual reached ``tol`` and nothing that belongs before the pair can have been
+            missed, as far as the algorithm can tell.
         num_matvecs: Products with H that were computed.
         tol: Residual asked for.
+        resolution: s, the size below which ``tol`` times an eigenvalue would be the products' rounding.
     """
 
     eigenvalues: Tensor
@@ -27,6 +28,12 @@ class EigenResult:
     converged: Tensor
     num_matvecs: int
     tol: float
+    resolution: float = 0.0
+
+    @property
+    def error_bounds(self) -> Tensor:
+        """(k,) distances within which some eigenvalue of H lies from each returned one."""
+        return self.residuals * self.eigenvalues.abs().clamp(min=self.resolution)
 
 
 @dataclass(frozen=True)
@@ -37,7 +44,7 @@ class TraceResult:
         trace: The estimate.
         stderr: Its standard error over the random samples; 0 where it was computed exactly.
         num_matvecs: Products with H.
-        converged: Whether ``stderr`` is at most ``tol`` times the estimate's size.
+        converged: Whether ``stderr`` was at most ``tol`` times the estimate's size at the last two checks, or is 0.
         tol: Relative standard error asked for.
         method: Estimator.
     """

@@ -1,27 +1,214 @@
-"""Pieces that the eigensolvers share: orthogonalisation, Rayleigh-Ritz, checks of their arguments."""
+"""What the Krylov methods share: a basis that grows by products, and the probe of what lies outside it."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from landscape.operators.base import SymmetricOperator
-from landscape.results import EigenResult
-from landscape.subspaces import orthonormal_basis
 
 Callback = Callable[[int, float], object]
 """Called with the number of products so far and the accuracy reached; a true answer ends the run."""
 
+_MISS_PROBABILITY = 1e-3
 
-def check_request(operator: SymmetricOperator, k: int, tol: float) -> None:
-    """Refuse an impossible request before any product is computed."""
-    n = operator.shape[0]
-    if not 1 <= k <= n:
-        raise ValueError(f"k: expected 1 <= k <= n = {n} eigenpairs, got {k}")
-    if not tol > 0:
-        raise ValueError(f"tol: expected a positive relative residual, got {tol}")
+
+class KrylovBasis:
+    """Orthonormal vectors q, their products Hq and the projection QᵀHQ; grows by one product a vector.
+
+    Vectors and products are float64 rows on the operator's device, the projection is on the CPU; products are computed
+    in the operator's own precision. Memory: 16 · n bytes a vector, 8 · n without products.
+
+    Args:
+        operator: H (n, n).
+        capacity: Most vectors.
+        seed: Of the random vectors.
+        keep_products: Whether products are kept; without them there are no Ritz vectors' products and no probe.
+
+    Attributes:
+        size: Vectors now.
+        num_matvecs: Products so far.
+        last: Product of the newest vector.
+    """
+
+    last: Tensor
+
+    def __init__(
+        self, operator: SymmetricOperator, capacity: int, seed: int | torch.Generator, *, keep_products: bool = True
+    ) -> None:
+        self.operator, self.capacity = operator, capacity
+        self.generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
+        self.size, self.num_matvecs = 0, 0
+        # Rows, not columns: memory that is never written to is never taken from the machine.
+        shape = (capacity, operator.shape[0])
+        self._vectors = torch.empty(shape, dtype=torch.float64, device=operator.device)
+        self._products = torch.empty(shape if keep_products else (0, 0), dtype=torch.float64, device=operator.device)
+        self._projected = torch.zeros(capacity, capacity, dtype=torch.float64)
+
+    @property
+    def vectors(self) -> Tensor:
+        """(size, n), orthonormal rows."""
+        return self._vectors[: self.size]
+
+    @property
+    def products(self) -> Tensor:
+        """(size, n), H times each row."""
+        return self._products[: self.size]
+
+    @property
+    def projected(self) -> Tensor:
+        """QᵀHQ (size, size) float64 on the CPU, symmetric."""
+        return self._projected[: self.size, : self.size]
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether it spans the whole space."""
+        return self.size == self.operator.shape[0]
+
+    def grow(self, direction: Tensor | None) -> bool:
+        """Add what is new in a direction, or without one, or where nothing is new, a random vector.
+
+        Returns:
+            Whether the vector is random.
+        """
+        new = None if direction is None else self._new_in(direction)
+        unit = self._random() if new is None else new
+        index, self.size = self.size, self.size + 1
+        self._vectors[index] = unit
+        self.last = product(self.operator, unit)
+        self.num_matvecs += 1
+        row = self.vectors @ self.last
+        if len(self._products):
+            self._products[index] = self.last
+            row = (row + self.products @ unit) / 2
+        self._projected[index, : self.size] = self._projected[: self.size, index] = row.cpu()
+        return new is None
+
+    def ritz(self, rotation: Tensor) -> tuple[Tensor, Tensor]:
+        """Vectors Qy and their products HQy, both (n, m), for coefficients y (size, m)."""
+        rotation = rotation.to(self._vectors.device)
+        return (rotation.T @ self.vectors).T, (rotation.T @ self.products).T
+
+    def compress(self, rotation: Tensor) -> None:
+        """Keep the combinations given by the orthonormal columns of ``rotation`` (size, m) only."""
+        vectors, images = self.ritz(rotation)
+        projected = rotation.T @ self.projected @ rotation
+        self.size = rotation.shape[1]
+        self._vectors[: self.size], self._products[: self.size] = vectors.T, images.T
+        self._projected[: self.size, : self.size] = (projected + projected.T) / 2
+
+    def check_symmetric(self) -> None:
+        """Refuse an operator for which QᵀHQ is far from its transpose.
+
+        Raises:
+            FloatingPointError: It is.
+        """
+        # A float32 Hessian-vector product is symmetric to a few hundred units of rounding; 1e-2 is far above that.
+        overlap = self.vectors @ self.products.T
+        asymmetry = (overlap - overlap.T).abs().max()
+        if asymmetry > 1e-2 * overlap.abs().max():
+            raise FloatingPointError(
+                f"operator: expected a symmetric operator, but Q'HQ differs from its transpose by {asymmetry:.3g}"
+            )
+
+    def _new_in(self, direction: Tensor) -> Tensor | None:
+        """The unit vector of what is outside the basis; none where that is rounding."""
+        scale = max(float(direction.norm()), float(self.projected.abs().max()) if self.size else 0.0)
+        limit = torch.finfo(self.operator.dtype).eps * scale
+        before = direction.norm()
+        while before > limit:
+            direction = direction - self.vectors.T @ (self.vectors @ direction)
+            after = direction.norm()
+            if after > 0.7 * before:  # what a sweep hardly shortens is orthogonal (Parlett 1998, section 6.9)
+                return direction / after
+            before = after
+        return None
+
+    def _random(self) -> Tensor:
+        return random_unit(self.operator, self.generator, self.vectors.T)
+
+
+class OutsideProbe:
+    r"""Looks for eigenvalues of :math:`PHP`, P the projection onto what is outside the first vectors of a basis.
+
+    A small residual does not rule out a larger eigenvalue whose eigenvector the basis happens to be orthogonal to, a
+    copy of a repeated one above all. So a Krylov sequence of PHP starts at a random vector outside, within the same
+    basis. It has seen enough when its extreme Ritz pair is resolved, or when the chance that a random start hides an
+    eigenvalue beyond the bound is below 1e-3 (Kuczyński and Woźniakowski 1992, SIAM J. Matrix Anal. Appl. 13(4),
+    theorem 4.2; with the smallest Ritz value for the smallest eigenvalue, hence an estimate).
+
+    Args:
+        basis: To be extended; keeps its products.
+        tol: Relative residual at which an extreme Ritz pair counts as resolved.
+    """
+
+    def __init__(self, basis: KrylovBasis, tol: float) -> None:
+        self._basis, self._tol = basis, tol
+        self._rows: list[int] = []
+        self._steps, self._restarted = 0, False
+
+    def step(self, sign: int = 1) -> None:
+        """Grow the basis by the residual of the extreme pair outside; at random at first and where that vanishes."""
+        basis = self._basis
+        if basis.size == basis.capacity:
+            self._restart(sign)
+        direction = None
+        if self._rows:
+            direction = self._residual(self._pairs(sign)[1][:, -1])
+            if direction.norm() <= self._rounding():
+                direction = None
+        basis.grow(direction)
+        self._rows.append(basis.size - 1)
+        self._steps += not self._restarted
+
+    def leading(self, sign: int = 1) -> float:
+        """The largest Ritz value of PHP, or of -PHP; minus infinity before the first step."""
+        return float(self._pairs(sign)[0][-1]) if self._rows else -math.inf
+
+    def rules_out(self, bound: float, sign: int = 1) -> bool:
+        """Whether no eigenvalue outside exceeds ``bound``; with ``sign`` -1, whether none of -H does."""
+        basis = self._basis
+        if basis.is_complete:
+            return True
+        if not self._rows:
+            return False
+        values, vectors = self._pairs(sign)
+        leading = float(values[-1])
+        if leading > bound:
+            return False
+        leak = float(self._residual(vectors[:, -1]).norm())
+        if leak <= self._tol * abs(leading) + self._rounding():
+            return True
+        smallest = float(torch.linalg.eigvalsh(sign * basis.projected)[0])
+        margin = (bound - leading) / (bound - smallest)
+        needed = math.log(1.648 * math.sqrt(basis.operator.shape[0]) / _MISS_PROBABILITY)
+        return math.sqrt(margin) * (2 * self._steps - 1) >= needed
+
+    def _residual(self, coefficients: Tensor) -> Tensor:
+        """What the product of a combination of its vectors has outside the basis."""
+        image = coefficients.to(self._basis.vectors.device) @ self._basis.products[self._rows]
+        return orthogonalise(image, self._basis.vectors.T)
+
+    def _pairs(self, sign: int) -> tuple[Tensor, Tensor]:
+        values, vectors = torch.linalg.eigh(sign * self._basis.projected[self._rows][:, self._rows])
+        return values, vectors
+
+    def _rounding(self) -> float:
+        return torch.finfo(self._basis.operator.dtype).eps * float(self._basis.projected.abs().max())
+
+    def _restart(self, sign: int) -> None:
+        """Make room: keep the better half of its Ritz vectors. The steps before still count, those after do not."""
+        inside = self._basis.size - len(self._rows)
+        kept = max(1, len(self._rows) // 2)
+        rotation = torch.zeros(self._basis.size, inside + kept, dtype=torch.float64)
+        rotation[:inside, :inside] = torch.eye(inside, dtype=torch.float64)
+        rotation[inside:, inside:] = self._pairs(sign)[1][:, -kept:]
+        self._basis.compress(rotation)
+        self._rows = list(range(inside, inside + kept))
+        self._restarted = True
 
 
 def random_unit(operator: SymmetricOperator, generator: torch.Generator, basis: Tensor) -> Tensor:
@@ -38,23 +225,6 @@ def orthogonalise(vector: Tensor, basis: Tensor) -> Tensor:
     return vector
 
 
-def start_block(operator: SymmetricOperator, start: Tensor | None, width: int, generator: torch.Generator) -> Tensor:
-    """Orthonormal columns to begin with: those of ``start`` (n, m), if any, and random ones; ``width`` at least.
-
-    Raises:
-        ValueError: ``start`` has another number of rows, or is not finite.
-    """
-    n = operator.shape[0]
-    columns = torch.zeros(n, 0, dtype=torch.float64, device=operator.device)
-    if start is not None:
-        if start.ndim != 2 or start.shape[0] != n or not bool(start.isfinite().all()):
-            raise ValueError(f"start: expected finite vectors of shape ({n}, m), got {tuple(start.shape)}")
-        columns = orthonormal_basis(start.to(operator.device, torch.float64))
-    for _ in range(min(n - columns.shape[1], max(1, width - columns.shape[1]))):
-        columns = torch.cat([columns, random_unit(operator, generator, columns)[:, None]], dim=1)
-    return columns
-
-
 def product(operator: SymmetricOperator, vector: Tensor) -> Tensor:
     """Hv in float64, computed in the operator's own precision.
 
@@ -65,19 +235,3 @@ def product(operator: SymmetricOperator, vector: Tensor) -> Tensor:
     if not bool(result.isfinite().all()):
         raise FloatingPointError("a product with the operator is not finite: the spectrum cannot be computed here")
     return result
-
-
-def relative_residuals(vectors: Tensor, products: Tensor, values: Tensor) -> Tensor:
-    r""":math:`\|Hv-\lambda v\|/|\lambda|` for each column; absolute where :math:`\lambda` is 0."""
-    absolute = (products - vectors * values).norm(dim=0)
-    return absolute / torch.where(values == 0, torch.ones_like(values), values.abs())
-
-
-def eigen_result(
-    operator: SymmetricOperator, vectors: Tensor, products: Tensor, values: Tensor, num_matvecs: int, tol: float
-) -> EigenResult:
-    """Assemble a result, in descending order, with residuals taken from the products."""
-    order = torch.argsort(values, descending=True)
-    values, vectors, products = values[order], vectors[:, order], products[:, order]
-    residuals = relative_residuals(vectors, products, values)
-    return EigenResult(values, vectors.to(operator.dtype), residuals, residuals <= tol, num_matvecs, tol)

@@ -7,15 +7,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from landscape.algorithms.krylov import (
-    Callback,
+from landscape.algorithms.eigenpairs import (
     check_request,
     eigen_result,
-    product,
-    random_unit,
     relative_residuals,
-    start_block,
+    resolution,
+    start_columns,
 )
+from landscape.algorithms.krylov import Callback, KrylovBasis, OutsideProbe
 from landscape.operators.base import SymmetricOperator
 from landscape.results import EigenResult
 
@@ -23,6 +22,12 @@ Which = Literal["LA", "SA", "LM"]
 
 _BASIS_BYTES = 2**30
 """Memory that the default basis may take."""
+
+_RESOLVED = 1e-3
+"""Relative residual at which the extreme pair outside is known well enough to say that it does not belong inside."""
+
+_TIES = 100
+"""Eigenvalues this close, in units of rounding, are copies of each other: whichever is returned is right."""
 
 
 def lanczos(
@@ -45,13 +50,16 @@ def lanczos(
     the first wanted Ritz pair that has not converged: in a Krylov space every residual points along the next Lanczos
     vector, and from a ``start`` block the pairs are improved one after the other. At ``basis_size`` columns the
     space is compressed to the wanted half of the Ritz vectors (thick restart: Wu and Simon 2000, SIAM J. Matrix Anal.
-    Appl. 22(2), section 3).
+    Appl. 22(2), section 3). A Krylov space holds one vector of a repeated eigenvalue only, so pairs whose residuals are
+    small are not enough: a second sequence from a random vector outside them looks for others that belong before them
+    (`landscape.algorithms.krylov.OutsideProbe`), and what it finds is taken up.
 
     Args:
         operator: Symmetric operator (n, n).
         k: Number of eigenpairs.
         which: ``LA`` largest algebraic, ``SA`` smallest algebraic, ``LM`` largest magnitude.
-        tol: Relative residual at which a pair counts as converged.
+        tol: Residual at which a pair counts as converged, relative to its eigenvalue, or to the products' rounding over
+            ``tol`` where that is more.
         max_matvecs: Products after which the best pairs so far are returned.
         basis_size: Columns of Q; by default 60, fewer where they would take more than 1 GiB, at least 2k + 10.
             Memory: 2 · n · basis_size float64 numbers.
@@ -80,128 +88,105 @@ def lanczos(
     if block_size < 1:
         raise ValueError(f"block_size: expected at least 1, got {block_size}")
     n = operator.shape[0]
-    generator = torch.Generator().manual_seed(seed)
-    block = start_block(operator, start, block_size, generator)
-    least = max(k, block.shape[1]) + 2 * block_size
+    starts = start_columns(operator, start)
+    least = max(k, starts.shape[1]) + 2 * block_size
     affordable = _BASIS_BYTES // (2 * 8 * n)
     size = min(n, max(basis_size or max(2 * k + 10, min(60, affordable)), least))
-    space = _RitzSpace(operator, size)
+    basis = KrylovBasis(operator, size, seed)
+    for column in starts.T:
+        basis.grow(column)
+    for _ in range(min(size - basis.size, max(1, block_size - basis.size))):
+        basis.grow(None)
+    while True:
+        ended = _converge(basis, k, which, tol, max_matvecs, block_size, callback)
+        confirmed = _confirm(basis, k, which, tol, 0 if ended else max_matvecs, callback)
+        if confirmed is None:
+            continue  # something outside belongs before the last pair
+        basis.check_symmetric()
+        values, rotation = torch.linalg.eigh(basis.projected)
+        chosen = _order(values, which)[:k]
+        vectors, images = basis.ritz(rotation[:, chosen])
+        scale = float(values.abs().max())
+        return eigen_result(
+            operator, vectors, images, values[chosen], basis.num_matvecs, tol, scale=scale, confirmed=confirmed
+        )
+
+
+def _converge(
+    basis: KrylovBasis,
+    k: int,
+    which: Which,
+    tol: float,
+    max_matvecs: int,
+    block_size: int,
+    callback: Callback | None,
+) -> bool:
+    """Grow the basis until the wanted Ritz pairs have small residuals; whether the run was ended before."""
     pair = 0  # the wanted pairs before this one have been seen to converge
     while True:
-        space.expand(block[:, : max(1, size - space.columns)])
-        values, rotation = torch.linalg.eigh(space.projected())
+        values, rotation = torch.linalg.eigh(basis.projected)
         wanted = _order(values, which)
-        chosen = wanted[: min(k, space.columns)]
+        chosen = wanted[: min(k, basis.size)]
+        smallest = resolution(basis.operator, float(values.abs().max()), tol)
         pair = min(pair, len(chosen) - 1)
         while True:
             worked_on = chosen[pair : pair + block_size]
-            directions, residuals = space.residuals(rotation[:, worked_on], values[worked_on])
+            vectors, images = basis.ritz(rotation[:, worked_on])
+            residuals = relative_residuals(vectors, images, values[worked_on], smallest)
             if bool((residuals > tol).any()) or pair + block_size >= len(chosen):
                 break
             pair += block_size
-        stopped = bool(callback and callback(space.num_matvecs, float(residuals.max())))
-        done = stopped or space.num_matvecs >= max_matvecs or bool((residuals <= tol).all())
-        if space.columns >= k and (done or space.columns == n):
-            vectors, images = space.vectors(rotation[:, chosen])
-            result = eigen_result(operator, vectors, images, values[chosen], space.num_matvecs, tol)
-            if stopped or space.num_matvecs >= max_matvecs or bool(result.converged.all()) or space.columns == n:
-                space.check_symmetric()
-                return result
-            pair = 0  # a pair seen to converge has changed since: go through them again
-            directions, _ = space.residuals(rotation[:, chosen[:block_size]], values[chosen[:block_size]])
-        if space.columns + block_size > size:
-            space.compress(rotation[:, wanted[: max(k + 1, min(size // 2, size - block_size))]])
-        block = _new_directions(directions, space, float(values.abs().max()), generator)
+        ended = bool(callback and callback(basis.num_matvecs, float(residuals.max())))
+        ended = ended or basis.num_matvecs >= max_matvecs
+        if basis.size >= k:
+            if ended or basis.is_complete:
+                return ended
+            if bool((residuals <= tol).all()):
+                vectors, images = basis.ritz(rotation[:, chosen])
+                everyone = relative_residuals(vectors, images, values[chosen], smallest)
+                if bool((everyone <= tol).all()):
+                    return False
+                pair = int((everyone > tol).nonzero()[0])  # it has changed since
+                worked_on = chosen[pair : pair + block_size]
+                vectors, images = basis.ritz(rotation[:, worked_on])
+        if basis.size + block_size > basis.capacity and basis.capacity != basis.operator.shape[0]:
+            basis.compress(rotation[:, wanted[: max(k + 1, min(basis.capacity // 2, basis.capacity - block_size))]])
+        directions = images - vectors * values[worked_on].to(vectors.device)
+        for direction in directions.T[: basis.capacity - basis.size]:
+            basis.grow(direction)
 
 
-class _RitzSpace:
-    """An orthonormal basis Q with its products W = HQ and the small matrix QᵀW.
+def _confirm(
+    basis: KrylovBasis, k: int, which: Which, tol: float, max_matvecs: int, callback: Callback | None
+) -> Tensor | None:
+    """Whether each wanted pair, in descending order of the wish, has nothing outside that belongs before it.
 
-    Q and W are held transposed: rows of memory are what every step reads from the first to the last entry.
+    Returns:
+        (k,) flags, or nothing when the probe has found something that does.
     """
-
-    def __init__(self, operator: SymmetricOperator, size: int) -> None:
-        self.operator = operator
-        self._basis = torch.empty(size, operator.shape[0], dtype=torch.float64, device=operator.device)
-        self._products = torch.empty_like(self._basis)
-        self._overlap = torch.zeros(size, size, dtype=torch.float64, device=operator.device)
-        self.columns, self.num_matvecs = 0, 0
-
-    @property
-    def basis(self) -> Tensor:
-        """Q (n, columns)."""
-        return self._basis[: self.columns].T
-
-    def expand(self, block: Tensor) -> None:
-        """Add orthonormal columns that are orthogonal to the basis."""
-        old, new = self.columns, self.columns + block.shape[1]
-        self._basis[old:new] = block.T
-        for index, column in enumerate(block.T):
-            self._products[old + index] = product(self.operator, column)
-        self.columns, self.num_matvecs = new, self.num_matvecs + block.shape[1]
-        self._overlap[:new, old:new] = self._basis[:new] @ self._products[old:new].T
-
-    def projected(self) -> Tensor:
-        """QᵀHQ (columns, columns), symmetric by its upper triangle."""
-        upper = self._overlap[: self.columns, : self.columns].triu()
-        return upper + upper.triu(1).T
-
-    def residuals(self, rotation: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Wy − θQy for each Ritz pair (n, m), and their norms relative to θ (m,)."""
-        vectors, images = self.vectors(rotation)
-        return images - vectors * values, relative_residuals(vectors, images, values)
-
-    def vectors(self, rotation: Tensor) -> tuple[Tensor, Tensor]:
-        """Ritz vectors Qy and their products Wy, both (n, m)."""
-        return (rotation.T @ self._basis[: self.columns]).T, (rotation.T @ self._products[: self.columns]).T
-
-    def compress(self, rotation: Tensor) -> None:
-        """Keep the Ritz vectors given by the columns of ``rotation`` (columns, m) only."""
-        vectors, images = self.vectors(rotation)
-        overlap = rotation.T @ self.projected() @ rotation
-        self.columns = rotation.shape[1]
-        self._basis[: self.columns], self._products[: self.columns] = vectors.T, images.T
-        self._overlap[: self.columns, : self.columns] = overlap
-
-    def check_symmetric(self) -> None:
-        """Refuse an operator for which QᵀHQ is far from its transpose."""
-        # A float32 Hessian-vector product is symmetric to a few hundred units of rounding; 1e-2 is far above that.
-        overlap = self._basis[: self.columns] @ self._products[: self.columns].T
-        asymmetry = (overlap - overlap.T).abs().max()
-        if asymmetry > 1e-2 * overlap.abs().max():
-            raise FloatingPointError(
-                f"operator: expected a symmetric operator, but Q'HQ differs from its transpose by {asymmetry:.3g}"
-            )
+    if basis.is_complete:
+        return torch.ones(k, dtype=torch.bool)
+    values, rotation = torch.linalg.eigh(basis.projected)
+    chosen = _order(values, which)[:k]
+    scale = float(values.abs().max())
+    basis.compress(rotation[:, chosen])
+    probe = OutsideProbe(basis, max(tol, _RESOLVED))
+    slack = (tol * values[chosen].abs()).clamp(min=_TIES * torch.finfo(basis.operator.dtype).eps * scale)
+    signs = {"LA": [1], "SA": [-1], "LM": [1, -1]}[which]
+    sizes = values[chosen].abs() if which == "LM" else signs[0] * values[chosen]
+    bounds = [float(bound) for bound in sizes + slack]
+    while True:
+        open_ends = [sign for sign in signs if not probe.rules_out(bounds[-1], sign)]
+        if not open_ends:
+            return torch.ones(k, dtype=torch.bool)
+        if any(probe.leading(sign) > bounds[-1] for sign in open_ends):
+            return None
+        ended = basis.num_matvecs >= max_matvecs or bool(callback and callback(basis.num_matvecs, tol))
+        if ended:
+            return torch.tensor([all(probe.rules_out(bound, sign) for sign in signs) for bound in bounds])
+        probe.step(open_ends[0])
 
 
 def _order(values: Tensor, which: Which) -> Tensor:
     key = {"LA": values, "SA": -values, "LM": values.abs()}[which]
     return torch.argsort(key, descending=True)
-
-
-def _new_directions(directions: Tensor, space: _RitzSpace, scale: float, generator: torch.Generator) -> Tensor:
-    """Orthonormal block from the residual vectors; random where a residual vanishes (an invariant subspace)."""
-    against = space.basis
-    limit = torch.finfo(space.operator.dtype).eps * scale
-    block = against[:, :0]
-    room = space.operator.shape[0] - space.columns
-    for direction in directions.T[:room]:
-        unit = _orthogonal_unit(direction, against, limit)
-        if unit is None:
-            unit = random_unit(space.operator, generator, against)
-        block = torch.cat([block, unit[:, None]], dim=1)
-        if directions.shape[1] > 1:
-            against = torch.cat([space.basis, block], dim=1)
-    return block
-
-
-def _orthogonal_unit(vector: Tensor, basis: Tensor, limit: float) -> Tensor | None:
-    """The direction of ``vector`` outside the span of the basis; none where its length there is rounding."""
-    before = vector.norm()
-    while before > limit:
-        vector = vector - basis @ (basis.T @ vector)
-        after = vector.norm()
-        if after > 0.7 * before:  # what a sweep hardly shortens is orthogonal (Parlett 1998, section 6.9)
-            return vector / after
-        before = after
-    return None

@@ -5,16 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from landscape.algorithms.krylov import (
-    Callback,
+from landscape.algorithms.eigenpairs import (
     check_request,
     eigen_result,
-    orthogonalise,
-    product,
-    random_unit,
     relative_residuals,
-    start_block,
+    resolution,
+    start_columns,
 )
+from landscape.algorithms.krylov import Callback, orthogonalise, product, random_unit
 from landscape.operators.base import SymmetricOperator
 from landscape.results import EigenResult
 
@@ -64,8 +62,8 @@ def power_iteration(
     vectors = torch.zeros(n, k, dtype=torch.float64, device=operator.device)
     products = torch.zeros_like(vectors)
     num_matvecs = 0
-    starts = start_block(operator, start, k, generator)
-    stopped = False
+    starts = start_columns(operator, start)
+    scale, stopped = 0.0, False
     for index in range(k):
         found = vectors[:, :index]
         vector = _begin(operator, starts[:, index : index + 1], found, generator)
@@ -78,7 +76,9 @@ def power_iteration(
             values, rotation = torch.linalg.eigh(_symmetric(plane.T @ deflated))
             chosen = int(values.abs().argmax())
             ritz = rotation[:, chosen : chosen + 1]
-            residual = relative_residuals(plane @ ritz, deflated @ ritz, values[chosen : chosen + 1])
+            scale = max(scale, float(values.abs().max()))
+            smallest = resolution(operator, scale, tol)
+            residual = relative_residuals(plane @ ritz, deflated @ ritz, values[chosen : chosen + 1], smallest)
             direction = orthogonalise(image, found)
             stopped = stopped or bool(callback and callback(num_matvecs, float(residual)))
             if stopped or residual <= tol or direction.norm() == 0:
@@ -90,7 +90,9 @@ def power_iteration(
 
 
 def _begin(operator: SymmetricOperator, start: Tensor, found: Tensor, generator: torch.Generator) -> Tensor:
-    """Unit vector orthogonal to the pairs found, along ``start`` (n, 1) unless that lies in their span."""
+    """Unit vector orthogonal to the pairs found, along ``start`` (n, 1 or 0), unless that lies in their span."""
+    if start.shape[1] == 0:
+        return random_unit(operator, generator, found)
     vector = orthogonalise(start[:, 0], found)
     norm = vector.norm()
     return vector / norm if norm > 1e-6 else random_unit(operator, generator, found)

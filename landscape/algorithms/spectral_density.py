@@ -8,9 +8,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from landscape.algorithms.krylov import Callback, orthogonalise, product, random_unit
+from landscape.algorithms.krylov import Callback, KrylovBasis, orthogonalise
 from landscape.operators.base import SymmetricOperator
 from landscape.results import SpectralDensity
+
+_MOST_POINTS = 200_000
 
 
 def spectral_density(
@@ -35,7 +37,8 @@ def spectral_density(
         num_steps: Lanczos steps m of each probe, at most n.
         num_probes: Random vectors; at least 2, for the error band.
         width: Standard deviation σ of the Gaussian, in units of the eigenvalues; default 1 % of their range.
-        num_points: Points of the grid, which covers the range found and 5 σ on either side.
+        num_points: Points of the grid, which covers the range found and 5 σ on either side; more where neighbours would
+            be farther apart than σ/2, so that the density's integral stays 1.
         seed: Seed of the probes.
         callback: Called as ``callback(num_matvecs, 0.0)`` after every product; a true answer ends the run with the
             probes so far (two at least).
@@ -44,7 +47,7 @@ def spectral_density(
         Density on a grid with its standard error over probes, and the quadrature itself.
 
     Raises:
-        ValueError: A count or the width is out of range.
+        ValueError: A count or the width is out of range, or the width too small for a grid.
         FloatingPointError: A product is not finite.
 
     >>> from landscape.operators import DenseOperator
@@ -62,8 +65,8 @@ def spectral_density(
     generator = torch.Generator().manual_seed(seed)
     probes, num_matvecs = [], 0
     for probe in range(num_probes):
-        start = random_unit(operator, generator, torch.empty(operator.shape[0], 0, dtype=torch.float64))
-        ritz_values, shares, stopped = _quadrature(operator, start, num_steps, num_matvecs, callback)
+        basis = KrylovBasis(operator, min(num_steps, operator.shape[0]), generator, keep_products=False)
+        ritz_values, shares, stopped = _quadrature(basis, num_matvecs, callback)
         num_matvecs += len(ritz_values)
         probes.append((ritz_values, shares))
         if stopped and probe >= 1:
@@ -77,7 +80,13 @@ def smoothed_density(
     """The density on a grid, from each probe's quadrature nodes and weights."""
     low, high = (float(f(torch.cat([nodes for nodes, _ in probes]))) for f in (torch.min, torch.max))
     sigma = width or 0.01 * ((high - low) or abs(high) or 1.0)
-    grid = torch.linspace(low - 5 * sigma, high + 5 * sigma, num_points, dtype=torch.float64)
+    needed = 2 * (high - low + 10 * sigma) / sigma + 2
+    if needed > _MOST_POINTS:
+        raise ValueError(
+            f"width: expected at least {4 * (high - low) / _MOST_POINTS:.3g} for eigenvalues from {low:.3g} to "
+            f"{high:.3g}, got {width}: the grid would need {needed:.3g} points"
+        )
+    grid = torch.linspace(low - 5 * sigma, high + 5 * sigma, max(num_points, int(needed)), dtype=torch.float64)
     curves = torch.stack([_smooth(grid, nodes, weights, sigma) for nodes, weights in probes])
     return SpectralDensity(
         grid=grid,
@@ -90,27 +99,19 @@ def smoothed_density(
     )
 
 
-def _quadrature(
-    operator: SymmetricOperator, vector: Tensor, num_steps: int, before: int, callback: Callback | None
-) -> tuple[Tensor, Tensor, bool]:
-    """Nodes and weights (sum 1) of the Gauss quadrature that starts at ``vector``, and whether it was ended."""
-    num_steps = min(num_steps, operator.shape[0])
-    basis = torch.empty(operator.shape[0], num_steps, dtype=torch.float64, device=operator.device)
-    diagonal, off_diagonal, stopped = [], [], False
-    for step in range(num_steps):
-        basis[:, step] = vector
-        image = product(operator, vector)
-        diagonal.append(float(vector @ image))
-        stopped = bool(callback and callback(before + step + 1, 0.0))
-        rest = orthogonalise(image, basis[:, : step + 1])
-        norm = float(rest.norm())
-        if stopped or step + 1 == num_steps or norm <= torch.finfo(operator.dtype).eps * max(map(abs, diagonal)):
+def _quadrature(basis: KrylovBasis, before: int, callback: Callback | None) -> tuple[Tensor, Tensor, bool]:
+    """Nodes and weights (sum 1) of the Gauss quadrature from a random vector, and whether it was ended."""
+    basis.grow(None)
+    while True:
+        stopped = bool(callback and callback(before + basis.size, 0.0))
+        if stopped or basis.size == basis.capacity:
             break
-        off_diagonal.append(norm)
-        vector = rest / norm
-    off = torch.tensor(off_diagonal, dtype=torch.float64)
-    tridiagonal = torch.diag(torch.tensor(diagonal, dtype=torch.float64)) + torch.diag(off, 1) + torch.diag(off, -1)
-    ritz_values, vectors = torch.linalg.eigh(tridiagonal)
+        rest = orthogonalise(basis.last, basis.vectors.T)
+        rounding = torch.finfo(basis.operator.dtype).eps * float(basis.projected.diagonal().abs().max())
+        if float(rest.norm()) <= rounding:  # the vector's measure has no more points
+            break
+        basis.grow(rest)
+    ritz_values, vectors = torch.linalg.eigh(basis.projected)
     return ritz_values, vectors[0].square(), stopped
 
 

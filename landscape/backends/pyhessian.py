@@ -15,7 +15,7 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from landscape.algorithms.krylov import eigen_result
+from landscape.algorithms.eigenpairs import eigen_result
 from landscape.algorithms.spectral_density import smoothed_density
 from landscape.algorithms.trace import FEWEST_SAMPLES
 from landscape.operators import HessianOperator

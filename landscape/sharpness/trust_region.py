@@ -11,11 +11,9 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq
 from torch import Tensor
 
-from landscape.algorithms.krylov import orthogonalise, product, random_unit
+from landscape.algorithms.krylov import KrylovBasis, OutsideProbe
 from landscape.operators.base import SymmetricOperator
 from landscape.risk import EmpiricalRisk
-
-_MISS_PROBABILITY = 1e-3
 
 
 @dataclass(frozen=True)
@@ -77,10 +75,8 @@ def trust_region_maximum(
     of Gould, Lucidi, Roma and Toint (1999, SIAM J. Optim. 9(2)). The basis Q is kept orthonormal in
     float64, and :math:`Q^\top HQ` is computed in full, so the space may be left where it closes. A small residual
     does not rule out a larger eigenvalue with an eigenvector orthogonal to g (the hard case), so a second sequence
-    then starts at a random vector outside the space. It ends when its leading Ritz pair is resolved, or when the
-    chance that a random start hides an eigenvalue above :math:`\mu` is below 1e-3 (Kuczyński and Woźniakowski 1992,
-    SIAM J. Matrix Anal. Appl. 13(4), theorem 4.2; taken at the part of H outside the space, with the smallest
-    Ritz value for the smallest eigenvalue, hence an estimate).
+    then starts at a random vector outside the space, until no eigenvalue above :math:`\mu` is left to look for
+    (`landscape.algorithms.krylov.OutsideProbe`).
 
     Args:
         operator: H (n, n).
@@ -110,22 +106,26 @@ def trust_region_maximum(
     if rho == 0:
         centre = torch.zeros(n, dtype=operator.dtype, device=operator.device)
         return TrustRegionResult(rho, 0.0, centre, math.inf, 0.0, True, 0, False)
-    space = _Space(operator, min(n, max_matvecs), seed)
-    space.grow(g)
+    basis = KrylovBasis(operator, min(n, max_matvecs), seed)
+    probe = OutsideProbe(basis, tol)
+    basis.grow(g)
     while True:
-        values, rotation = np.linalg.eigh(space.projected)
-        coefficients = rotation.T @ (space.basis @ g).cpu().numpy()
+        values, rotation = np.linalg.eigh(basis.projected.numpy())
+        coefficients = rotation.T @ (basis.vectors @ g).cpu().numpy()
         solution, multiplier, shift = _maximise(values, coefficients, rho)
         weights = torch.from_numpy(rotation @ solution).to(operator.device)
-        epsilon = space.basis.T @ weights
-        residual = multiplier * epsilon - space.products.T @ weights - g
+        epsilon = basis.vectors.T @ weights
+        residual = multiplier * epsilon - basis.products.T @ weights - g
         scale = max(float(g.norm()), multiplier * rho)
         relative = float(residual.norm()) / scale if scale > 0 else 0.0
         stationary = relative <= tol
-        converged = stationary and (space.size == n or space.is_settled(multiplier, float(values[0]), tol))
-        if converged or space.size == space.capacity:
+        converged = stationary and probe.rules_out(multiplier)
+        if converged or basis.size == basis.capacity:
             break
-        space.grow(None if stationary else residual)
+        if stationary:
+            probe.step()
+        else:
+            basis.grow(residual)
     return TrustRegionResult(
         rho=rho,
         predicted_rise=float(coefficients @ solution + 0.5 * values @ solution**2),
@@ -133,7 +133,7 @@ def trust_region_maximum(
         multiplier=multiplier,
         residual=relative,
         converged=converged,
-        num_matvecs=space.size,
+        num_matvecs=basis.num_matvecs,
         hard_case=multiplier > 0 and shift * rho <= tol * scale,
     )
 
@@ -151,68 +151,6 @@ def quadratic_gap(risk: EmpiricalRisk, result: TrustRegionResult) -> QuadraticGa
     theta = risk.theta
     realised = risk.loss(theta + result.epsilon.to(theta)) - risk.loss(theta)
     return QuadraticGap(result.predicted_rise, realised)
-
-
-class _Space:
-    """Orthonormal rows, their products with H, and the projection of H; counts one product a row."""
-
-    def __init__(self, operator: SymmetricOperator, capacity: int, seed: int) -> None:
-        self.operator, self.capacity, self.size = operator, capacity, 0
-        self._generator = torch.Generator().manual_seed(seed)
-        # Rows, not columns: memory that is never written to is never taken from the machine.
-        shape = (capacity, operator.shape[0])
-        self._basis = torch.empty(shape, dtype=torch.float64, device=operator.device)
-        self._products = torch.empty(shape, dtype=torch.float64, device=operator.device)
-        self._projected = np.zeros((capacity, capacity))
-        self._outside: list[int] = []
-
-    @property
-    def basis(self) -> Tensor:
-        """(size, n), orthonormal rows."""
-        return self._basis[: self.size]
-
-    @property
-    def products(self) -> Tensor:
-        """(size, n), H times each row."""
-        return self._products[: self.size]
-
-    @property
-    def projected(self) -> NDArray[np.float64]:
-        """(size, size), symmetric."""
-        return self._projected[: self.size, : self.size]
-
-    def grow(self, direction: Tensor | None) -> None:
-        """Add what is new in a direction; without one, go on with the random sequence outside."""
-        outside = direction is None
-        if direction is None:
-            direction = self._products[self._outside[-1]] if self._outside else torch.zeros_like(self._basis[0])
-        new = orthogonalise(direction, self.basis.T)
-        if new.norm() <= torch.finfo(self.operator.dtype).eps * direction.norm():
-            new, outside = random_unit(self.operator, self._generator, self.basis.T), True
-        new = new / new.norm()
-        index = self.size
-        self._basis[index], self._products[index] = new, product(self.operator, new)
-        self.size += 1
-        row = (self.basis @ self._products[index] + self.products @ self._basis[index]) / 2
-        self._projected[index, : self.size] = self._projected[: self.size, index] = row.cpu().numpy()
-        if outside:
-            self._outside.append(index)
-
-    def is_settled(self, multiplier: float, smallest: float, tol: float) -> bool:
-        """Whether the random sequence has seen enough to say that no eigenvalue outside exceeds the multiplier."""
-        count = len(self._outside)
-        if count == 0:
-            return False
-        values, vectors = np.linalg.eigh(self._projected[np.ix_(self._outside, self._outside)])
-        leading = float(values[-1])
-        weights = torch.from_numpy(vectors[:, -1]).to(self.basis.device)
-        leak = float(orthogonalise(self._products[self._outside].T @ weights, self.basis.T).norm())
-        rounding = torch.finfo(self.operator.dtype).eps * float(np.abs(self.projected).max())
-        if leak <= tol * abs(leading) + rounding:
-            return True
-        margin = max(0.0, multiplier - leading) / (multiplier - smallest)
-        needed = math.log(1.648 * math.sqrt(self.operator.shape[0]) / _MISS_PROBABILITY)
-        return math.sqrt(margin) * (2 * count - 1) >= needed
 
 
 def _maximise(

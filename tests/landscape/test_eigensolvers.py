@@ -11,9 +11,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse.linalg import eigsh
-from torch import Tensor
+from torch import Tensor, nn
 
-from landscape import DenseOperator, EigenResult, lanczos, power_iteration
+from landscape import (
+    DenseOperator,
+    EigenResult,
+    EmpiricalRisk,
+    GGNOperator,
+    HessianOperator,
+    lanczos,
+    power_iteration,
+)
 
 
 def matrix_with(spectrum: list[float], size: int = 60) -> Tensor:
@@ -54,6 +62,97 @@ def test_lanczos_counts_a_repeated_eigenvalue_as_often_as_it_occurs() -> None:
     """One start vector sees a repeated eigenvalue once; the exhausted space must be left to find the copies."""
     result = lanczos(DenseOperator(matrix_with([2.0, 2.0, 2.0, 1.0], size=10)), 4, tol=1e-9)
     np.testing.assert_allclose(result.eigenvalues, [2, 2, 2, 1], atol=1e-8)
+
+
+WHICH = {"LA": lambda v: -v, "SA": lambda v: v, "LM": lambda v: -abs(v)}
+
+
+@pytest.mark.parametrize("which", WHICH)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(
+    "spectrum",
+    [[3, 3, 3, 3, 2, 1], [-3, -3, -2, 1, 1, 0.5], [2, 2, -2, -2, -2, 1], [3, 2, 1], [1] * 20],
+    ids=["four copies", "copies at the lower end", "copies at both ends", "rank below k", "twenty copies"],
+)
+@pytest.mark.parametrize("basis_size", [None, 9])
+def test_copies_are_not_missed(spectrum: list[float], which: str, dtype: torch.dtype, basis_size: int | None) -> None:
+    values = np.array([*spectrum, *[0.0] * (200 - len(spectrum))])
+    operator = DenseOperator(matrix_with(spectrum, size=200).to(dtype))
+    result = lanczos(operator, 5, which=which, basis_size=basis_size)
+    wanted = values[np.argsort(WHICH[which](values), kind="stable")[:5]]
+    assert bool(result.converged.all())
+    if which == "LM":  # of two copies that differ in sign either may be the fifth
+        np.testing.assert_allclose(np.sort(result.eigenvalues.abs()), np.sort(abs(wanted)), atol=1e-5)
+    else:
+        np.testing.assert_allclose(result.eigenvalues, np.sort(wanted)[::-1], atol=1e-5)
+    assert result.num_matvecs < 100
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_cluster_above_a_bulk_keeps_its_members(seed: int) -> None:
+    bulk = np.random.default_rng(seed).uniform(-0.9, 0.9, 195)
+    cluster = 1 + 1e-4 * np.linspace(-1, 1, 5)
+    result = lanczos(DenseOperator(matrix_with([*cluster, *bulk], size=200)), 5, seed=seed)
+    assert bool(result.converged.all())
+    np.testing.assert_allclose(result.eigenvalues, np.sort(cluster)[::-1], atol=1e-4)
+
+
+def test_converged_is_false_when_copies_may_be_left() -> None:
+    """The budget ends between the first convergence and the probe's."""
+    operator = DenseOperator(matrix_with([3.0, 3.0, 3.0, 2.9, 2.8, *np.linspace(2.7, 0, 150)], size=200))
+    results = [lanczos(operator, 2, max_matvecs=budget) for budget in range(2, 80)]
+    right = [np.allclose(result.eigenvalues, [3.0, 3.0], atol=1e-3) for result in results]
+    sure = [bool(result.converged.all()) for result in results]
+    assert all(is_right for is_right, is_sure in zip(right, sure, strict=True) if is_sure) and any(sure)
+    assert any(bool((result.residuals <= result.tol).all()) for result in results if not bool(result.converged.all()))
+
+
+@pytest.mark.parametrize("k", [3, 5])
+def test_a_regression_with_several_outputs_repeats_every_eigenvalue(k: int) -> None:
+    """The Hessian is 2 XᵀX / N once for each output."""
+    torch.manual_seed(3)
+    x, y = torch.randn(40, 6).double(), torch.randn(40, 4).double()
+    model = nn.Linear(6, 4, bias=False).double()
+    risk = EmpiricalRisk(model, [(x, y)], loss=lambda out, batch: (out - batch[1]).square().sum(dim=1))
+    gram = np.linalg.eigvalsh(2 * x.T.numpy() @ x.numpy() / 40)[::-1]
+    result = lanczos(HessianOperator(risk), k)
+    np.testing.assert_allclose(result.eigenvalues, np.repeat(gram, 4)[:k], rtol=1e-5)
+    assert bool(result.converged.all())
+
+
+def test_a_head_at_zero_repeats_its_eigenvalues() -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(16, 10, bias=False).double()
+    nn.init.zeros_(model.weight)
+    risk = EmpiricalRisk(model, [(torch.randn(50, 16).double(), torch.randint(0, 10, (50,)))])
+    operator = HessianOperator(risk)
+    exact = np.linalg.eigvalsh(operator.to_dense().numpy())[::-1]
+    assert exact[2] == pytest.approx(exact[0])
+    np.testing.assert_allclose(lanczos(operator, 3).eigenvalues, exact[:3], rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("solve", [lanczos, power_iteration])
+def test_more_pairs_than_the_rank_are_found_in_few_products(
+    solve: Callable[..., EigenResult], dtype: torch.dtype
+) -> None:
+    """Three examples of two classes: a rank of 3. Beyond it eigenvalues are rounding, and so are their residuals."""
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(8, 12), nn.Tanh(), nn.Linear(12, 2)).to(dtype)
+    operator = GGNOperator(EmpiricalRisk(model, [(torch.randn(3, 8, dtype=dtype), torch.tensor([0, 1, 1]))]))
+    exact = np.linalg.eigvalsh(operator.to_dense().double().numpy())[::-1]
+    result = solve(operator, 5)
+    assert result.num_matvecs < 60 and bool(result.converged.all())
+    np.testing.assert_allclose(result.eigenvalues, exact[:5], atol=1e-5 * exact[0])
+    distances = np.abs(result.eigenvalues.numpy()[:, None] - exact).min(axis=1)
+    assert (distances <= result.error_bounds.numpy() + 1e-6 * exact[0]).all()
+
+
+def test_exact_eigenvectors_are_recognised() -> None:
+    matrix = matrix_with([5.0, 4.0, 3.5, 3.0, 2.5, *np.linspace(2, 0, 50)])
+    vectors = torch.linalg.eigh(matrix)[1].flip(1)[:, :5]
+    warm = power_iteration(DenseOperator(matrix), 5, start=vectors)
+    assert warm.num_matvecs <= 10 and bool(warm.converged.all())
 
 
 def test_no_ghosts_after_many_steps() -> None:

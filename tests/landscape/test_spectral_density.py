@@ -28,6 +28,15 @@ def test_enough_steps_give_the_smoothed_spectrum_within_its_band() -> None:
     assert (result.density - exact).abs().max() < 0.1 * exact.max()
 
 
+@pytest.mark.parametrize("width", [0.3, 0.01, 1e-3])
+def test_the_grid_is_as_fine_as_the_width_asks(width: float) -> None:
+    operator = DenseOperator(torch.diag(torch.tensor(np.concatenate([np.linspace(-1, 1, 50), [5.0, 8.0]]))))
+    result = spectral_density(operator, num_steps=30, width=width, num_points=100)
+    assert float(torch.trapezoid(result.density, result.grid)) == pytest.approx(1, abs=1e-4)
+    with pytest.raises(ValueError, match="width: expected at least"):
+        spectral_density(operator, num_steps=30, width=1e-9)
+
+
 def test_the_quadrature_is_exact_for_moments() -> None:
     """m steps integrate polynomials up to degree 2m − 1: vᵀHᵖv for each probe's v, here through the mean of T."""
     case = hessian_case("layer_norm")

@@ -1,0 +1,94 @@
+"""Eigenpairs as requested and as returned: checks of a request, starts, residuals and when they count as small."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from landscape.algorithms.krylov import orthogonalise
+from landscape.operators.base import SymmetricOperator
+from landscape.results import EigenResult
+
+_ROUNDING = 10
+"""Rounding of a product, in units of the precision times the largest eigenvalue."""
+
+
+def check_request(operator: SymmetricOperator, k: int, tol: float) -> None:
+    """Refuse an impossible request before any product is computed."""
+    n = operator.shape[0]
+    if not 1 <= k <= n:
+        raise ValueError(f"k: expected 1 <= k <= n = {n} eigenpairs, got {k}")
+    if not tol > 0:
+        raise ValueError(f"tol: expected a positive relative residual, got {tol}")
+
+
+def start_columns(operator: SymmetricOperator, start: Tensor | None) -> Tensor:
+    """Orthonormal columns (n, m) of ``start`` in its order, without those that depend on earlier ones.
+
+    Raises:
+        ValueError: ``start`` has another number of rows, or is not finite.
+    """
+    n = operator.shape[0]
+    columns = torch.zeros(n, 0, dtype=torch.float64, device=operator.device)
+    if start is None:
+        return columns
+    if start.ndim != 2 or start.shape[0] != n or not bool(start.isfinite().all()):
+        raise ValueError(f"start: expected finite vectors of shape ({n}, m), got {tuple(start.shape)}")
+    eps = torch.finfo(start.dtype).eps if start.is_floating_point() else 0.0
+    for vector in start.to(operator.device, torch.float64).T:
+        rest = orthogonalise(vector, columns)
+        if rest.norm() > 100 * eps * vector.norm():
+            columns = torch.cat([columns, (rest / rest.norm())[:, None]], dim=1)
+    return columns
+
+
+def resolution(operator: SymmetricOperator, scale: float, tol: float) -> float:
+    """Size of an eigenvalue below which a residual of ``tol`` relative to it would be rounding.
+
+    Args:
+        operator: Its precision counts.
+        scale: Largest eigenvalue in size.
+        tol: Relative residual asked for.
+    """
+    return _ROUNDING * torch.finfo(operator.dtype).eps * scale / tol
+
+
+def relative_residuals(vectors: Tensor, products: Tensor, values: Tensor, smallest: float) -> Tensor:
+    r""":math:`\|Hv-\lambda v\|/\max(|\lambda|, s)` for each column, s = ``smallest``; 0 where all is 0."""
+    values = values.to(vectors.device)
+    absolute = (products - vectors * values).norm(dim=0)
+    sizes = values.abs().clamp(min=smallest)
+    return absolute / torch.where(sizes == 0, 1.0, sizes)
+
+
+def eigen_result(
+    operator: SymmetricOperator,
+    vectors: Tensor,
+    products: Tensor,
+    values: Tensor,
+    num_matvecs: int,
+    tol: float,
+    *,
+    scale: float | None = None,
+    confirmed: Tensor | None = None,
+) -> EigenResult:
+    """Assemble a result, in descending order, with residuals taken from the products.
+
+    Args:
+        operator: Its precision counts.
+        vectors: (n, k).
+        products: (n, k), H times each.
+        values: (k,).
+        num_matvecs: Products so far.
+        tol: Relative residual asked for.
+        scale: Largest eigenvalue in size; default: the largest of these.
+        confirmed: (k,) whether no eigenvalue that belongs before the pair's can have been missed; default: all.
+    """
+    values = values.to(vectors.device)
+    order = torch.argsort(values, descending=True)
+    confirmed = torch.ones_like(values, dtype=torch.bool) if confirmed is None else confirmed.to(values.device)
+    values, vectors, products, confirmed = values[order], vectors[:, order], products[:, order], confirmed[order]
+    smallest = resolution(operator, scale or float(values.abs().max()), tol)
+    residuals = relative_residuals(vectors, products, values, smallest)
+    converged = (residuals <= tol) & confirmed
+    return EigenResult(values, vectors.to(operator.dtype), residuals, converged, num_matvecs, tol, smallest)
