@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from analyses.minima import Progress, Rows, Subject
@@ -82,7 +83,7 @@ def settled_at(angles: Mapping[int, float]) -> float:
 
 def _space(factor: Tensor) -> Tensor:
     tall = factor.double() if factor.shape[0] >= factor.shape[1] else factor.double().T
-    return orthonormal_basis(tall)
+    return orthonormal_basis(tall, tol=torch.finfo(torch.float16).eps)  # the precision of the snapshots
 
 
 def _largest_angle(space: Tensor, final: Tensor) -> float:

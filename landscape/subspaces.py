@@ -33,16 +33,19 @@ def orthonormal_basis(matrix: Tensor, *, tol: float = 1e-6) -> Tensor:
 
     Args:
         matrix: Columns that span the space; they may be dependent or zero.
-        tol: Singular values below ``tol`` times the largest count as zero.
+        tol: Singular values below ``tol`` times the largest count as zero; at least the precision of the matrix's
+            numbers counts. Give it where they were rounded more coarsely before.
 
     Returns:
-        (m, rank) with orthonormal columns; (m, 0) for a zero matrix.
+        (m, rank) with orthonormal columns, in float32 at least; (m, 0) for a zero matrix.
 
     >>> orthonormal_basis(torch.tensor([[2.0, 4.0], [0.0, 0.0]])).abs()
     tensor([[1.],
             [0.]])
     """
-    left, singular, _ = torch.linalg.svd(matrix, full_matrices=False)
+    tol = max(tol, torch.finfo(matrix.dtype).eps)
+    precise = matrix.to(torch.promote_types(matrix.dtype, torch.float32))
+    left, singular, _ = torch.linalg.svd(precise, full_matrices=False)
     if singular.numel() == 0 or singular[0] == 0:
         return left[:, :0]
     return left[:, singular > tol * singular[0]]

@@ -17,6 +17,15 @@ Method = Literal["hutchinson", "hutch++", "xtrace"]
 FEWEST_SAMPLES = 10
 """Samples before a standard error is believed; below, it is itself too random to stop on."""
 
+_ROUNDING = 30
+"""Directions shorter than this many times the rounding of a product are no part of the range."""
+
+_SHARED_SKETCH = 1.5
+"""XTrace's samples share all but one vector of their sketches: over seeds the mean spreads by up to this much more."""
+
+_DEPENDENT = 1e-10
+"""Relative singular value below which columns depend on each other."""
+
 
 def estimate_trace(
     operator: SymmetricOperator,
@@ -28,6 +37,8 @@ def estimate_trace(
     callback: Callback | None = None,
 ) -> TraceResult:
     r"""Estimate tr(H) from products with random vectors, until the standard error is at most ``tol`` · |estimate|.
+
+    It has to be so at two checks in a row: at the first, a standard error that is small by chance would end the run.
 
     - ``hutchinson``: mean of :math:`z^\top H z` over random signs z (Hutchinson 1989).
     - ``hutch++``: the trace on the range Q of a sketch HS exactly, Hutchinson on the rest (I − QQᵀ)H(I − QQᵀ); a
@@ -70,10 +81,10 @@ def estimate_trace(
     trace, stderr = 0.0, math.inf
     if n > 3 * FEWEST_SAMPLES:
         trace, stderr = estimators[method](probe)
-    if stderr > tol * abs(trace) and not probe.stopped and probe.num_matvecs + n <= max_matvecs:
+    if not probe.settled and not probe.stopped and probe.num_matvecs + n <= max_matvecs:
         identity = torch.eye(n, dtype=torch.float64, device=operator.device)
         trace, stderr = float(probe.products(identity).trace()), 0.0
-    return TraceResult(trace, stderr, probe.num_matvecs, stderr <= tol * abs(trace), tol, method)
+    return TraceResult(trace, stderr, probe.num_matvecs, probe.settled or stderr == 0, tol, method)
 
 
 class _Probe:
@@ -84,6 +95,8 @@ class _Probe:
     ) -> None:
         self.operator, self.tol, self.max_matvecs, self.callback = operator, tol, max_matvecs, callback
         self.n, self.num_matvecs, self.stopped = operator.shape[0], 0, False
+        self._before, self.settled = math.inf, False
+        self.noise = torch.finfo(operator.dtype).eps
         self._generator = torch.Generator().manual_seed(seed)
 
     def signs(self, count: int) -> Tensor:
@@ -99,13 +112,16 @@ class _Probe:
     def products(self, columns: Tensor) -> Tensor:
         """H times each column."""
         self.num_matvecs += columns.shape[1]
-        return torch.stack([product(self.operator, column) for column in columns.T], dim=1)
+        images = [product(self.operator, column) for column in columns.T]
+        return torch.stack(images, dim=1) if images else columns
 
     def is_done(self, trace: float, stderr: float, next_cost: int) -> bool:
         """Whether the estimate is good enough, or the next improvement would cost more than is allowed."""
-        relative = stderr / abs(trace) if trace else math.inf
+        relative = stderr / abs(trace) if trace else (math.inf if stderr else 0.0)
         self.stopped = bool(self.callback and self.callback(self.num_matvecs, relative))
-        return self.stopped or relative <= self.tol or self.num_matvecs + next_cost > self.max_matvecs
+        before, self._before = self._before, relative
+        self.settled = max(relative, before) <= self.tol
+        return self.stopped or self.settled or self.num_matvecs + next_cost > self.max_matvecs
 
 
 def _hutchinson(probe: _Probe) -> tuple[float, float]:
@@ -122,7 +138,7 @@ def _hutch_plus_plus(probe: _Probe) -> tuple[float, float]:
     signs, images = probe.signs(0), probe.signs(0)
     basis, basis_images = probe.signs(0), probe.signs(0)
     while True:
-        new = _new_columns(probe.products(probe.signs(FEWEST_SAMPLES)), basis)
+        new = _new_columns(probe.products(probe.signs(FEWEST_SAMPLES)), basis, probe.noise)
         basis, basis_images = torch.cat([basis, new], dim=1), torch.cat([basis_images, probe.products(new)], dim=1)
         fresh = probe.signs(FEWEST_SAMPLES)
         signs, images = torch.cat([signs, fresh], dim=1), torch.cat([images, probe.products(fresh)], dim=1)
@@ -143,10 +159,11 @@ def _xtrace(probe: _Probe) -> tuple[float, float]:
     while True:
         fresh = probe.sphere(step)
         fresh_images = probe.products(fresh)
-        new = _new_columns(fresh_images, basis)
+        new = _new_columns(fresh_images, basis, probe.noise)
         vectors, images = torch.cat([vectors, fresh], dim=1), torch.cat([images, fresh_images], dim=1)
         basis, basis_images = torch.cat([basis, new], dim=1), torch.cat([basis_images, probe.products(new)], dim=1)
         trace, stderr = _mean(_leave_one_out(vectors, images, basis, basis_images))
+        stderr *= _SHARED_SKETCH
         if vectors.shape[1] >= FEWEST_SAMPLES and probe.is_done(trace, stderr, 2 * step):
             return trace, stderr
 
@@ -155,12 +172,17 @@ def _leave_one_out(vectors: Tensor, images: Tensor, basis: Tensor, basis_images:
     r"""XTrace's samples (m,): for each vector, the trace on the range of all other images plus its own sample.
 
     The range of the images without the i-th is the range of all less the direction :math:`s_i`, the normalised i-th
-    column of :math:`R^{-\top}` in the basis Q.
+    column of :math:`(R^+)^\top` in the basis Q, R = QᵀY. An image that depends on the others takes nothing away:
+    then :math:`(R^+R)_{ii} < 1` and :math:`s_i = 0`.
     """
-    n, m = vectors.shape
+    n = len(vectors)
     triangle = basis.T @ images
-    missing = torch.linalg.inv(triangle).T
-    missing = missing / missing.norm(dim=0)
+    lengths = images.norm(dim=0).clamp(min=torch.finfo(torch.float64).tiny)
+    scaled = triangle / lengths
+    inverse = torch.linalg.pinv(scaled, rtol=_DEPENDENT)
+    needed = (inverse * scaled.T).sum(dim=1) > 1 - math.sqrt(_DEPENDENT)
+    missing = inverse.T * needed
+    missing = missing / missing.norm(dim=0).clamp(min=torch.finfo(torch.float64).tiny)
     inner = basis.T @ basis_images
     inner = (inner + inner.T) / 2
     coordinates = basis.T @ vectors
@@ -168,17 +190,28 @@ def _leave_one_out(vectors: Tensor, images: Tensor, basis: Tensor, basis_images:
     kept = coordinates - missing * along
     on_range = inner.trace() - (missing * (inner @ missing)).sum(dim=0)
     sample = (vectors * images).sum(dim=0) - 2 * (kept * triangle).sum(dim=0) + (kept * (inner @ kept)).sum(dim=0)
-    # The part of a sphere's point outside an (m - 1)-dimensional space has squared norm n - m + 1 on average.
+    # The part of a sphere's point outside a d-dimensional space has squared norm n - d on average.
+    dimensions = n - basis.shape[1] + needed.double()
     outside = n - coordinates.square().sum(dim=0) + along.square()
-    return on_range + sample * (n - m + 1) / outside
+    return on_range + sample * dimensions / outside
 
 
-def _new_columns(columns: Tensor, basis: Tensor) -> Tensor:
-    """Orthonormal basis of what ``columns`` add to the span of ``basis``."""
-    for _ in range(2):
-        columns = columns - basis @ (basis.T @ columns)
-    return torch.linalg.qr(columns)[0]
+def _new_columns(columns: Tensor, basis: Tensor, noise: float) -> Tensor:
+    """Orthonormal basis of what ``columns`` add to the span of ``basis``, without what is rounding of the products.
+
+    Args:
+        columns: (n, m) products.
+        basis: (n, j), orthonormal.
+        noise: Relative rounding of a product.
+    """
+    rest = columns - basis @ (basis.T @ columns)
+    left, singular, _ = torch.linalg.svd(rest, full_matrices=False)
+    new = left[:, singular > _ROUNDING * noise * columns.norm()]
+    for _ in range(2):  # a short rest is not orthogonal to the basis until it has been projected at its own length
+        new = torch.linalg.qr(new - basis @ (basis.T @ new))[0]
+    return new
 
 
 def _mean(samples: Tensor) -> tuple[float, float]:
-    return float(samples.mean()), float(samples.std() / math.sqrt(len(samples)))
+    count = len(samples)
+    return float(samples.mean()), float(samples.std() * math.sqrt((count - 1) / (count - 3) / count))

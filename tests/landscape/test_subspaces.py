@@ -137,3 +137,17 @@ def test_layout_and_selection() -> None:
     assert all(torch.equal(part, chosen[name]) for name, part in layout.split(vector).items())
     with pytest.raises(ValueError, match="expected shape"):
         layout.split(torch.zeros(3))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_rounding_adds_no_rank(dtype: torch.dtype) -> None:
+    """A matrix of rank 3 that was rounded entry by entry has full rank, and that is no information."""
+    torch.manual_seed(0)
+    factors = torch.randn(3, 8, dtype=torch.float64)
+    exact = torch.randn(40, 3, dtype=torch.float64)
+    rounded = (exact @ factors).to(dtype)
+    basis = orthonormal_basis(rounded)
+    assert basis.shape == (40, 3)
+    assert float(principal_angles(basis.double(), orthonormal_basis(exact)).max()) < 10 * torch.finfo(dtype).eps + 1e-7
+    again = orthonormal_basis(rounded.double(), tol=torch.finfo(dtype).eps)
+    assert again.shape == (40, 3)
