@@ -82,7 +82,7 @@ def test_more_seeds_compute_only_the_new_ones() -> None:
 def test_changed_settings_recompute_what_depends_on_them() -> None:
     study = load_preset("digits")
     cell = next(iter(study.cells()))
-    radii = study.measures.worst_case.model_copy(update={"radii": [0.1]})
+    radii = study.measures.worst_case.model_copy(update={"radii": [0.1, 0.2]})
     changed = study.model_copy(update={"measures": study.measures.model_copy(update={"worst_case": radii})})
     assert changed.run_name(cell) == study.run_name(cell)
     assert changed.measurement_name("sharpness") != study.measurement_name("sharpness")
