@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from landscape.risk import EmpiricalRisk, call_arguments, to_device
+from landscape.batches import call_arguments, to_device
+from landscape.risk import EmpiricalRisk
 
 
 class RecomputedBatchNorm:
@@ -29,7 +30,7 @@ class RecomputedBatchNorm:
 
     def __init__(self, risk: EmpiricalRisk) -> None:
         self._risk = copy.copy(risk)
-        self._risk.model = copy.deepcopy(risk.model).eval()
+        self._risk.model = copy.deepcopy(risk.model).to(risk.dtype).eval()
         self._norms = [m for m in self._risk.model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
         if not self._norms:
             raise ValueError(

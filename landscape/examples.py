@@ -96,7 +96,8 @@ class PointwiseGradient:
         point = point.detach().requires_grad_()
         with torch.enable_grad():
             losses = self._risk.batch_losses(example, self._risk.layout.split(point), order=1)
-            self._risk.check_differentiable(losses)
+            if not losses.requires_grad:  # the weights may be an expert's that the example does not use
+                return losses[0], torch.zeros_like(point)
             return losses[0].detach(), torch.autograd.grad(losses[0], point)[0]
 
 

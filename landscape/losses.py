@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,8 +13,12 @@ from torch import Tensor
 Batch = Mapping[str, Any] | tuple[Any, Any] | list[Any]
 PerExampleLoss = Callable[[Any, Batch], Tensor]
 
+Tokens = Literal["none", "aligned", "next"]
+
 IGNORED = -100
 """Label that PyTorch and Hugging Face leave out of the loss."""
+
+_PROBABILITY_TOLERANCE = 1e-2
 
 
 @dataclass(frozen=True)
@@ -25,14 +29,16 @@ class LabelLoss:
     over its labels (tokens), whatever the batches and the padding.
 
     Args:
-        per_label: Loss (m,) of logits (m, classes) against class indices (m,).
+        per_label: Loss (m,) of logits (m, classes) against class indices (m,) or class probabilities (m, classes).
         tokens: ``none``: one label an example, logits (n, classes). ``aligned``: one label a token, logits
             (n, T, classes) and labels (n, T). ``next``: the logits at t predict the label at t + 1 (causal language
             models).
+        class_weights: (classes,) how much a label of each class weighs; by default all the same.
     """
 
     per_label: Callable[[Tensor, Tensor], Tensor]
-    tokens: Literal["none", "aligned", "next"] = "none"
+    tokens: Tokens = "none"
+    class_weights: Tensor | None = None
 
     def __call__(self, outputs: Any, batch: Batch) -> Tensor:
         """Losses (n,) of the examples of a batch."""
@@ -43,20 +49,28 @@ class LabelLoss:
                 "token_cross_entropy (label t belongs to token t) or next_token_cross_entropy (causal models)"
             )
         if self.tokens == "none":
+            _check_labels(logits, targets)
             return self._masked(logits, targets)
         if self.tokens == "next":
             logits, targets = logits[:, :-1], targets[:, 1:]
         losses = self._masked(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1)).view(targets.shape)
-        return losses.sum(dim=1) / (targets != IGNORED).sum(dim=1).clamp(min=1)
+        weights = self._weights(targets).to(losses)
+        return (losses * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=torch.finfo(losses.dtype).tiny)
 
     def weights(self, batch: Batch) -> Tensor:
-        """Number of labels that count, for each example (n,)."""
+        """Number of labels that count, or the sum of their classes' weights, for each example (n,)."""
         targets = targets_of(batch)
         if targets.is_floating_point():  # class probabilities
             return torch.ones(len(targets), device=targets.device)
         if self.tokens == "next":
             targets = targets[:, 1:]
-        return (targets != IGNORED).view(len(targets), -1).sum(dim=1).float()
+        return self._weights(targets).view(len(targets), -1).sum(dim=1)
+
+    def _weights(self, targets: Tensor) -> Tensor:
+        counts = targets != IGNORED
+        if self.class_weights is None:
+            return counts.double()
+        return self.class_weights.to(targets.device).double()[targets.where(counts, 0)] * counts
 
     def _masked(self, logits: Tensor, targets: Tensor) -> Tensor:
         if targets.is_floating_point():
@@ -65,8 +79,57 @@ class LabelLoss:
         return self.per_label(logits, targets.where(counts, 0)).where(counts, 0.0)
 
 
-def _negative_log_likelihood(logits: Tensor, targets: Tensor) -> Tensor:
-    return F.cross_entropy(logits, targets, reduction="none")
+@dataclass(frozen=True)
+class ValueLoss:
+    """Mean over an example's outputs of a loss of each against its target.
+
+    Args:
+        per_value: Loss of outputs against targets of the same shape, entry by entry.
+    """
+
+    per_value: Callable[[Tensor, Tensor], Tensor]
+
+    def __call__(self, outputs: Any, batch: Batch) -> Tensor:
+        """Losses (n,) of the examples of a batch."""
+        values, targets = logits_of(outputs), targets_of(batch)
+        if values.numel() != targets.numel() or len(values) != len(targets):
+            raise ValueError(
+                f"loss: expected a target for each of the outputs, shape {tuple(values.shape)}, got "
+                f"{tuple(targets.shape)}"
+            )
+        losses: Tensor = self.per_value(values, targets.view_as(values).to(values.dtype))
+        return losses.reshape(len(losses), -1).mean(dim=1)
+
+
+def cross_entropy_of(
+    class_weights: Tensor | None = None, *, label_smoothing: float = 0.0, tokens: Tokens = "none"
+) -> LabelLoss:
+    """Cross-entropy with class weights or smoothed labels, as `torch.nn.functional.cross_entropy` averages it.
+
+    Args:
+        class_weights: (classes,); a label weighs as its class does, in the mean over all data, too.
+        label_smoothing: Share of every label that is spread evenly over the classes, 0 to 1.
+        tokens: See `LabelLoss`.
+
+    >>> loss = cross_entropy_of(torch.tensor([1.0, 3.0]))
+    >>> loss.weights((torch.zeros(2, 2), torch.tensor([0, 1])))
+    tensor([1., 3.], dtype=torch.float64)
+    """
+
+    def per_label(logits: Tensor, targets: Tensor) -> Tensor:
+        weight = None if class_weights is None else class_weights.to(logits)
+        losses = F.cross_entropy(logits, targets, weight, reduction="none", label_smoothing=label_smoothing)
+        return losses if weight is None or targets.is_floating_point() else losses / weight[targets]
+
+    return LabelLoss(per_label, tokens, class_weights)
+
+
+def _squared_error(values: Tensor, targets: Tensor) -> Tensor:
+    return (values - targets).square()
+
+
+def _binary(values: Tensor, targets: Tensor) -> Tensor:
+    return F.binary_cross_entropy_with_logits(values, targets, reduction="none")
 
 
 def _is_wrong(logits: Tensor, targets: Tensor) -> Tensor:
@@ -74,17 +137,68 @@ def _is_wrong(logits: Tensor, targets: Tensor) -> Tensor:
     return (logits.argmax(dim=-1) != classes).to(logits.dtype)
 
 
-cross_entropy = LabelLoss(_negative_log_likelihood)
+cross_entropy = cross_entropy_of()
 """Cross-entropy of one label an example, in nats."""
 
-token_cross_entropy = LabelLoss(_negative_log_likelihood, tokens="aligned")
+token_cross_entropy = cross_entropy_of(tokens="aligned")
 """Cross-entropy of one label a token, in nats (token classification, masked and sequence-to-sequence models)."""
 
-next_token_cross_entropy = LabelLoss(_negative_log_likelihood, tokens="next")
+next_token_cross_entropy = cross_entropy_of(tokens="next")
 """Cross-entropy of the next token, in nats (causal language models; labels as Hugging Face lays them out)."""
 
 zero_one = LabelLoss(_is_wrong)
 """Error of the predicted class, 0 or 1."""
+
+mse = ValueLoss(_squared_error)
+"""Squared error, averaged over an example's outputs (regression)."""
+
+binary_cross_entropy = ValueLoss(_binary)
+"""Binary cross-entropy of logits, averaged over an example's labels, in nats (two classes, or several labels)."""
+
+
+def _check_labels(logits: Tensor, targets: Tensor) -> None:
+    """Refuse labels that cross-entropy would misread or trip over.
+
+    Raises:
+        ValueError: Floating labels are no class probabilities, or class indices have another shape than (n,).
+    """
+    shapes = f"got labels of shape {tuple(targets.shape)} and logits of shape {tuple(logits.shape)}"
+    others = "use loss=binary_cross_entropy for two classes or several labels an example, loss=mse for regression"
+    if not targets.is_floating_point():
+        if targets.shape != logits.shape[:1] + logits.shape[2:]:
+            raise ValueError(f"labels: expected one class index an example, shape ({len(logits)},), {shapes}; {others}")
+    elif targets.shape != logits.shape or logits.shape[-1] == 1:
+        raise ValueError(
+            f"labels: numbers of floating type are class probabilities, one for each of several logits; {shapes}; "
+            f"{others}, or integer labels"
+        )
+
+
+def check_targets(loss: PerExampleLoss, outputs: Any, batches: Sequence[Batch]) -> None:
+    """Refuse labels of any batch that a `LabelLoss` cannot mean, once the number of classes is known.
+
+    Raises:
+        ValueError: A class index is out of range, or class probabilities do not sum to 1.
+    """
+    if not isinstance(loss, LabelLoss):
+        return
+    classes = logits_of(outputs).shape[-1]
+    for index, targets in enumerate(map(targets_of, batches)):
+        if targets.is_floating_point():
+            off = (targets.double().sum(dim=-1) - 1).abs().max()
+            if off > _PROBABILITY_TOLERANCE:
+                raise ValueError(
+                    f"labels: those of batch {index} are of floating type, but not class probabilities: their sums "
+                    f"differ from 1 by up to {float(off):.3g}; use loss=binary_cross_entropy for several labels an "
+                    "example, loss=mse for regression"
+                )
+            continue
+        wrong = targets[(targets != IGNORED) & ((targets < 0) | (targets >= classes))]
+        if len(wrong):
+            raise ValueError(
+                f"labels: expected class indices from 0 to {classes - 1} or {IGNORED}, got {int(wrong[0])} in batch "
+                f"{index}"
+            )
 
 
 def logits_of(outputs: Any) -> Tensor:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,20 +11,27 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from landscape.batches import batch_size, call_arguments, map_tensors, refuse_dropped_examples, takes_labels, to_device
 from landscape.distributed import all_sum, num_ranks
-from landscape.losses import Batch, PerExampleLoss, cross_entropy
+from landscape.losses import Batch, PerExampleLoss, check_targets, cross_entropy
 from landscape.params import Layout, ParameterFilter, select_parameters
 
 _LOW_PRECISION = (torch.float16, torch.bfloat16)
+
+_SAME_LOSS = 1e-3
+"""Relative difference to which two ways of computing one loss agree."""
 
 
 class EmpiricalRisk:
     r"""Mean loss over a fixed data set, :math:`L(\theta) = \sum_i w_i\,\ell_i(\theta) / \sum_i w_i`.
 
     Every example weighs the same (:math:`w_i = 1`), also in a ragged last batch; with labels of -100 to leave out, or
-    one label a token, every label that counts weighs the same. The model is never written to: it is evaluated
-    through `torch.func.functional_call` at the vector asked for, in eval mode (no dropout, frozen batch
-    statistics), and with the attention kernel that has second derivatives. Modes are put back afterwards.
+    one label a token, every label that counts weighs the same.
+
+    The model is never written to, nor copied: it is evaluated through `torch.func.functional_call` at the vector asked
+    for, in eval mode (no dropout, frozen batch statistics), and with the attention kernel that has second derivatives.
+    Modes and whatever modules keep on themselves are put back afterwards. All its other weights and buffers, and
+    `theta`, are the model's at the time of the call, whatever the precision; only operators keep a point of their own.
 
     In a `torch.distributed` process group every rank holds its own part of the data, and losses, gradients and
     curvature products are those of the whole.
@@ -36,14 +42,19 @@ class EmpiricalRisk:
             passed as keyword arguments without ``labels``. Any iterable of finite length (a data loader, say) is
             read once and kept where it lies; batches on another device than the model's are copied when used.
         loss: ``loss(outputs, batch)`` returning one loss per example, shape (n,), and optionally
-            ``loss.weights(batch)`` returning their weights (n,). Default: `landscape.losses.cross_entropy`.
+            ``loss.weights(batch)`` returning their weights (n,). Default: `landscape.losses.cross_entropy`, unless a
+            model that computes its own loss from ``labels`` disagrees.
         params: Weights that form :math:`\theta`; see `landscape.params.select_parameters`.
         dtype: Precision of the evaluation. Default: the model's own, or float32 for half-precision models.
-        check: Evaluate the first batch twice and refuse a model that is not deterministic.
+        check: Evaluate the first batch a few times and refuse a model that is not deterministic, or another loss than
+            the model's own by default.
+
+    Attributes:
+        consistent: Kinds of curvature operators whose second derivatives have been checked on this model.
 
     Raises:
-        ValueError: No batches, an empty batch, a loader that drops examples, no parameter selected,
-            or a model that is not deterministic.
+        ValueError: No batches, an empty batch, a loader that drops examples, no parameter selected, a model that is
+            not deterministic, labels that the loss misreads, or a default loss that is not the model's own.
 
     >>> model = nn.Linear(2, 3, bias=False)
     >>> risk = EmpiricalRisk(model, [(torch.zeros(4, 2), torch.tensor([0, 1, 2, 0]))])
@@ -64,30 +75,43 @@ class EmpiricalRisk:
         selected = select_parameters(model, params)
         own = next(iter(selected.values())).dtype
         self.dtype = dtype or (torch.float32 if own in _LOW_PRECISION else own)
-        names = tuple(selected)
-        if any(p.dtype != self.dtype for p in model.parameters() if p.is_floating_point()):
-            model = copy.deepcopy(model).to(self.dtype)
-            selected = select_parameters(model, names)
         self.model = model
-        self.layout = Layout(names, tuple(p.shape for p in selected.values()))
+        self.consistent: set[type] = set()
+        self.layout = Layout(tuple(selected), tuple(p.shape for p in selected.values()))
+        self._renormed = _renormed_embeddings(model)
+        if not self._renormed.isdisjoint(selected):
+            raise ValueError(
+                f"params: {min(self._renormed.intersection(selected))} belongs to an embedding with max_norm, which "
+                "rewrites it at every call, so that the loss is no function of it; leave it out or set max_norm=None"
+            )
         self.device = next(iter(selected.values())).device
-        _refuse_dropped_examples(batches)
+        refuse_dropped_examples(batches)
         state = torch.get_rng_state()  # a data loader draws from the global generator
-        self.batches: list[Batch] = [_cast(batch, self.dtype) for batch in batches]
+        self.batches: list[Batch] = [map_tensors(batch, self._cast) for batch in batches]
         torch.set_rng_state(state)
         if not self.batches and num_ranks() == 1:
             raise ValueError("batches: expected at least one batch, got none")
-        self.batch_sizes = tuple(_batch_size(batch) for batch in self.batches)
+        for index, batch in enumerate(self.batches):
+            if not isinstance(batch, Mapping) and len(batch) != 2:
+                raise ValueError(
+                    f"batches: expected pairs (inputs, targets) or mappings, got {len(batch)} parts in batch {index}; "
+                    "pass ({'name': inputs, …}, targets) for several inputs"
+                )
+        self.batch_sizes = tuple(batch_size(batch) for batch in self.batches)
         if 0 in self.batch_sizes:
             raise ValueError(f"batches: batch {self.batch_sizes.index(0)} has no examples")
         self.loss_function = loss or cross_entropy
-        weigh = getattr(self.loss_function, "weights", lambda batch: torch.ones(_batch_size(batch)))
+        if check and self.batches:
+            self._check_labels()
+            torch.set_rng_state(state)  # a random model is refused below
+        weigh = getattr(self.loss_function, "weights", lambda batch: torch.ones(batch_size(batch)))
         self.weights = [weigh(batch).to(self.device, self.dtype) for batch in self.batches]
         self.total_weight = float(all_sum(self.example_weights.double().sum()))
         if not self.total_weight > 0:
             raise ValueError("batches: every label is -100, so there is nothing to average; check the labels")
-        if check:
+        if check and self.batches:
             self._check_deterministic()
+            self._check_loss(is_default=loss is None)
 
     @property
     def num_params(self) -> int:
@@ -112,29 +136,65 @@ class EmpiricalRisk:
     def theta(self) -> Tensor:
         """Copy of the selected weights as one vector (n,)."""
         state = dict(self.model.named_parameters())
-        return self.layout.join({name: state[name].detach() for name in self.layout.names}).clone()
+        return self.layout.join({name: self._cast(state[name].detach()) for name in self.layout.names}).clone()
 
     def select(self, params: ParameterFilter) -> EmpiricalRisk:
         """The same data and model over other weights, one layer's say; see `landscape.params.select_parameters`."""
-        return EmpiricalRisk(self.model, self.batches, self.loss_function, params, self.dtype, check=False)
+        return self._sibling(self.batches, params)
 
     def on(self, batches: Iterable[Batch]) -> EmpiricalRisk:
         """The same model, weights and loss on other data."""
-        return EmpiricalRisk(self.model, batches, self.loss_function, self.layout.names, self.dtype, check=False)
+        return self._sibling(batches, self.layout.names)
 
-    def outputs(self, batch: Batch, parameters: Mapping[str, Tensor], *, order: int = 2) -> Any:
+    def _sibling(self, batches: Iterable[Batch], params: ParameterFilter) -> EmpiricalRisk:
+        risk = EmpiricalRisk(self.model, batches, self.loss_function, params, self.dtype, check=False)
+        risk.consistent = self.consistent
+        return risk
+
+    def outputs(
+        self,
+        batch: Batch,
+        parameters: Mapping[str, Tensor],
+        *,
+        order: int = 2,
+        rest: Mapping[str, Tensor] | None = None,
+    ) -> Any:
         """What the model returns for a batch at the given weights, in measuring mode.
 
         Args:
             batch: One of the batches, on the model's device.
             parameters: Weights by name.
             order: Derivatives that will be taken; up to 1 allows a faster attention kernel.
+            rest: The other weights and the buffers; by default the model's at the time of the call.
         """
-        frozen: dict[str, Tensor] = {name: p.detach() for name, p in self.model.named_parameters()}
-        frozen |= {name: b.detach().clone() for name, b in self.model.named_buffers()}
-        args, kwargs = call_arguments(batch)
+        args, kwargs = map_tensors(call_arguments(batch), torch.clone)  # a forward pass may change its inputs
         with _measuring(self.model, order):
-            return functional_call(self.model, frozen | dict(parameters), args, kwargs)
+            state = self._state() if rest is None else self._unshared(rest)
+            return functional_call(self.model, state | dict(parameters), args, kwargs)
+
+    def rest(self) -> dict[str, Tensor]:
+        """A copy of all that the loss depends on beside theta; weights without ``requires_grad`` are shared."""
+        trained = {name for name, weight in self.model.named_parameters() if weight.requires_grad}
+        return {
+            name: tensor.clone() if name in trained else tensor
+            for name, tensor in self._state().items()
+            if name not in self.layout.names
+        }
+
+    def _state(self) -> dict[str, Tensor]:
+        """The model's weights and buffers in the risk's precision."""
+        tensors = dict(self.model.named_parameters()) | dict(self.model.named_buffers())
+        return self._unshared({name: self._cast(tensor.detach()) for name, tensor in tensors.items()})
+
+    def _unshared(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors, with copies of those that a forward pass could write to."""
+        written = self._renormed | {name for name, _ in self.model.named_buffers()}
+        return {name: tensor.clone() if name in written else tensor for name, tensor in tensors.items()}
+
+    def _cast(self, tensor: Tensor) -> Tensor:
+        if tensor.is_complex():
+            return tensor.to(self.dtype.to_complex())
+        return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
 
     def losses_of(self, outputs: Any, batch: Batch) -> Tensor:
         """Losses (n,) of a batch from the model's outputs.
@@ -143,9 +203,9 @@ class EmpiricalRisk:
             ValueError: The loss function did not return one value per example.
         """
         losses = self.loss_function(outputs, batch)
-        if losses.shape != (_batch_size(batch),):
+        if losses.shape != (batch_size(batch),):
             raise ValueError(
-                f"loss: expected one loss per example, shape ({_batch_size(batch)},), got {tuple(losses.shape)}; "
+                f"loss: expected one loss per example, shape ({batch_size(batch)},), got {tuple(losses.shape)}; "
                 "use reduction='none'"
             )
         return losses
@@ -155,13 +215,16 @@ class EmpiricalRisk:
         batch = to_device(batch, self.device)
         return self.losses_of(self.outputs(batch, parameters, order=order), batch)
 
-    def check_differentiable(self, losses: Tensor) -> None:
-        """Refuse losses computed from a theta that requires a gradient but not depending on it.
+    def check_used(self, used: bool) -> None:
+        """Refuse a loss that no batch of any process computes from theta.
+
+        Args:
+            used: Whether one of this process's batches does.
 
         Raises:
             ValueError: None of the selected parameters has a gradient path to the loss.
         """
-        if not losses.requires_grad:
+        if not float(all_sum(torch.tensor(float(used), device=self.device))):
             raise ValueError(
                 f"params: the loss has no gradient in any of the {len(self.layout.names)} selected parameters "
                 f"({self.layout.names[0]}, …): the model does not use them, detaches them, or the loss is piecewise "
@@ -193,13 +256,16 @@ class EmpiricalRisk:
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         gradient = torch.zeros_like(point, requires_grad=False)
         with torch.enable_grad():
+            used = False
             for index, (batch, weights) in enumerate(zip(self.batches, self.weights, strict=True)):
                 losses = self.batch_losses(batch, self.layout.split(point), order=1) * weights
-                self.check_differentiable(losses)
                 total += losses.detach().double().sum()
-                part = torch.autograd.grad(losses.sum(), point)[0]
-                self._check_gradient(part, losses, index)
-                gradient += part
+                if losses.requires_grad:  # a batch need not use the weights: they may be another one's expert
+                    used = True
+                    part = torch.autograd.grad(losses.sum(), point)[0]
+                    self._check_gradient(part, losses, index)
+                    gradient += part
+        self.check_used(used)
         return float(all_sum(total)) / self.total_weight, all_sum(gradient) / self.total_weight
 
     def _check_gradient(self, gradient: Tensor, losses: Tensor, index: int) -> None:
@@ -215,8 +281,6 @@ class EmpiricalRisk:
 
     def _check_deterministic(self) -> None:
         """Two evaluations of the first batch must agree to rounding and draw no random numbers."""
-        if not self.batches:
-            return
         state = torch.get_rng_state()
         parameters = self.layout.split(self.theta)
         with torch.no_grad():
@@ -230,74 +294,102 @@ class EmpiricalRisk:
                 "off, or pass check=False to measure one draw after another"
             )
 
+    @torch.no_grad()
+    def _check_labels(self) -> None:
+        """The labels must be what the loss takes them for, and no inputs of the model."""
+        batch = to_device(self.batches[0], self.device)
+        decoder_needs = {"decoder_input_ids", "decoder_inputs_embeds"}
+        has_decoder = getattr(getattr(self.model, "config", None), "is_encoder_decoder", False)
+        if has_decoder and isinstance(batch, Mapping) and decoder_needs.isdisjoint(batch):
+            raise ValueError(
+                "batches: a sequence-to-sequence model makes its decoder's inputs from the labels, which it is not "
+                "given here; put decoder_input_ids into the batches (prepare_decoder_input_ids_from_labels)"
+            )
+        check_targets(self.loss_function, self.outputs(batch, self.layout.split(self.theta), order=0), self.batches)
+
+    @torch.no_grad()
+    def _check_loss(self, *, is_default: bool) -> None:
+        """The loss must be a function of theta, and the default loss the model's own, where it has one."""
+        batch = to_device(self.batches[0], self.device)
+        parameters = self.layout.split(self.theta)
+        self._check_reads_theta_only(batch)
+        if not (is_default and isinstance(batch, Mapping) and takes_labels(self.model)):
+            return
+        with _measuring(self.model, 0):
+            outputs = functional_call(self.model, self._state() | parameters, (), dict(batch))
+        reported = getattr(outputs, "loss", None)
+        if reported is None:
+            return
+        weights = self.weights[0].double()
+        ours = float((self.batch_losses(batch, parameters, order=0) * weights).sum() / weights.sum())
+        own = float(reported)
+        if abs(ours - own) > _SAME_LOSS * max(abs(ours), abs(own)):
+            raise ValueError(
+                f"loss: on the first batch the default, cross-entropy of one label an example, is {ours:.4g}, but the "
+                f"model's own loss is {own:.4g}. Say which is meant: loss=binary_cross_entropy (several labels an "
+                "example), mse (regression), cross_entropy_of(class_weights, label_smoothing=...), "
+                "token_cross_entropy, next_token_cross_entropy, a function of (outputs, batch), or cross_entropy "
+                "itself"
+            )
+
+    def _check_reads_theta_only(self, batch: Batch) -> None:
+        """The loss may depend on the weights only through the vector it is evaluated at, and during the call.
+
+        Raises:
+            ValueError: It reads the model's own parameters, or its backward pass would run the model again.
+        """
+        parameters = {name: part.requires_grad_() for name, part in self.layout.split(self.theta).items()}
+        own = [weight for weight in self.model.parameters() if weight.requires_grad]
+        message = "checkpointing"
+        try:
+            with torch.enable_grad(), torch.autograd.graph.disable_saved_tensors_hooks(message):
+                total = self.batch_losses(batch, parameters, order=1).sum()
+        except RuntimeError as error:
+            if str(error) != message:
+                raise
+            raise ValueError(
+                "model: it checkpoints activations in eval mode, so that a backward pass would run parts of it again "
+                "when its own weights are back; switch that off (gradient_checkpointing_disable())"
+            ) from None
+        if total.requires_grad and own:
+            gradients = torch.autograd.grad(total, own, allow_unused=True)
+            if any(gradient is not None for gradient in gradients):
+                raise ValueError(
+                    "loss: it reads the model's own parameters (a weight penalty?) and not those at which it is "
+                    "evaluated, so that its derivatives would miss that part; leave it out: c · |theta|² adds 2c to "
+                    "every eigenvalue of the Hessian"
+                )
+
 
 @contextmanager
 def _measuring(model: nn.Module, order: int) -> Iterator[None]:
-    """Eval mode and an attention kernel with the derivatives needed; the modules' modes are put back."""
+    """Eval mode and an attention kernel with the derivatives needed; what modules keep on themselves is put back."""
     # Only the math kernel has second derivatives; on GPUs it is also the one that is deterministic.
     fast = order <= 1 and next(model.parameters()).device.type == "cpu"
-    training = [module for module in model.modules() if module.training]
+    kept = [(module, dict(vars(module)), _containers(module)) for module in model.modules()]
     try:
-        for module in training:
+        for module in model.modules():
             module.training = False
         with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.MATH] if fast else SDPBackend.MATH):
             yield
     finally:
-        for module in training:
-            module.training = True
+        for module, attributes, containers in kept:
+            for name in vars(module).keys() - attributes.keys():
+                del vars(module)[name]
+            vars(module).update(attributes)
+            for name, content in containers.items():
+                vars(module)[name][:] = content
 
 
-def call_arguments(batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Positional and keyword arguments with which a model is called on a batch."""
-    if isinstance(batch, Mapping):
-        return (), {key: value for key, value in batch.items() if key != "labels"}
-    return ((), dict(batch[0])) if isinstance(batch[0], Mapping) else ((batch[0],), {})
+def _containers(module: nn.Module) -> dict[str, list[Any]]:
+    """Copies of the lists that a module keeps, to which a forward pass may append."""
+    return {name: list(value) for name, value in vars(module).items() if type(value) is list}
 
 
-def _batch_size(batch: Batch) -> int:
-    for part in _tensors(batch):
-        return part.shape[0]
-    raise ValueError(f"batches: expected tensors with one row per example, got {type(batch).__name__} without any")
-
-
-def _tensors(part: Any) -> Iterator[Tensor]:
-    if isinstance(part, Tensor):
-        yield part
-    elif isinstance(part, Mapping):
-        for value in part.values():
-            yield from _tensors(value)
-    elif isinstance(part, (tuple, list)):
-        for value in part:
-            yield from _tensors(value)
-
-
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch with its tensors on ``device``; those that are there already are not copied."""
-    moved: Batch = _map(batch, lambda tensor: tensor.to(device, non_blocking=True))
-    return moved
-
-
-def _cast(batch: Batch, dtype: torch.dtype) -> Batch:
-    cast: Batch = _map(batch, lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
-    return cast
-
-
-def _map(part: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    if isinstance(part, Tensor):
-        return function(part)
-    if isinstance(part, Mapping):
-        return {key: _map(value, function) for key, value in part.items()}
-    if isinstance(part, (tuple, list)):
-        return tuple(_map(value, function) for value in part)
-    return part
-
-
-def _refuse_dropped_examples(batches: Any) -> None:
-    if not (getattr(batches, "drop_last", False) and hasattr(batches, "dataset")):
-        return
-    examples, size = len(batches.dataset), batches.batch_size
-    if size and examples % size:
-        raise ValueError(
-            f"batches: the data loader has drop_last=True and would leave out {examples % size} of {examples} "
-            "examples; use drop_last=False (a ragged last batch is weighted rightly)"
-        )
+def _renormed_embeddings(model: nn.Module) -> set[str]:
+    """Names of the tables that a forward pass rewrites."""
+    return {
+        f"{name}.weight" if name else "weight"
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.max_norm is not None
+    }

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from landscape.losses import logits_of
+from landscape.losses import Batch, logits_of
 from landscape.operators.graphs import RiskOperator
 
 
@@ -45,7 +46,30 @@ def _pull(jacobians: Sequence[_Jacobian], theta: Tensor, cotangents: Sequence[Te
     return pulled
 
 
-class GGNOperator(RiskOperator[tuple[_Jacobian, Tensor]]):
+class _JacobianOperator(RiskOperator[tuple[_Jacobian, Tensor]]):
+    """An operator made of Jacobians of some function of theta."""
+
+    @abstractmethod
+    def _function(self, outputs: object, batch: Batch) -> Tensor:
+        """The function whose Jacobian it is, of one batch."""
+
+    def value(self, epsilon: Tensor) -> Tensor:
+        """The function's values over the data, flattened."""
+        parameters = self.risk.layout.split(self.theta.detach() + epsilon)
+        with torch.no_grad():
+            values = [
+                self._function(self.risk.outputs(batch, parameters, rest=self._rest), batch)
+                for batch in self.risk.batches
+            ]
+        return torch.cat([value.flatten() for value in values])
+
+    def derivative(self, vector: Tensor) -> Tensor:
+        """Jv, flattened."""
+        graphs = [self.build(index) for index in range(len(self.risk.batches))]
+        return torch.cat([graph[0].push(vector).flatten() for graph in graphs if graph is not None])
+
+
+class GGNOperator(_JacobianOperator):
     r"""Generalised Gauss-Newton matrix :math:`\sum_i w_i J_i^\top (\nabla_z^2 \ell_i) J_i / \sum_i w_i`.
 
     J is the Jacobian of the model's logits z in theta; the loss's own Hessian acts on vectors of logits by a double
@@ -54,10 +78,12 @@ class GGNOperator(RiskOperator[tuple[_Jacobian, Tensor]]):
     and errors: see `RiskOperator`.
     """
 
-    def build(self, index: int) -> tuple[_Jacobian, Tensor]:
+    def build(self, index: int) -> tuple[_Jacobian, Tensor] | None:
         """Jacobian of the logits, and the gradient of the batch's summed loss in them, with its graph."""
         outputs, losses = self.losses(index)
         logits = logits_of(outputs)
+        if not (losses.requires_grad and logits.requires_grad):
+            return None
         summed = (losses * self.risk.weights[index]).sum()
         (slope,) = torch.autograd.grad(summed, logits, create_graph=True)
         return _Jacobian.of(logits, self.theta), slope
@@ -74,8 +100,11 @@ class GGNOperator(RiskOperator[tuple[_Jacobian, Tensor]]):
         ]
         return _pull([jacobian for jacobian, _ in curved], self.theta, cotangents, retain)
 
+    def _function(self, outputs: object, batch: Batch) -> Tensor:
+        return logits_of(outputs)
 
-class EmpiricalFisherOperator(RiskOperator[tuple[_Jacobian, Tensor]]):
+
+class EmpiricalFisherOperator(_JacobianOperator):
     r"""Empirical Fisher matrix :math:`\sum_i w_i \nabla\ell_i \nabla\ell_i^\top / \sum_i w_i`.
 
     The second moment of the per-example gradients at the data's own labels (Kunstner et al. 2019, arXiv 1905.12558,
@@ -83,11 +112,16 @@ class EmpiricalFisherOperator(RiskOperator[tuple[_Jacobian, Tensor]]):
     Arguments, memory and errors: see `RiskOperator`.
     """
 
-    def build(self, index: int) -> tuple[_Jacobian, Tensor]:
+    def build(self, index: int) -> tuple[_Jacobian, Tensor] | None:
         """Jacobian of the per-example losses, and the examples' weights."""
         _, losses = self.losses(index)
+        if not losses.requires_grad:
+            return None
         return _Jacobian.of(losses, self.theta), self.risk.weights[index]
 
     def apply(self, graphs: Sequence[tuple[_Jacobian, Tensor]], vector: Tensor, retain: bool) -> Tensor:
         cotangents = [weights * jacobian.push(vector) for jacobian, weights in graphs]
         return _pull([jacobian for jacobian, _ in graphs], self.theta, cotangents, retain)
+
+    def _function(self, outputs: object, batch: Batch) -> Tensor:
+        return self.risk.losses_of(outputs, batch)

@@ -9,9 +9,11 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
+from landscape.batches import map_tensors, to_device
 from landscape.distributed import all_sum
 from landscape.operators.base import SymmetricOperator
-from landscape.risk import EmpiricalRisk, to_device
+from landscape.operators.consistency import check_second_derivatives
+from landscape.risk import EmpiricalRisk
 
 Graph = TypeVar("Graph")
 
@@ -19,81 +21,116 @@ Graph = TypeVar("Graph")
 class RiskOperator(SymmetricOperator, Generic[Graph]):
     """Weighted mean over the data of a curvature matrix whose products follow from one graph per batch.
 
-    Graphs are built once and kept as long as their saved tensors fit ``graph_budget``; those of the other batches are
-    rebuilt for every product, which gives the same numbers more slowly. Running out of memory while a graph is built
-    ends the keeping, not the run.
+    Graphs are built once and kept as long as their saved tensors, measured as they are built, fit ``graph_budget``;
+    those of the other batches are rebuilt for every product, which gives the same numbers more slowly. Running out of
+    memory, while a graph is built or later, ends the keeping, not the run.
 
     Args:
-        risk: The mean loss. The operator belongs to the weights at the time of construction.
+        risk: The mean loss. The operator belongs to the weights and buffers at the time of construction; it copies
+            them, except for weights that are frozen (``requires_grad=False``).
         theta: Point (n,) other than the model's own weights.
         graph_budget: Bytes of saved tensors that may be kept, 1 GiB by default.
+        check: Ask first whether the model's second derivatives can be trusted; see
+            `landscape.operators.consistency.check_second_derivatives`.
 
     Attributes:
-        kept_bytes: Bytes that the kept graphs hold, estimated from the first batch.
-        kept_batches: How many batches of the data they cover.
+        kept_bytes: Bytes of the tensors that the kept graphs have saved.
 
     Raises:
+        ValueError: No batch's loss depends on theta, or second derivatives are not those of the first.
         FloatingPointError: The loss of a batch is not finite at this point.
     """
 
-    def __init__(self, risk: EmpiricalRisk, *, theta: Tensor | None = None, graph_budget: int = 2**30) -> None:
+    def __init__(
+        self, risk: EmpiricalRisk, *, theta: Tensor | None = None, graph_budget: int = 2**30, check: bool = True
+    ) -> None:
         self.risk = risk
         self.shape = (risk.num_params, risk.num_params)
         self.dtype, self.device = risk.dtype, risk.device
+        self._rest = risk.rest()
         self.theta = (risk.theta if theta is None else theta.detach().clone()).requires_grad_()
-        self._kept: list[Graph] = []
-        per_example = self._bytes_per_example() if graph_budget > 0 else 0.0
-        examples = 0
-        for index, size in enumerate(risk.batch_sizes):
-            if (examples + size) * per_example > graph_budget or graph_budget <= 0:
-                break
+        if check:
+            check_second_derivatives(type(self), risk, self.theta)
+        self._kept: list[Graph | None] = []
+        self.kept_bytes = 0
+        measured: dict[str, int] = {}
+        for index in range(len(risk.batches) if graph_budget > 0 else 0):
             try:
+                saved = self._saved_bytes(index, measured)
+                if self.kept_bytes + saved > graph_budget:
+                    break
                 self._kept.append(self.build(index))
             except RuntimeError as error:
                 if not _is_out_of_memory(error):
                     raise
                 del self._kept[-1:]  # leave room for the graph that is rebuilt for every product
                 break
-            examples += size
-        self.kept_batches = len(self._kept)
-        self.kept_bytes = int(per_example * sum(risk.batch_sizes[: self.kept_batches]))
+            self.kept_bytes += saved
+        if self.kept_batches == len(risk.batches):
+            risk.check_used(any(graph is not None for graph in self._kept))
+
+    @property
+    def kept_batches(self) -> int:
+        """How many batches the kept graphs cover."""
+        return len(self._kept)
 
     @abstractmethod
-    def build(self, index: int) -> Graph:
-        """The graph of one batch at `theta`."""
+    def build(self, index: int) -> Graph | None:
+        """The graph of one batch at `theta`; none if the batch's loss does not depend on it."""
 
     @abstractmethod
     def apply(self, graphs: Sequence[Graph], vector: Tensor, retain: bool) -> Tensor:
         """Unnormalised product (n,) of some batches' matrices with a vector; the graphs outlive it if ``retain``."""
+
+    @abstractmethod
+    def value(self, epsilon: Tensor) -> Tensor:
+        """The function whose derivative along vectors the products are made of, at theta + epsilon."""
+
+    @abstractmethod
+    def derivative(self, vector: Tensor) -> Tensor:
+        """Its derivative along a vector (n,) at theta."""
 
     def matvec(self, vector: Tensor) -> Tensor:
         """Product (n,) with a vector (n,)."""
         if vector.shape != (self.shape[0],):
             raise ValueError(f"vector: expected shape ({self.shape[0]},), got {tuple(vector.shape)}")
         vector = vector.to(self.dtype)
-        product = self.apply(self._kept, vector, True) if self._kept else torch.zeros_like(vector)
+        try:
+            product = self._apply(self._kept, vector, True)
+        except RuntimeError as error:
+            if not _is_out_of_memory(error) or not self._kept:
+                raise
+            self._kept, self.kept_bytes = [], 0
+            product = torch.zeros_like(vector)
         for index in range(self.kept_batches, len(self.risk.batches)):
-            product += self.apply([self.build(index)], vector, False)
+            product += self._apply([self.build(index)], vector, False)
         return all_sum(product) / self.risk.total_weight
+
+    def _apply(self, graphs: Sequence[Graph | None], vector: Tensor, retain: bool) -> Tensor:
+        used = [graph for graph in graphs if graph is not None]
+        return self.apply(used, vector, retain) if used else torch.zeros_like(vector)
 
     def losses(self, index: int) -> tuple[object, Tensor]:
         """Model outputs and per-example losses (n_i,) of one batch, with their graph; checked to be finite."""
         batch = to_device(self.risk.batches[index], self.device)
         with torch.enable_grad():
-            outputs = self.risk.outputs(batch, self.risk.layout.split(self.theta))
+            outputs = self.risk.outputs(batch, self.risk.layout.split(self.theta), rest=self._rest)
             losses = self.risk.losses_of(outputs, batch)
         if not bool(losses.isfinite().all()):
             raise FloatingPointError(
                 f"the loss of batch {index} is not finite at this point; its curvature is undefined there"
             )
-        self.risk.check_differentiable(losses)
         return outputs, losses
 
-    def _bytes_per_example(self) -> float:
-        saved = _SavedBytes()
-        with torch.autograd.graph.saved_tensors_hooks(saved.pack, _identity):
-            self.build(0)
-        return saved.num_bytes / self.risk.batch_sizes[0]
+    def _saved_bytes(self, index: int, measured: dict[str, int]) -> int:
+        """Bytes that a batch's graph saves; measured once for batches of the same shapes."""
+        shapes = str(map_tensors(self.risk.batches[index], lambda tensor: tensor.shape))
+        if shapes not in measured:
+            saved = _SavedBytes()
+            with torch.autograd.graph.saved_tensors_hooks(saved.pack, _identity):
+                self.build(index)
+            measured[shapes] = saved.num_bytes
+        return measured[shapes]
 
 
 class _SavedBytes:

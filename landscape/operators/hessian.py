@@ -25,9 +25,11 @@ class HessianOperator(RiskOperator[Tensor]):
     tensor([[10.]])
     """
 
-    def build(self, index: int) -> Tensor:
+    def build(self, index: int) -> Tensor | None:
         """Gradient (n,) of the batch's summed loss, with its graph."""
         _, losses = self.losses(index)
+        if not losses.requires_grad:
+            return None
         summed = (losses * self.risk.weights[index]).sum()
         return torch.autograd.grad(summed, self.theta, create_graph=True)[0]
 
@@ -38,3 +40,11 @@ class HessianOperator(RiskOperator[Tensor]):
         seeds = [vector] * len(curved)
         (product,) = torch.autograd.grad(curved, self.theta, seeds, retain_graph=retain, materialize_grads=True)
         return product
+
+    def value(self, epsilon: Tensor) -> Tensor:
+        """Gradient (n,) of the mean loss."""
+        return self.risk.gradient(self.theta.detach() + epsilon)
+
+    def derivative(self, vector: Tensor) -> Tensor:
+        """Hv."""
+        return self.matvec(vector)

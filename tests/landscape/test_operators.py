@@ -66,7 +66,7 @@ def test_running_out_of_memory_ends_the_keeping_only(monkeypatch: pytest.MonkeyP
         return build(self, index)
 
     monkeypatch.setattr(HessianOperator, "build", scarce)
-    operator = HessianOperator(risk)
+    operator = HessianOperator(risk, check=False)
     assert operator.kept_batches == 1
     torch.testing.assert_close(operator.to_dense(), hessian_case("layer_norm").dense, rtol=1e-9, atol=1e-11)
 

@@ -1,0 +1,75 @@
+"""Batches: what a model is called with, how many examples they hold, and loaders that leave some out."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from landscape.losses import Batch
+
+
+def call_arguments(batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments with which a model is called on a batch."""
+    if isinstance(batch, Mapping):
+        return (), {key: value for key, value in batch.items() if key != "labels"}
+    return ((), dict(batch[0])) if isinstance(batch[0], Mapping) else ((batch[0],), {})
+
+
+def takes_labels(model: nn.Module) -> bool:
+    """Whether the model can be given labels, from which it computes a loss of its own."""
+    return "labels" in inspect.signature(model.forward).parameters
+
+
+def batch_size(batch: Batch) -> int:
+    """Number of examples: the rows of the first tensor."""
+    for part in _tensors(batch):
+        return part.shape[0]
+    raise ValueError(f"batches: expected tensors with one row per example, got {type(batch).__name__} without any")
+
+
+def _tensors(part: Any) -> Iterator[Tensor]:
+    if isinstance(part, Tensor):
+        yield part
+    elif isinstance(part, Mapping):
+        for value in part.values():
+            yield from _tensors(value)
+    elif isinstance(part, (tuple, list)):
+        for value in part:
+            yield from _tensors(value)
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch with its tensors on ``device``; those that are there already are not copied."""
+    moved: Batch = map_tensors(batch, lambda tensor: tensor.to(device, non_blocking=True))
+    return moved
+
+
+def map_tensors(part: Any, function: Callable[[Tensor], Any]) -> Any:
+    """Apply a function to every tensor in nested mappings and sequences; other values stay."""
+    if isinstance(part, Tensor):
+        return function(part)
+    if isinstance(part, Mapping):
+        return {key: map_tensors(value, function) for key, value in part.items()}
+    if isinstance(part, (tuple, list)):
+        return tuple(map_tensors(value, function) for value in part)
+    return part
+
+
+def refuse_dropped_examples(batches: Any) -> None:
+    """Refuse a data loader, or its batch sampler, that leaves out a last batch of fewer examples."""
+    sampler = getattr(batches, "batch_sampler", None)
+    dropping = next((source for source in (batches, sampler) if getattr(source, "drop_last", False)), None)
+    if dropping is None or not dropping.batch_size or not hasattr(batches, "dataset"):
+        return
+    counted = getattr(sampler, "sampler", batches.dataset)
+    examples = len(counted) if hasattr(counted, "__len__") else None
+    if examples is None or examples % dropping.batch_size:
+        left_out = "some" if examples is None else f"{examples % dropping.batch_size} of {examples}"
+        raise ValueError(
+            f"batches: the data loader has drop_last=True and would leave out {left_out} "
+            "examples; use drop_last=False (a ragged last batch is weighted rightly)"
+        )
