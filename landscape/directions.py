@@ -50,7 +50,7 @@ def filter_normalize(direction: Tensor, theta: Tensor, layout: Layout, *, unit: 
 
     .. math:: d_{ij} \leftarrow \frac{d_{ij}}{\|d_{ij}\|}\,\|\theta_{ij}\|
 
-    for filter j (a slice along the first dimension: a row of a matrix) of layer i, which takes the scale invariance
+    for filter j (what makes one output unit: a row of a matrix) of layer i, which takes the scale invariance
     of normalised networks out of the picture (Li et al. 2018, arXiv 1712.09913, section 4). Tensors with fewer than
     two dimensions (biases, norms) are set to zero, as in their code's default.
 
@@ -74,19 +74,15 @@ def filter_normalize(direction: Tensor, theta: Tensor, layout: Layout, *, unit: 
         raise ValueError(f"unit: expected 'filter' or 'layer', got {unit!r}")
     if all(len(shape) < 2 for shape in layout.shapes):
         raise ValueError("layout: expected a tensor with at least two dimensions, got none; use normalize='none'")
-    weights = layout.split(theta)
-    return layout.join({name: _rescale(part, weights[name], unit) for name, part in layout.split(direction).items()})
-
-
-def _rescale(part: Tensor, weight: Tensor, unit: Unit) -> Tensor:
-    if part.dim() < 2:
-        return torch.zeros_like(part)
-    rows = len(part) if unit == "filter" else 1
-    slices = part.double().reshape(rows, -1)
-    norms = slices.norm(dim=1, keepdim=True)
-    wanted = weight.double().reshape(rows, -1).norm(dim=1, keepdim=True)
-    scale = torch.where(norms > 0, wanted / norms, 0)
-    return (slices * scale).to(part.dtype).view_as(part)
+    scaled = layout.split(torch.zeros_like(direction))
+    given, weights = layout.split(direction), layout.split(theta)
+    norms, wanted = layout.filter_norms(direction), layout.filter_norms(theta)
+    for name in norms:
+        old, new = norms[name], wanted[name]
+        if unit == "layer":
+            old, new = given[name].double().norm(), weights[name].double().norm()
+        scaled[name] = (given[name] * torch.where(old > 0, new / old, 0)).to(direction.dtype)
+    return layout.join(scaled)
 
 
 @dataclass(frozen=True)

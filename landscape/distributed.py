@@ -2,35 +2,54 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-
-def all_sum(tensor: Tensor) -> Tensor:
-    """Sum of a tensor over all ranks, in place; the tensor itself when there is no process group."""
-    if num_ranks() > 1:
-        if dist.get_backend() == "nccl" and not tensor.is_cuda:  # which sums tensors of the GPU only
-            there = tensor.cuda()
-            dist.all_reduce(there)
-            tensor.copy_(there)
-        else:
-            dist.all_reduce(tensor)
-    return tensor
+Group = Literal["all"] | dist.ProcessGroup | None
+"""Processes that share the data: all of them, a group, or none but this one."""
 
 
-def num_ranks() -> int:
-    """Processes in the group; 1 without one."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+class Ranks:
+    """The processes that measure together.
 
+    Args:
+        group: ``all`` of the default group, if there is one; a group of which this process is a member; or ``None``:
+            this process alone, whatever others do.
 
-def this_rank() -> int:
-    """Number of this process in its group; 0 without one."""
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+    Raises:
+        ValueError: ``group`` is something else, or this process is no member.
 
+    >>> Ranks().count, Ranks(None).number, Ranks().all_sum(torch.ones(2))
+    (1, 0, tensor([1., 1.]))
+    """
 
-def counts_by_rank(count: int) -> list[int]:
-    """One number of every rank, in the order of the ranks."""
-    counts = torch.zeros(num_ranks(), dtype=torch.int64)
-    counts[this_rank()] = count
-    return [int(one) for one in all_sum(counts)]
+    def __init__(self, group: Group = "all") -> None:
+        if group is not None and group != "all" and not isinstance(group, dist.ProcessGroup):
+            raise ValueError(f"group: expected 'all', a torch.distributed process group or None, got {group!r}")
+        self.group = group
+        together = group is not None and dist.is_available() and dist.is_initialized()
+        self._group = group if isinstance(group, dist.ProcessGroup) else None
+        self.count = dist.get_world_size(self._group) if together else 1
+        self.number = dist.get_rank(self._group) if together else 0
+        if self.number < 0:
+            raise ValueError("group: this process is not a member of the group")
+
+    def all_sum(self, tensor: Tensor) -> Tensor:
+        """Sum of a tensor over the ranks, in place; the tensor itself when there is one."""
+        if self.count > 1:
+            if dist.get_backend(self._group) == "nccl" and not tensor.is_cuda:  # which sums tensors of the GPU only
+                there = tensor.cuda()
+                dist.all_reduce(there, group=self._group)
+                tensor.copy_(there)
+            else:
+                dist.all_reduce(tensor, group=self._group)
+        return tensor
+
+    def counts(self, count: int) -> list[int]:
+        """One number of every rank, in the order of the ranks."""
+        counts = torch.zeros(self.count, dtype=torch.int64)
+        counts[self.number] = count
+        return [int(one) for one in self.all_sum(counts)]

@@ -19,7 +19,8 @@ ParameterFilter = Callable[[str], bool] | str | Sequence[str]
 class Layout:
     """Positions of named tensors in one flat vector of length ``size``.
 
-    The order of ``names`` is the order in the vector; every tensor is flattened row by row.
+    The order of ``names`` is the order in the vector; every tensor is flattened row by row. A filter is what makes one
+    output unit: a slice along the first axis, or along the second in the tensors named by ``transposed``.
 
     >>> layout = Layout(("a", "b"), (torch.Size([2, 2]), torch.Size([3])))
     >>> layout.size
@@ -30,6 +31,7 @@ class Layout:
 
     names: tuple[str, ...]
     shapes: tuple[torch.Size, ...]
+    transposed: frozenset[str] = frozenset()
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -63,43 +65,78 @@ class Layout:
         """Flatten named tensors into one vector (n,); the inverse of `split`."""
         return torch.cat([tensors[name].reshape(-1) for name in self.names])
 
+    def filter_norms(self, vector: Tensor) -> dict[str, Tensor]:
+        """For every tensor with two axes or more the l2 norm of each entry's own filter, float64 in its shape.
+
+        >>> layout = Layout(("w",), (torch.Size([2, 2]),), frozenset({"w"}))
+        >>> layout.filter_norms(torch.tensor([3.0, 0.0, 4.0, 2.0]))["w"]
+        tensor([[5., 2.],
+                [5., 2.]], dtype=torch.float64)
+        """
+        norms = {}
+        for name, tensor in self.split(vector).items():
+            if tensor.ndim > 1:
+                output = 1 if name in self.transposed else 0
+                others = [axis for axis in range(tensor.ndim) if axis != output]
+                norms[name] = torch.linalg.vector_norm(tensor.double(), dim=others, keepdim=True).expand_as(tensor)
+        return norms
+
+
+def transposed_weights(model: nn.Module) -> frozenset[str]:
+    """Names of the weights whose second axis counts the outputs: transposed convolutions, and GPT-2's Conv1D."""
+    return frozenset(
+        f"{name}.weight" if name else "weight"
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d))
+        or (type(module).__name__ == "Conv1D" and hasattr(module, "nf"))
+    )
+
 
 def select_parameters(model: nn.Module, params: ParameterFilter | None = None) -> dict[str, nn.Parameter]:
     """Name the parameters of ``model`` that span the studied space; tied weights count once.
 
     Args:
         model: Any module.
-        params: Predicate on names, regular expression searched in the names, or exact names.
+        params: Predicate on names, regular expression searched in the names, or exact names; any name of a tied weight
+            counts.
             ``None`` takes every parameter that requires a gradient.
 
     Returns:
         Selected parameters in the model's own order.
 
     Raises:
-        ValueError: Nothing is selected, or an exact name does not exist.
+        ValueError: Nothing is selected, an exact name does not exist, or the regular expression is none.
     """
     named = dict(model.named_parameters())
+    every = dict(model.named_parameters(remove_duplicate=False))  # tied weights have several names
     if params is None:
         chosen = {name: p for name, p in named.items() if p.requires_grad}
         wanted = "parameters with requires_grad=True"
-    elif callable(params):
-        chosen = {name: p for name, p in named.items() if params(name)}
-        wanted = "parameters accepted by the filter"
-    elif isinstance(params, str):
-        pattern = re.compile(params)
-        chosen = {name: p for name, p in named.items() if pattern.search(name)}
-        wanted = f"parameters whose name matches {params!r}"
     else:
-        aliases = dict(model.named_parameters(remove_duplicate=False))  # tied weights have several names
-        missing = sorted(set(params) - aliases.keys())
-        if missing:
-            raise ValueError(f"params: the model has no parameter {missing[0]!r}; it has {_some(named)}")
-        wanted_ids = {id(aliases[name]) for name in params}
-        chosen = {name: p for name, p in named.items() if id(p) in wanted_ids}
-        wanted = "named parameters"
+        if callable(params):
+            accepted = [name for name in every if params(name)]
+            wanted = "parameters accepted by the filter"
+        elif isinstance(params, str):
+            accepted = [name for name in every if _compiled(params).search(name)]
+            wanted = f"parameters whose name matches {params!r}"
+        else:
+            accepted = list(params)
+            wanted = "named parameters"
+            missing = sorted(set(params) - every.keys())
+            if missing:
+                raise ValueError(f"params: the model has no parameter {missing[0]!r}; it has {_some(named)}")
+        ids = {id(every[name]) for name in accepted}
+        chosen = {name: p for name, p in named.items() if id(p) in ids}
     if not chosen:
         raise ValueError(f"params: expected {wanted}, found none; the model has {_some(named)}")
     return chosen
+
+
+def _compiled(pattern: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"params: {pattern!r} is no regular expression: {error}") from None
 
 
 def _some(named: Mapping[str, object], limit: int = 5) -> str:

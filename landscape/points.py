@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import Literal
 
 import torch
@@ -10,7 +11,6 @@ from torch import Tensor
 from torch.func import vmap
 
 from landscape.batch_norm import RecomputedBatchNorm
-from landscape.distributed import all_sum
 from landscape.risk import EmpiricalRisk
 
 BatchNormMode = Literal["frozen", "recomputed"]
@@ -65,7 +65,8 @@ class PointLosses:
         frozen = batch_norm == "frozen"
         self._risk = risk
         self._loss = risk.loss if frozen else RecomputedBatchNorm(risk).loss
-        self.chunk = chunk or (_points_that_fit(risk) if frozen else 1)
+        # Ranks have to take the same points at a time.
+        self.chunk = chunk or (min(risk.ranks.counts(_points_that_fit(risk))) if frozen else 1)
         self._together = frozen and self.chunk > 1
 
     @torch.no_grad()
@@ -77,12 +78,15 @@ class PointLosses:
         return torch.where(losses.isnan(), math.inf, losses)
 
     def _try_together(self, points: Tensor) -> Tensor | None:
+        ranks = self._risk.ranks
+        losses = torch.zeros(len(points), dtype=torch.float64, device=self._risk.device)
         try:
-            losses = vmap(self._per_example)(points).double() @ torch.cat(self._risk.weights).double()
-            return (all_sum(losses) / self._risk.total_weight).cpu()
+            if self._risk.batches:
+                losses = vmap(self._per_example)(points).double() @ torch.cat(self._risk.weights).double()
         except RuntimeError:  # vmap's refusal; an error of the model's own comes again from the loop
             self._together = False
-            return None
+        self._together = all(ranks.counts(self._together))
+        return (ranks.all_sum(losses) / self._risk.total_weight).cpu() if self._together else None
 
     def _per_example(self, theta: Tensor) -> Tensor:
         parameters = self._risk.layout.split(theta)
@@ -90,6 +94,8 @@ class PointLosses:
 
 
 def _points_that_fit(risk: EmpiricalRisk) -> int:
+    if not risk.batches:  # of a rank without data: the others decide
+        return sys.maxsize
     if risk.device.type == "cuda":
         budget = _SHARE_OF_FREE_GPU_MEMORY * torch.cuda.mem_get_info(risk.device)[0]
     else:

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from landscape.batches import batch_size, call_arguments, map_tensors, refuse_dropped_examples, takes_labels, to_device
-from landscape.distributed import all_sum, num_ranks
-from landscape.losses import Batch, PerExampleLoss, check_targets, cross_entropy
-from landscape.params import Layout, ParameterFilter, select_parameters
+from landscape.batches import batch_size, call_arguments, map_tensors, refuse_dropped_examples, to_device
+from landscape.checks import check_deterministic, check_labels, check_loss
+from landscape.distributed import Group, Ranks
+from landscape.evaluation import measuring, renormed_embeddings
+from landscape.losses import Batch, PerExampleLoss, cross_entropy
+from landscape.params import Layout, ParameterFilter, select_parameters, transposed_weights
 
 _LOW_PRECISION = (torch.float16, torch.bfloat16)
-
-_SAME_LOSS = 1e-3
-"""Relative difference to which two ways of computing one loss agree."""
 
 
 class EmpiricalRisk:
@@ -34,7 +31,8 @@ class EmpiricalRisk:
     `theta`, are the model's at the time of the call, whatever the precision; only operators keep a point of their own.
 
     In a `torch.distributed` process group every rank holds its own part of the data, and losses, gradients and
-    curvature products are those of the whole.
+    curvature products are those of the whole: all ranks have to take the same measurements. One that measures alone,
+    on all of the data, says so with ``group=None``.
 
     Args:
         model: Model that returns logits, or a Hugging Face output with ``.logits``.
@@ -46,10 +44,12 @@ class EmpiricalRisk:
             model that computes its own loss from ``labels`` disagrees.
         params: Weights that form :math:`\theta`; see `landscape.params.select_parameters`.
         dtype: Precision of the evaluation. Default: the model's own, or float32 for half-precision models.
+        group: Processes that share the data; see `landscape.distributed.Ranks`.
         check: Evaluate the first batch a few times and refuse a model that is not deterministic, or another loss than
             the model's own by default.
 
     Attributes:
+        ranks: The processes that share the data.
         consistent: Kinds of curvature operators whose second derivatives have been checked on this model.
 
     Raises:
@@ -70,15 +70,18 @@ class EmpiricalRisk:
         params: ParameterFilter | None = None,
         dtype: torch.dtype | None = None,
         *,
+        group: Group = "all",
         check: bool = True,
     ) -> None:
+        self.ranks = Ranks(group)
         selected = select_parameters(model, params)
         own = next(iter(selected.values())).dtype
         self.dtype = dtype or (torch.float32 if own in _LOW_PRECISION else own)
         self.model = model
         self.consistent: set[type] = set()
-        self.layout = Layout(tuple(selected), tuple(p.shape for p in selected.values()))
-        self._renormed = _renormed_embeddings(model)
+        shapes = tuple(parameter.shape for parameter in selected.values())
+        self.layout = Layout(tuple(selected), shapes, transposed_weights(model).intersection(selected))
+        self._renormed = renormed_embeddings(model)
         if not self._renormed.isdisjoint(selected):
             raise ValueError(
                 f"params: {min(self._renormed.intersection(selected))} belongs to an embedding with max_norm, which "
@@ -89,7 +92,7 @@ class EmpiricalRisk:
         state = torch.get_rng_state()  # a data loader draws from the global generator
         self.batches: list[Batch] = [map_tensors(batch, self._cast) for batch in batches]
         torch.set_rng_state(state)
-        if not self.batches and num_ranks() == 1:
+        if not self.batches and self.ranks.count == 1:
             raise ValueError("batches: expected at least one batch, got none")
         for index, batch in enumerate(self.batches):
             if not isinstance(batch, Mapping) and len(batch) != 2:
@@ -102,16 +105,16 @@ class EmpiricalRisk:
             raise ValueError(f"batches: batch {self.batch_sizes.index(0)} has no examples")
         self.loss_function = loss or cross_entropy
         if check and self.batches:
-            self._check_labels()
+            check_labels(self)
             torch.set_rng_state(state)  # a random model is refused below
         weigh = getattr(self.loss_function, "weights", lambda batch: torch.ones(batch_size(batch)))
         self.weights = [weigh(batch).to(self.device, self.dtype) for batch in self.batches]
-        self.total_weight = float(all_sum(self.example_weights.double().sum()))
+        self.total_weight = float(self.ranks.all_sum(self.example_weights.double().sum()))
         if not self.total_weight > 0:
             raise ValueError("batches: every label is -100, so there is nothing to average; check the labels")
         if check and self.batches:
-            self._check_deterministic()
-            self._check_loss(is_default=loss is None)
+            check_deterministic(self)
+            check_loss(self, is_default=loss is None)
 
     @property
     def num_params(self) -> int:
@@ -147,7 +150,8 @@ class EmpiricalRisk:
         return self._sibling(batches, self.layout.names)
 
     def _sibling(self, batches: Iterable[Batch], params: ParameterFilter) -> EmpiricalRisk:
-        risk = EmpiricalRisk(self.model, batches, self.loss_function, params, self.dtype, check=False)
+        group = self.ranks.group
+        risk = EmpiricalRisk(self.model, batches, self.loss_function, params, self.dtype, group=group, check=False)
         risk.consistent = self.consistent
         return risk
 
@@ -168,8 +172,8 @@ class EmpiricalRisk:
             rest: The other weights and the buffers; by default the model's at the time of the call.
         """
         args, kwargs = map_tensors(call_arguments(batch), torch.clone)  # a forward pass may change its inputs
-        with _measuring(self.model, order):
-            state = self._state() if rest is None else self._unshared(rest)
+        with measuring(self.model, order):
+            state = self.state() if rest is None else self._unshared(rest)
             return functional_call(self.model, state | dict(parameters), args, kwargs)
 
     def rest(self) -> dict[str, Tensor]:
@@ -177,11 +181,11 @@ class EmpiricalRisk:
         trained = {name for name, weight in self.model.named_parameters() if weight.requires_grad}
         return {
             name: tensor.clone() if name in trained else tensor
-            for name, tensor in self._state().items()
+            for name, tensor in self.state().items()
             if name not in self.layout.names
         }
 
-    def _state(self) -> dict[str, Tensor]:
+    def state(self) -> dict[str, Tensor]:
         """The model's weights and buffers in the risk's precision."""
         tensors = dict(self.model.named_parameters()) | dict(self.model.named_buffers())
         return self._unshared({name: self._cast(tensor.detach()) for name, tensor in tensors.items()})
@@ -224,7 +228,7 @@ class EmpiricalRisk:
         Raises:
             ValueError: None of the selected parameters has a gradient path to the loss.
         """
-        if not float(all_sum(torch.tensor(float(used), device=self.device))):
+        if not float(self.ranks.all_sum(torch.tensor(float(used), device=self.device))):
             raise ValueError(
                 f"params: the loss has no gradient in any of the {len(self.layout.names)} selected parameters "
                 f"({self.layout.names[0]}, …): the model does not use them, detaches them, or the loss is piecewise "
@@ -234,7 +238,7 @@ class EmpiricalRisk:
     def loss(self, theta: Tensor | None = None) -> float:
         """L at ``theta`` (n,), by default at the model's own weights. Summed in float64."""
         losses = self.per_example_losses(theta).double() * self.example_weights
-        return float(all_sum(losses.sum())) / self.total_weight
+        return float(self.ranks.all_sum(losses.sum())) / self.total_weight
 
     @torch.no_grad()
     def per_example_losses(self, theta: Tensor | None = None) -> Tensor:
@@ -266,7 +270,8 @@ class EmpiricalRisk:
                     self._check_gradient(part, losses, index)
                     gradient += part
         self.check_used(used)
-        return float(all_sum(total)) / self.total_weight, all_sum(gradient) / self.total_weight
+        loss, gradient = float(self.ranks.all_sum(total)), self.ranks.all_sum(gradient)
+        return loss / self.total_weight, gradient / self.total_weight
 
     def _check_gradient(self, gradient: Tensor, losses: Tensor, index: int) -> None:
         """Refuse a gradient that is not finite where the loss is: no step along it means anything."""
@@ -278,118 +283,3 @@ class EmpiricalRisk:
             "without a derivative there (a square root or norm at 0, a power, a masked softmax) and add a small "
             "constant inside it"
         )
-
-    def _check_deterministic(self) -> None:
-        """Two evaluations of the first batch must agree to rounding and draw no random numbers."""
-        state = torch.get_rng_state()
-        parameters = self.layout.split(self.theta)
-        with torch.no_grad():
-            first, second = (self.batch_losses(self.batches[0], parameters, order=0) for _ in range(2))
-        difference = (first - second).abs().max()
-        if not torch.equal(state, torch.get_rng_state()) or difference > 1e-5 * first.abs().max():
-            torch.set_rng_state(state)
-            raise ValueError(
-                "model: it draws random numbers in eval mode, or two evaluations of one batch differ (by "
-                f"{float(difference):.3g}): the mean loss is not a function of the weights. Switch the random part "
-                "off, or pass check=False to measure one draw after another"
-            )
-
-    @torch.no_grad()
-    def _check_labels(self) -> None:
-        """The labels must be what the loss takes them for, and no inputs of the model."""
-        batch = to_device(self.batches[0], self.device)
-        decoder_needs = {"decoder_input_ids", "decoder_inputs_embeds"}
-        has_decoder = getattr(getattr(self.model, "config", None), "is_encoder_decoder", False)
-        if has_decoder and isinstance(batch, Mapping) and decoder_needs.isdisjoint(batch):
-            raise ValueError(
-                "batches: a sequence-to-sequence model makes its decoder's inputs from the labels, which it is not "
-                "given here; put decoder_input_ids into the batches (prepare_decoder_input_ids_from_labels)"
-            )
-        check_targets(self.loss_function, self.outputs(batch, self.layout.split(self.theta), order=0), self.batches)
-
-    @torch.no_grad()
-    def _check_loss(self, *, is_default: bool) -> None:
-        """The loss must be a function of theta, and the default loss the model's own, where it has one."""
-        batch = to_device(self.batches[0], self.device)
-        parameters = self.layout.split(self.theta)
-        self._check_reads_theta_only(batch)
-        if not (is_default and isinstance(batch, Mapping) and takes_labels(self.model)):
-            return
-        with _measuring(self.model, 0):
-            outputs = functional_call(self.model, self._state() | parameters, (), dict(batch))
-        reported = getattr(outputs, "loss", None)
-        if reported is None:
-            return
-        weights = self.weights[0].double()
-        ours = float((self.batch_losses(batch, parameters, order=0) * weights).sum() / weights.sum())
-        own = float(reported)
-        if abs(ours - own) > _SAME_LOSS * max(abs(ours), abs(own)):
-            raise ValueError(
-                f"loss: on the first batch the default, cross-entropy of one label an example, is {ours:.4g}, but the "
-                f"model's own loss is {own:.4g}. Say which is meant: loss=binary_cross_entropy (several labels an "
-                "example), mse (regression), cross_entropy_of(class_weights, label_smoothing=...), "
-                "token_cross_entropy, next_token_cross_entropy, a function of (outputs, batch), or cross_entropy "
-                "itself"
-            )
-
-    def _check_reads_theta_only(self, batch: Batch) -> None:
-        """The loss may depend on the weights only through the vector it is evaluated at, and during the call.
-
-        Raises:
-            ValueError: It reads the model's own parameters, or its backward pass would run the model again.
-        """
-        parameters = {name: part.requires_grad_() for name, part in self.layout.split(self.theta).items()}
-        own = [weight for weight in self.model.parameters() if weight.requires_grad]
-        message = "checkpointing"
-        try:
-            with torch.enable_grad(), torch.autograd.graph.disable_saved_tensors_hooks(message):
-                total = self.batch_losses(batch, parameters, order=1).sum()
-        except RuntimeError as error:
-            if str(error) != message:
-                raise
-            raise ValueError(
-                "model: it checkpoints activations in eval mode, so that a backward pass would run parts of it again "
-                "when its own weights are back; switch that off (gradient_checkpointing_disable())"
-            ) from None
-        if total.requires_grad and own:
-            gradients = torch.autograd.grad(total, own, allow_unused=True)
-            if any(gradient is not None for gradient in gradients):
-                raise ValueError(
-                    "loss: it reads the model's own parameters (a weight penalty?) and not those at which it is "
-                    "evaluated, so that its derivatives would miss that part; leave it out: c · |theta|² adds 2c to "
-                    "every eigenvalue of the Hessian"
-                )
-
-
-@contextmanager
-def _measuring(model: nn.Module, order: int) -> Iterator[None]:
-    """Eval mode and an attention kernel with the derivatives needed; what modules keep on themselves is put back."""
-    # Only the math kernel has second derivatives; on GPUs it is also the one that is deterministic.
-    fast = order <= 1 and next(model.parameters()).device.type == "cpu"
-    kept = [(module, dict(vars(module)), _containers(module)) for module in model.modules()]
-    try:
-        for module in model.modules():
-            module.training = False
-        with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.MATH] if fast else SDPBackend.MATH):
-            yield
-    finally:
-        for module, attributes, containers in kept:
-            for name in vars(module).keys() - attributes.keys():
-                del vars(module)[name]
-            vars(module).update(attributes)
-            for name, content in containers.items():
-                vars(module)[name][:] = content
-
-
-def _containers(module: nn.Module) -> dict[str, list[Any]]:
-    """Copies of the lists that a module keeps, to which a forward pass may append."""
-    return {name: list(value) for name, value in vars(module).items() if type(value) is list}
-
-
-def _renormed_embeddings(model: nn.Module) -> set[str]:
-    """Names of the tables that a forward pass rewrites."""
-    return {
-        f"{name}.weight" if name else "weight"
-        for name, module in model.named_modules()
-        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.max_norm is not None
-    }

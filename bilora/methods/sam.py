@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from bilora.adapters import PRIMARY, adapted_layers, adapter_factors
 from bilora.methods.base import ADDED_TO_THE_WEIGHT, Backward, Method, attach_primary, gradients_of
-from landscape.distributed import all_sum
+from landscape.distributed import Ranks
 from landscape.perturbation import perturbed
 
 
@@ -96,7 +96,7 @@ class LoraSamFull(LoraSam):
             for weight in moved:
                 weight.requires_grad_(False)
         # Data-parallel wrappers average the trained weights' gradients only.
-        summed = [all_sum(gradient) for gradient in gradients[: len(moved)]]
+        summed = [Ranks().all_sum(gradient) for gradient in gradients[: len(moved)]]
         return self.scaled(self._merged(moved) if self.config.adaptive else moved, summed)
 
     @torch.no_grad()

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from landscape.batches import batch_size, map_tensors
-from landscape.distributed import num_ranks
 from landscape.risk import EmpiricalRisk
 
 if TYPE_CHECKING:
@@ -38,12 +37,14 @@ def check_second_derivatives(kind: type[RiskOperator[Any]], risk: EmpiricalRisk,
     Raises:
         ValueError: They differ.
     """
-    if kind in risk.consistent or num_ranks() > 1 or not risk.batches:
+    if kind in risk.consistent or risk.ranks.count > 1 or not risk.batches:
         return
     size = batch_size(risk.batches[0])
     few = map_tensors(risk.batches[0], lambda tensor: tensor[:_EXAMPLES] if tensor.shape[:1] == (size,) else tensor)
     try:
-        small = EmpiricalRisk(risk.model, [few], risk.loss_function, risk.layout.names, torch.float64, check=False)
+        small = EmpiricalRisk(
+            risk.model, [few], risk.loss_function, risk.layout.names, torch.float64, group=None, check=False
+        )
         theta = theta.detach().double()
         operator = kind(small, theta=theta, check=False)
         generator = torch.Generator().manual_seed(0)

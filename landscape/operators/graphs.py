@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from landscape.batches import map_tensors, to_device
-from landscape.distributed import all_sum
 from landscape.operators.base import SymmetricOperator
 from landscape.operators.consistency import check_second_derivatives
 from landscape.risk import EmpiricalRisk
@@ -104,7 +103,7 @@ class RiskOperator(SymmetricOperator, Generic[Graph]):
             product = torch.zeros_like(vector)
         for index in range(self.kept_batches, len(self.risk.batches)):
             product += self._apply([self.build(index)], vector, False)
-        return all_sum(product) / self.risk.total_weight
+        return self.risk.ranks.all_sum(product) / self.risk.total_weight
 
     def _apply(self, graphs: Sequence[Graph | None], vector: Tensor, retain: bool) -> Tensor:
         used = [graph for graph in graphs if graph is not None]

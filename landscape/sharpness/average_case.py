@@ -133,7 +133,7 @@ def m_sharpness(risk: EmpiricalRisk, rho: float, *, m: int, seed: int = 0) -> MS
     Args:
         risk: The mean loss over the data; its examples are shuffled into chunks, its batch sizes do not matter.
         rho: Radius, in the units of the weights, at least 0.
-        m: Examples in a chunk, between 1 and N.
+        m: Examples in a chunk, between 1 and N; over all ranks of a process group, as N is.
         seed: Seed of the shuffle.
 
     Returns:
@@ -151,18 +151,23 @@ def m_sharpness(risk: EmpiricalRisk, rho: float, *, m: int, seed: int = 0) -> MS
     """
     if not (rho >= 0 and math.isfinite(rho)):
         raise ValueError(f"rho: expected a finite radius >= 0, got {rho}")
-    if not 1 <= m <= risk.num_examples:
-        raise ValueError(f"m: expected 1 <= m <= N = {risk.num_examples} examples, got {m}")
+    counts = risk.ranks.counts(risk.num_examples)
+    if not 1 <= m <= sum(counts):
+        raise ValueError(f"m: expected 1 <= m <= N = {sum(counts)} examples, got {m}")
     theta = risk.theta
+    order = torch.randperm(sum(counts), generator=torch.Generator().manual_seed(seed))
+    first = sum(counts[: risk.ranks.number])
     rises, sizes = [], []
-    for chunk in _chunks(risk, m, seed):
+    for chosen in order.split(m):
+        mine = chosen[(chosen >= first) & (chosen < first + risk.num_examples)] - first
+        chunk = risk.on(take_examples(risk, mine))
         gradient = chunk.gradient(theta)
         norm = float(gradient.double().norm())
         epsilon = gradient * (rho / norm) if norm > 0 else torch.zeros_like(gradient)
         rises.append(chunk.loss(theta + epsilon) - chunk.loss(theta))
-        sizes.append(chunk.num_examples)
+        sizes.append(len(chosen))
     per_chunk = torch.tensor(rises, dtype=torch.float64)
-    shares = torch.tensor(sizes, dtype=torch.float64) / risk.num_examples
+    shares = torch.tensor(sizes, dtype=torch.float64) / sum(counts)
     rise = float(shares @ per_chunk)
     count = len(sizes)
     # With equal shares this is the standard deviation over the square root of the number of chunks.
@@ -172,18 +177,9 @@ def m_sharpness(risk: EmpiricalRisk, rho: float, *, m: int, seed: int = 0) -> MS
 
 
 def _filter_scale(theta: Tensor, layout: Layout) -> Tensor:
-    """Root mean square of each weight's row (n,); 0 for tensors with fewer than two axes."""
-    scales = {}
-    for name, weight in layout.split(theta).items():
-        scales[name] = torch.zeros_like(weight)
-        if weight.ndim >= 2:
-            rows = weight.double().flatten(1)
-            norms = rows.norm(dim=1, keepdim=True) / math.sqrt(rows.shape[1])
-            scales[name] = norms.expand_as(rows).reshape(weight.shape).to(weight.dtype)
+    """Root mean square of each weight's filter (n,); 0 for tensors with fewer than two axes."""
+    scales = layout.split(torch.zeros_like(theta))
+    for name, norms in layout.filter_norms(theta).items():
+        filters = norms.shape[1 if name in layout.transposed else 0]
+        scales[name] = (norms / math.sqrt(norms.numel() / filters)).to(theta.dtype)
     return layout.join(scales)
-
-
-def _chunks(risk: EmpiricalRisk, m: int, seed: int) -> list[EmpiricalRisk]:
-    """The risk on each chunk of m shuffled examples, on the same model."""
-    order = torch.randperm(risk.num_examples, generator=torch.Generator().manual_seed(seed))
-    return [risk.on(take_examples(risk, chosen)) for chosen in order.split(m)]

@@ -105,7 +105,7 @@ def ball_around(
         risk: The mean loss; its weights are the centre and the scale.
         rho: Radius.
         norm: See `Ball`; the share of a tensor in ``layerwise`` is :math:`\|\theta_l\|_2/\|\theta\|_2`.
-        adaptive: ``elementwise``: T = |theta|; ``filter``: T is the l2 norm of the weight's own row (output unit) in
+        adaptive: ``elementwise``: T = |theta|; ``filter``: T is the l2 norm of the weight's own filter (output unit) in
             matrices and |theta| in vectors (Kwon et al. 2021, arXiv 2102.11600, section 3). Both make the ball, and
             the worst case in it, the same for networks that differ by a rescaling between layers.
         relative: Measure ``rho`` in units of the weights' own norm (l2, or the largest entry for ``linf``).
@@ -136,15 +136,10 @@ def ball_around(
 
 
 def weight_scale(theta: Tensor, layout: Layout, *, by_filter: bool) -> Tensor:
-    """Size of each weight (n,): its own, or with ``by_filter`` the l2 norm of its row where it belongs to a matrix."""
-    scales = {}
-    for name, tensor in layout.split(theta).items():
-        if by_filter and tensor.ndim > 1:
-            rows = tensor.flatten(start_dim=1).double().norm(dim=1).to(tensor.dtype)
-            scales[name] = rows.view(-1, *[1] * (tensor.ndim - 1)).expand_as(tensor)
-        else:
-            scales[name] = tensor.abs()
-    return layout.join(scales)
+    """Size of each weight (n,): its own, or with ``by_filter`` the l2 norm of its filter where it belongs to one."""
+    norms = layout.filter_norms(theta) if by_filter else {}
+    own = layout.split(theta.abs())
+    return layout.join({name: norms[name].to(theta.dtype) if name in norms else own[name] for name in layout.names})
 
 
 def _divide(vector: Tensor, scale: Tensor) -> Tensor:

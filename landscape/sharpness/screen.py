@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from landscape.distributed import all_sum
 from landscape.examples import PointwiseGradient, own_gradients
 from landscape.sharpness.ascent import FIRST_STEP
 from landscape.sharpness.balls import Ball
@@ -79,12 +78,12 @@ class Screen:
         mine = self._around.here(self.examples)
         rises = torch.zeros_like(self._highest)
         rises[mine] = (self._highest - self._centre_losses)[mine].clamp(min=0)
-        return all_sum(rises)
+        return self._around.risk.ranks.all_sum(rises)
 
     def end(self, place: int) -> Tensor:
         """The highest point met (n,) of one of the promising examples, the same on every rank."""
         found = self._ends.get(place)
-        return all_sum(torch.zeros_like(self._around.theta) if found is None else found.clone())
+        return self._around.risk.ranks.all_sum(torch.zeros_like(self._around.theta) if found is None else found.clone())
 
     def _first_look(self) -> Tensor:
         """Ascend from the examples' own gradients; return the directions of which random starts are made."""
@@ -101,7 +100,7 @@ class Screen:
             self._estimates[places] = torch.tensor([sampled_loss(end) for end in ends], dtype=torch.float64)
         self._count(len(self.examples) * (1 + _OWN_STEPS))
         noise = torch.stack([self._around.noise(self._generator) for _ in range(_DIRECTIONS)])
-        return _unit(all_sum(directions)) + _NOISE * _unit(noise)
+        return _unit(self._around.risk.ranks.all_sum(directions)) + _NOISE * _unit(noise)
 
     def _random_recipes(self, count: int) -> Tensor:
         """Coefficients (count, directions) of random starts."""
@@ -154,7 +153,7 @@ class Screen:
         """The places of the others in the order of the mean loss that was estimated where their own gradients lead."""
         others = torch.ones(len(self.examples), dtype=torch.bool)
         others[without] = False
-        estimates = all_sum(self._estimates.clone())
+        estimates = self._around.risk.ranks.all_sum(self._estimates.clone())
         estimates += self._around.weights[self.examples] * self.rises()
         order = estimates.argsort(descending=True, stable=True)
         return order[others[order]]

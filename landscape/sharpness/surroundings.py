@@ -8,7 +8,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from landscape.distributed import all_sum, counts_by_rank, this_rank
 from landscape.examples import can_take_examples, take_examples
 from landscape.risk import EmpiricalRisk
 from landscape.sharpness.ascent import PassCounter, Point, Visit
@@ -39,9 +38,9 @@ class Surroundings:
         self.centre: Point = self.visit(torch.zeros_like(self.theta))
         if not math.isfinite(self.centre.loss):
             raise FloatingPointError(f"the loss at the centre of the ball is {self.centre.loss}: nothing to compare")
-        counts = counts_by_rank(risk.num_examples)
-        self.num_examples, self.first = sum(counts), sum(counts[: this_rank()])
-        self.divisible = all(counts_by_rank(can_take_examples(risk)))
+        counts = risk.ranks.counts(risk.num_examples)
+        self.num_examples, self.first = sum(counts), sum(counts[: risk.ranks.number])
+        self.divisible = all(risk.ranks.counts(can_take_examples(risk)))
         self.weights = self.everywhere(risk.example_weights.double().cpu()) / risk.total_weight
         self._centre_losses = risk.per_example_losses(self.theta).double().cpu()
         self.counter.num_passes += _SHARE_OF_A_FORWARD
@@ -74,7 +73,7 @@ class Surroundings:
         """Numbers (N,) of all examples from those of this rank's."""
         whole = torch.zeros(self.num_examples, dtype=mine.dtype)
         whole[self.first : self.first + len(mine)] = mine
-        return all_sum(whole)
+        return self.risk.ranks.all_sum(whole)
 
     def here(self, examples: Tensor) -> Tensor:
         """Places in ``examples`` of those that this rank holds."""

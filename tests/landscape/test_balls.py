@@ -10,8 +10,9 @@ import pytest
 import torch
 from scipy.optimize import minimize
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
-from landscape import EmpiricalRisk, sharpness_curve, worst_case_sharpness
+from landscape import EmpiricalRisk, filter_normalize, sharpness_curve, worst_case_sharpness
 from landscape.sharpness import Ball, ball_around
 from tests.landscape.test_worst_case import quadratic_risk
 
@@ -163,3 +164,32 @@ def test_vectors_of_any_size_have_a_direction(size: float) -> None:
     inside = sphere.project(vectors)
     expected = exact * vectors.double().norm(dim=1, keepdim=True).clamp(max=0.1)
     torch.testing.assert_close(inside.double(), expected, rtol=1e-6, atol=1e-12)
+
+
+def test_filters_of_transposed_weights_are_their_output_units() -> None:
+    """GPT-2's Conv1D computes x W + b with W (in, out): its units are columns, and so is all that goes by filter."""
+    torch.manual_seed(0)
+    plain, turned = nn.Linear(4, 6).double(), Conv1D(6, 4).double()
+    turned.weight.data, turned.bias.data = plain.weight.data.T.clone(), plain.bias.data.clone()
+    x, y = torch.randn(20, 4).double(), torch.randint(0, 6, (20,))
+    plain_risk, turned_risk = EmpiricalRisk(plain, [(x, y)]), EmpiricalRisk(turned, [(x, y)])
+    assert turned_risk.layout.transposed == {"weight"} and not plain_risk.layout.transposed
+
+    def turn(vector: Tensor) -> Tensor:
+        parts = plain_risk.layout.split(vector)
+        return turned_risk.layout.join({"weight": parts["weight"].T, "bias": parts["bias"]})
+
+    balls = [ball_around(r, 0.3, norm="l2", adaptive="filter", relative=False, subspace=None)
+             for r in (plain_risk, turned_risk)]  # fmt: skip
+    torch.testing.assert_close(balls[1].scale, turn(balls[0].scale))
+    direction = torch.randn(plain_risk.num_params).double()
+    normalised = filter_normalize(direction, plain_risk.theta, plain_risk.layout)
+    found = filter_normalize(turn(direction), turned_risk.theta, turned_risk.layout)
+    torch.testing.assert_close(found, turn(normalised))
+    rises = [
+        worst_case_sharpness(r, 0.3, adaptive="filter", restarts=1, steps=30).rise for r in (plain_risk, turned_risk)
+    ]
+    assert rises[0] == pytest.approx(rises[1], rel=1e-6)
+    transposed = EmpiricalRisk(nn.Sequential(nn.ConvTranspose2d(3, 2, 2), nn.Flatten()).double(),
+                               [(torch.randn(2, 3, 1, 1).double(), torch.tensor([0, 1]))])  # fmt: skip
+    assert transposed.layout.filter_norms(transposed.theta)["0.weight"][0, :, 0, 0].unique().numel() == 2

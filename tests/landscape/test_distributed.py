@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -14,39 +15,65 @@ from landscape import (
     EmpiricalRisk,
     GGNOperator,
     HessianOperator,
+    average_sharpness,
+    estimate_trace,
     lanczos,
+    losses_at,
+    m_sharpness,
+    power_iteration,
+    spectral_density,
+    trust_region_maximum,
     worst_case_sharpness,
 )
+from landscape.distributed import Group
 from tests.landscape.cases import data_of, model_of
 
 OPERATORS = [HessianOperator, GGNOperator, EmpiricalFisherOperator]
 
 
-def measured(batches: list[tuple[torch.Tensor, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    risk = EmpiricalRisk(model_of("layer_norm"), batches)
+def measured(batches: list[tuple[torch.Tensor, torch.Tensor]], group: Group = "all") -> dict[str, torch.Tensor]:
+    risk = EmpiricalRisk(model_of("layer_norm"), batches, group=group)
     vector = torch.linspace(-1, 1, risk.num_params, dtype=torch.float64)
     numbers = {kind.__name__: kind(risk).matvec(vector) for kind in OPERATORS}
     numbers["loss"] = torch.tensor([risk.loss(), risk.loss_and_gradient()[0]])
     numbers["gradient"] = risk.gradient()
     numbers["eigenvalues"] = lanczos(HessianOperator(risk), 3, tol=1e-8).eigenvalues
+    operator = HessianOperator(risk)
+    for method in ("hutchinson", "hutch++", "xtrace"):
+        trace = estimate_trace(operator, method=method, max_matvecs=40)
+        numbers[f"trace {method}"] = torch.tensor([trace.trace, trace.stderr])
+    numbers["density"] = spectral_density(operator, num_steps=10).density
+    numbers["power"] = power_iteration(operator, 2, tol=1e-6).eigenvalues
+    points = risk.theta + torch.linspace(0, 1, 7, dtype=torch.float64)[:, None] * vector
+    for chunk in (None, 1, 3):
+        numbers[f"points {chunk}"] = losses_at(risk, points, chunk=chunk)
+    for m in (1, 3, 7):
+        result = m_sharpness(risk, 0.1, m=m)
+        numbers[f"m {m}"] = torch.tensor([result.rise, *result.rises])
+    average = average_sharpness(risk, 0.1, num_samples=4)
+    numbers["average"] = torch.tensor([average.rise, average.stderr])
+    numbers["trust region"] = trust_region_maximum(operator, risk.gradient(), 0.1).epsilon
     numbers["worst_loss"] = torch.tensor(worst_case_sharpness(risk, 0.1, steps=5).worst_loss)
     return numbers
 
 
-def one_rank(rank: int, folder: str) -> None:
+def one_rank(rank: int, folder: str, split: int) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     x, y = data_of("layer_norm")
-    mine = slice(0, 5) if rank == 0 else slice(5, 7)  # uneven halves
-    save_file(measured([(x[mine], y[mine])]), f"{folder}/{rank}.safetensors")
+    mine = slice(0, split) if rank == 0 else slice(split, 7)
+    save_file(measured([(x[mine], y[mine])] if len(y[mine]) else []), f"{folder}/{rank}.safetensors")
+    if rank == 0:  # the other one is not asked
+        save_file(measured([(x, y)], group=None), f"{folder}/alone.safetensors")
     dist.destroy_process_group()
 
 
-def test_two_ranks_equal_one_process(tmp_path: Path) -> None:
-    mp.spawn(one_rank, args=(str(tmp_path),), nprocs=2)
+@pytest.mark.parametrize("split", [5, 7], ids=["uneven halves", "one rank without data"])
+def test_two_ranks_equal_one_process(tmp_path: Path, split: int) -> None:
+    mp.spawn(one_rank, args=(str(tmp_path), split), nprocs=2)
     x, y = data_of("layer_norm")
     alone = measured([(x, y)])
-    for rank in range(2):
-        shared = load_file(tmp_path / f"{rank}.safetensors")
-        for name, value in alone.items():
-            torch.testing.assert_close(shared[name], value, rtol=1e-6, atol=1e-9, msg=name)
+    for name in ("0", "1", "alone"):
+        shared = load_file(tmp_path / f"{name}.safetensors")
+        for measure, value in alone.items():
+            torch.testing.assert_close(shared[measure], value, rtol=1e-6, atol=1e-9, msg=f"{measure} of {name}")

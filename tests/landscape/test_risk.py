@@ -154,3 +154,7 @@ def test_tied_weights_count_once_under_either_name() -> None:
     assert risk.num_params == sum(parameter.numel() for parameter in model.parameters())
     assert risk.select(["lm_head.weight"]).layout.names == ("transformer.wte.weight",)
     assert risk.select(["lm_head.weight", "transformer.wte.weight"]).num_params == 160
+    for params in (r"^lm_head", lambda name: name == "lm_head.weight"):
+        assert risk.select(params).layout.names == ("transformer.wte.weight",)
+    with pytest.raises(ValueError, match="no regular expression"):
+        risk.select("*proj")

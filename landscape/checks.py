@@ -1,0 +1,104 @@
+"""What a mean loss must be for derivatives in its weights to mean anything; asked once, of the first batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch.func import functional_call
+
+from landscape.batches import map_tensors, takes_labels, to_device
+from landscape.evaluation import measuring
+from landscape.losses import Batch, check_targets
+
+if TYPE_CHECKING:
+    from landscape.risk import EmpiricalRisk
+
+_SAME_LOSS = 1e-3
+"""Relative difference to which two ways of computing one loss agree."""
+
+
+def check_deterministic(risk: EmpiricalRisk) -> None:
+    """Two evaluations of the first batch must agree to rounding and draw no random numbers."""
+    state = torch.get_rng_state()
+    parameters = risk.layout.split(risk.theta)
+    with torch.no_grad():
+        first, second = (risk.batch_losses(risk.batches[0], parameters, order=0) for _ in range(2))
+    difference = (first - second).abs().max()
+    if not torch.equal(state, torch.get_rng_state()) or difference > 1e-5 * first.abs().max():
+        torch.set_rng_state(state)
+        raise ValueError(
+            "model: it draws random numbers in eval mode, or two evaluations of one batch differ (by "
+            f"{float(difference):.3g}): the mean loss is not a function of the weights. Switch the random part "
+            "off, or pass check=False to measure one draw after another"
+        )
+
+
+@torch.no_grad()
+def check_labels(risk: EmpiricalRisk) -> None:
+    """The labels must be what the loss takes them for, and no inputs of the model."""
+    batch = to_device(risk.batches[0], risk.device)
+    decoder_needs = {"decoder_input_ids", "decoder_inputs_embeds"}
+    has_decoder = getattr(getattr(risk.model, "config", None), "is_encoder_decoder", False)
+    if has_decoder and isinstance(batch, Mapping) and decoder_needs.isdisjoint(batch):
+        raise ValueError(
+            "batches: a sequence-to-sequence model makes its decoder's inputs from the labels, which it is not "
+            "given here; put decoder_input_ids into the batches (prepare_decoder_input_ids_from_labels)"
+        )
+    check_targets(risk.loss_function, risk.outputs(batch, risk.layout.split(risk.theta), order=0), risk.batches)
+
+
+@torch.no_grad()
+def check_loss(risk: EmpiricalRisk, *, is_default: bool) -> None:
+    """The loss must be a function of theta, and the default loss the model's own, where it has one."""
+    batch = to_device(risk.batches[0], risk.device)
+    parameters = risk.layout.split(risk.theta)
+    _check_reads_theta_only(risk, batch)
+    if not (is_default and isinstance(batch, Mapping) and takes_labels(risk.model)):
+        return
+    with measuring(risk.model, 0):
+        outputs = functional_call(risk.model, risk.state() | parameters, (), dict(map_tensors(batch, torch.clone)))
+    reported = getattr(outputs, "loss", None)
+    if reported is None:
+        return
+    weights = risk.weights[0].double()
+    ours = float((risk.batch_losses(batch, parameters, order=0) * weights).sum() / weights.sum())
+    own = float(reported)
+    if abs(ours - own) > _SAME_LOSS * max(abs(ours), abs(own)):
+        raise ValueError(
+            f"loss: on the first batch the default, cross-entropy of one label an example, is {ours:.4g}, but the "
+            f"model's own loss is {own:.4g}. Say which is meant: loss=binary_cross_entropy (several labels an "
+            "example), mse (regression), cross_entropy_of(class_weights, label_smoothing=...), "
+            "token_cross_entropy, next_token_cross_entropy, a function of (outputs, batch), or cross_entropy "
+            "itself"
+        )
+
+
+def _check_reads_theta_only(risk: EmpiricalRisk, batch: Batch) -> None:
+    """The loss may depend on the weights only through the vector it is evaluated at, and during the call.
+
+    Raises:
+        ValueError: It reads the model's own parameters, or its backward pass would run the model again.
+    """
+    parameters = {name: part.requires_grad_() for name, part in risk.layout.split(risk.theta).items()}
+    own = [weight for weight in risk.model.parameters() if weight.requires_grad]
+    message = "checkpointing"
+    try:
+        with torch.enable_grad(), torch.autograd.graph.disable_saved_tensors_hooks(message):
+            total = risk.batch_losses(batch, parameters, order=1).sum()
+    except RuntimeError as error:
+        if str(error) != message:
+            raise
+        raise ValueError(
+            "model: it checkpoints activations in eval mode, so that a backward pass would run parts of it again "
+            "when its own weights are back; switch that off (gradient_checkpointing_disable())"
+        ) from None
+    if total.requires_grad and own:
+        gradients = torch.autograd.grad(total, own, allow_unused=True)
+        if any(gradient is not None for gradient in gradients):
+            raise ValueError(
+                "loss: it reads the model's own parameters (a weight penalty?) and not those at which it is "
+                "evaluated, so that its derivatives would miss that part; leave it out: c · |theta|² adds 2c to "
+                "every eigenvalue of the Hessian"
+            )

@@ -1,0 +1,44 @@
+"""How a model is called when it is measured: nothing it does to itself lasts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+
+@contextmanager
+def measuring(model: nn.Module, order: int) -> Iterator[None]:
+    """Eval mode and an attention kernel with the derivatives needed; what modules keep on themselves is put back."""
+    # Only the math kernel has second derivatives; on GPUs it is also the one that is deterministic.
+    fast = order <= 1 and next(model.parameters()).device.type == "cpu"
+    kept = [(module, dict(vars(module)), _containers(module)) for module in model.modules()]
+    try:
+        for module in model.modules():
+            module.training = False
+        with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.MATH] if fast else SDPBackend.MATH):
+            yield
+    finally:
+        for module, attributes, containers in kept:
+            for name in vars(module).keys() - attributes.keys():
+                del vars(module)[name]
+            vars(module).update(attributes)
+            for name, content in containers.items():
+                vars(module)[name][:] = content
+
+
+def _containers(module: nn.Module) -> dict[str, list[Any]]:
+    """Copies of the lists that a module keeps, to which a forward pass may append."""
+    return {name: list(value) for name, value in vars(module).items() if type(value) is list}
+
+
+def renormed_embeddings(model: nn.Module) -> set[str]:
+    """Names of the tables that a forward pass rewrites."""
+    return {
+        f"{name}.weight" if name else "weight"
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.max_norm is not None
+    }
