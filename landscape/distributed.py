@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Union
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-Group = Literal["all"] | dist.ProcessGroup | None
-"""Processes that share the data: all of them, a group, or none but this one."""
+Group = Union[Literal["all"], "dist.ProcessGroup", None]
+"""Processes that share the data: all, a group (quoted: torch may be built without it), or none but this one."""
 
 
 class Ranks:
@@ -27,13 +27,14 @@ class Ranks:
     """
 
     def __init__(self, group: Group = "all") -> None:
-        if group is not None and group != "all" and not isinstance(group, dist.ProcessGroup):
+        own = group if dist.is_available() and isinstance(group, dist.ProcessGroup) else None
+        if group is not None and group != "all" and own is None:
             raise ValueError(f"group: expected 'all', a torch.distributed process group or None, got {group!r}")
         self.group = group
         together = group is not None and dist.is_available() and dist.is_initialized()
-        self._group = group if isinstance(group, dist.ProcessGroup) else None
-        self.count = dist.get_world_size(self._group) if together else 1
-        self.number = dist.get_rank(self._group) if together else 0
+        self._group = own
+        self.count = dist.get_world_size(own) if together else 1
+        self.number = dist.get_rank(own) if together else 0
         if self.number < 0:
             raise ValueError("group: this process is not a member of the group")
 

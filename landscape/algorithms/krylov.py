@@ -68,11 +68,11 @@ class KrylovBasis:
         """Whether it spans the whole space."""
         return self.size == self.operator.shape[0]
 
-    def grow(self, direction: Tensor | None) -> bool:
-        """Add what is new in a direction, or without one, or where nothing is new, a random vector.
+    def grow(self, direction: Tensor | None) -> None:
+        """Add what is new in a direction (n,), or without one, or where nothing is new, a random vector.
 
-        Returns:
-            Whether the vector is random.
+        Raises:
+            FloatingPointError: The product is not finite.
         """
         new = None if direction is None else self._new_in(direction)
         unit = self._random() if new is None else new
@@ -85,7 +85,6 @@ class KrylovBasis:
             self._products[index] = self.last
             row = (row + self.products @ unit) / 2
         self._projected[index, : self.size] = self._projected[: self.size, index] = row.cpu()
-        return new is None
 
     def ritz(self, rotation: Tensor) -> tuple[Tensor, Tensor]:
         """Vectors Qy and their products HQy, both (n, m), for coefficients y (size, m)."""

@@ -27,20 +27,6 @@ class CubeOnce(torch.autograd.Function):
         return 3 * ctx.x**2 * gradient
 
 
-class CubeLost(torch.autograd.Function):
-    """x³ whose backward detaches the gradient, so that all beyond it is constant."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return x**3
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
-        return (3 * x**2 * gradient).detach()
-
-
 class CubeRight(torch.autograd.Function):
     """x³ with a backward made of differentiable operations."""
 
@@ -53,6 +39,14 @@ class CubeRight(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
         return 3 * x**2 * gradient
+
+
+class CubeLost(CubeRight):
+    """x³ whose backward detaches the gradient, so that all beyond it is constant."""
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return CubeRight.backward(ctx, gradient).detach()
 
 
 class Cubed(nn.Module):

@@ -25,7 +25,7 @@ from landscape import (
     trust_region_maximum,
     worst_case_sharpness,
 )
-from landscape.distributed import Group
+from landscape.distributed import Group, Ranks
 from tests.landscape.cases import data_of, model_of
 
 OPERATORS = [HessianOperator, GGNOperator, EmpiricalFisherOperator]
@@ -77,3 +77,9 @@ def test_two_ranks_equal_one_process(tmp_path: Path, split: int) -> None:
         shared = load_file(tmp_path / f"{name}.safetensors")
         for measure, value in alone.items():
             torch.testing.assert_close(shared[measure], value, rtol=1e-6, atol=1e-9, msg=f"{measure} of {name}")
+
+
+@pytest.mark.parametrize("group", ["none", 3, "ALL"])
+def test_something_else_than_a_group_is_refused(group: object) -> None:
+    with pytest.raises(ValueError, match="group: expected 'all'"):
+        Ranks(group)  # type: ignore[arg-type]
