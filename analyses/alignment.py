@@ -12,7 +12,6 @@ from analyses.minima import (
     Progress,
     Rows,
     Subject,
-    factor_subspace,
     lanczos_eigenvalues,
     low_rank_factors,
     measured_vectors,
@@ -20,6 +19,7 @@ from analyses.minima import (
 from analyses.runs import SNAPSHOTS
 from bilora import load_snapshots
 from bilora.adapters import AUXILIARY, PRIMARY
+from bilora.minima import factor_subspace
 from landscape import (
     AlignmentResult,
     EmpiricalRisk,

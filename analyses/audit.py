@@ -19,9 +19,11 @@ from analyses.landscapes import measure_barriers
 from analyses.measures import kinds_at, measure_cell
 from analyses.progress import ProgressFile
 from analyses.records import read_records, write_atomically, write_json, write_records
-from analyses.runs import environment, method_config, target_weights, train_cell
+from analyses.runs import environment, method_config, train_cell
 from analyses.study import Cell, Study, StudyError, StudyFolder
 from analyses.tasks import build_task
+from bilora import METHODS
+from bilora.attaching import target_layers
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def check(study: Study) -> None:
     """
     for train_size in study.train_sizes:
         model = build_task(study.task, train_size).new_model(0)
-    names = target_weights(model, study.adapters.target_modules)
+    names = target_layers(model, study.adapters.target_modules, study.adapters.modules_to_save)
     if not names:
         linear = sorted({name.split(".")[-2] for name, p in model.named_parameters() if p.ndim == 2})
         raise StudyError(
@@ -80,11 +82,16 @@ def check(study: Study) -> None:
             f"the model has {', '.join(linear)}"
         )
     shapes = dict(model.named_parameters())
-    smallest = min(min(shapes[name].shape) for name in names)
-    configs = [method_config(study, name) for name in study.methods]
-    largest = max(max(c.r * (2 if c.method == "lora_2r" else 1), c.auxiliary_rank) for c in configs)
-    if largest > smallest:
-        raise StudyError(f"adapters.r: rank {largest} exceeds the smallest adapted dimension, {smallest}")
+    smallest = min(min(shapes[f"{name}.weight"].shape) for name in names)
+    for column in study.methods:
+        config = method_config(study, column)
+        try:
+            METHODS[config.method].check(config)
+        except ValueError as error:
+            raise StudyError(f"methods.{column}: {error}") from error
+        largest = max(config.r * (2 if config.method == "lora_2r" else 1), config.auxiliary_r or 1)
+        if largest > smallest:
+            raise StudyError(f"adapters.r: rank {largest} exceeds the smallest adapted dimension, {smallest}")
 
 
 def prepare(study: Study, folder: StudyFolder) -> None:

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from analyses.measure_settings import SurfaceSettings
-from analyses.minima import Progress, Rows, Subject, factor_subspace, load_subject, low_rank_factors, measured_vectors
+from analyses.minima import Progress, Rows, Subject, load_subject, low_rank_factors, measured_vectors
 from analyses.records import records_frame, write_records
 from analyses.runs import SNAPSHOTS
 from analyses.study import Cell, Study, StudyFolder
 from bilora import load_snapshots
 from bilora.adapters import PRIMARY
+from bilora.minima import factor_subspace
 from landscape import (
     DenseOperator,
     EmpiricalRisk,

@@ -13,11 +13,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from analyses.records import read_records, write_atomically
-from analyses.runs import Minimum, load_minimum
+from analyses.runs import load_minimum
 from analyses.study import Cell, Study, StudyFolder
 from analyses.tasks import Task, build_task
-from landscape import EmpiricalRisk, Layout, LowRankSubspace, orthonormal_basis
-from landscape.subspaces import Kind
+from bilora import Minimum
+from landscape import EmpiricalRisk
 
 Progress = Callable[[int, int], None]
 Rows = Iterator[dict[str, Any]]
@@ -35,7 +35,7 @@ class Subject:
 
     def risk(self, split: str = "train", **options: Any) -> EmpiricalRisk:
         """Risk of the merged model over the adapted layers' weights."""
-        return EmpiricalRisk(self.minimum.model, self.task.batches(split), params=self.minimum.weight_names, **options)
+        return self.minimum.risk(self.task.batches(split), **options)
 
     @property
     def graph_budget(self) -> int:
@@ -69,13 +69,6 @@ def lanczos_eigenvalues(subject: Subject) -> dict[int, float]:
 
 def _vectors_path(subject: Subject, kind: str) -> Path:
     return subject.folder.measurement(subject.study, subject.cell, kind).with_suffix(".safetensors")
-
-
-def factor_subspace(layout: Layout, factors: Mapping[str, tuple[Tensor, Tensor]], kind: Kind) -> LowRankSubspace:
-    """Subspace that factors (A, B) by weight open: of B's columns, of A's rows, or of both."""
-    columns = {name: orthonormal_basis(b) for name, (_, b) in factors.items()}
-    rows = {name: orthonormal_basis(a.T) for name, (a, _) in factors.items()}
-    return LowRankSubspace(layout, columns, rows, kind)
 
 
 def low_rank_factors(subject: Subject, adapter: str) -> dict[str, tuple[Tensor, Tensor]]:

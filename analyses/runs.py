@@ -5,8 +5,9 @@ from __future__ import annotations
 import platform
 import subprocess
 import time
+from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,15 @@ from typing import Any
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from analyses.files import new_folder
 from analyses.records import read_json, write_json
 from analyses.study import Cell, Study, StudyFolder
 from analyses.tasks import build_task
-from bilora import BiLoraConfig, BiLoraTrainer, SnapshotCallback
+from bilora import METHODS, BiLoraConfig, BiLoraTrainer, Minimum, SnapshotCallback, minimum
 from bilora.adapters import PRIMARY
+from bilora.attaching import target_layers
 from bilora.recorder import DynamicsRecorder
 from bilora.snapshots import factor_tensors
 
@@ -32,23 +33,22 @@ SNAPSHOTS = "snapshots"
 
 
 def method_config(study: Study, method: str) -> BiLoraConfig:
-    """The trainer's settings for one method of a study."""
+    """The trainer's settings for one method of a study: of those shared by all methods, the ones that it uses."""
     settings = study.methods[method]
+    name = settings.method or method
     rank = settings.r or study.adapters.r
-    variant = settings.model_dump(
-        include={"auxiliary_r", "share", "rho_schedule", "adaptive", "match_gradients"}, exclude_none=True
-    )
-    return BiLoraConfig(
-        method=settings.method or method,
-        r=rank,
-        alpha=study.adapters.alpha * rank / study.adapters.r,
-        target_modules=study.adapters.target_modules,
-        modules_to_save=study.adapters.modules_to_save,
-        rho=settings.rho,
-        auxiliary_lr=settings.auxiliary_lr,
-        clip=settings.clip,
-        **variant,
-    )
+    shared = {
+        "r": rank,
+        "alpha": study.adapters.alpha * rank / study.adapters.r,
+        "target_modules": study.adapters.target_modules,
+        "modules_to_save": study.adapters.modules_to_save,
+    }
+    own = settings.model_dump(exclude={"learning_rate", "method", "r"}, exclude_none=True)
+    asked = settings.model_dump(exclude={"learning_rate", "method", "r"}, exclude_defaults=True)
+    uses = METHODS[name].uses
+    used = {key: value for key, value in (shared | own).items() if key in uses}
+    # What is asked for beyond that is for the method to refuse.
+    return BiLoraConfig(method=name, **(asked | used))
 
 
 def train_cell(study: Study, cell: Cell, folder: StudyFolder, progress: Progress) -> None:
@@ -86,6 +86,7 @@ def train_cell(study: Study, cell: Cell, folder: StudyFolder, progress: Progress
         )
         trainer.remove_callback(PrinterCallback)
         recorder = _follow(study, cell, trainer, directory)
+        trainable = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
         started = time.perf_counter()
         trainer.train()
         seconds = time.perf_counter() - started
@@ -102,7 +103,7 @@ def train_cell(study: Study, cell: Cell, folder: StudyFolder, progress: Progress
                 "train_size": cell.train_size,
                 "settings": study.model_dump(mode="json"),
                 "base": str(Path("..") / ".." / "base" / study.base_name()),
-                "trainable_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
+                "trainable_parameters": trainable,
                 "passes_per_step": trainer.method.passes_per_step,
                 "seconds": seconds,
                 "step_seconds": clock.median,
@@ -125,57 +126,23 @@ def _follow(study: Study, cell: Cell, trainer: BiLoraTrainer, directory: Path) -
     return recorder
 
 
-@dataclass(frozen=True)
-class Minimum:
-    """A trained model with its adapters merged, and what it was trained from.
-
-    Attributes:
-        model: Plain model with merged weights.
-        weight_names: The adapted layers' weights, the measured space, in the model's order.
-        updates: By weight name, merged weight minus pretrained weight (out, in).
-        factors: By adapter and weight name, (A, B); empty for methods without adapters.
-    """
-
-    model: nn.Module
-    weight_names: tuple[str, ...]
-    updates: dict[str, Tensor]
-    factors: dict[str, dict[str, tuple[Tensor, Tensor]]]
-
-
 def load_minimum(study: Study, cell: Cell, folder: StudyFolder) -> Minimum:
-    """Load a run and merge its adapter."""
+    """Load a run's merged model; the measured space is that of the adapted layers, with adapters or without."""
     directory = folder.run(study, cell)
     task = build_task(study.task, cell.train_size)
     base = task.load_base(folder.base(study))
-    before = {name: p.detach().clone() for name, p in base.named_parameters()}
-    names = target_weights(base, study.adapters.target_modules)
-    factors: dict[str, dict[str, tuple[Tensor, Tensor]]] = {}
-    if (directory / PRIMARY).is_dir():
-        model = PeftModel.from_pretrained(base, str(directory / PRIMARY)).merge_and_unload()
-        stored = load_file(directory / "factors.safetensors")
-        for key in stored:
-            adapter, layer, factor = key.split("/")
-            if factor == "A":
-                pair = stored[key], stored[f"{adapter}/{layer}/B"]
-                factors.setdefault(adapter, {})[f"{layer}.weight"] = pair
-    else:
-        model = task.load_base(directory)
-    model.requires_grad_(True)
-    after = dict(model.named_parameters())
-    return Minimum(model, names, {name: after[name].detach() - before[name] for name in names}, factors)
-
-
-def target_weights(model: nn.Module, target_modules: list[str] | str) -> tuple[str, ...]:
-    """Names of the weights of the layers that ``target_modules`` adapts."""
-    from peft import LoraConfig
-    from peft.tuners.tuners_utils import check_target_module_exists
-
-    config = LoraConfig(target_modules=target_modules)
-    return tuple(
-        f"{name}.weight"
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and check_target_module_exists(config, name)
-    )
+    targets, saved = study.adapters.target_modules, study.adapters.modules_to_save
+    names = [f"{name}.weight" for name in target_layers(base, targets, saved)]
+    if not (directory / PRIMARY).is_dir():
+        whole = minimum(task.load_base(directory), base=base)
+        return Minimum(whole.model, tuple(names), {name: whole.updates[name] for name in names}, {})
+    found = minimum(directory, base=base)
+    stored, factors = load_file(directory / "factors.safetensors"), defaultdict(dict)
+    for key in stored:
+        adapter, layer, factor = key.split("/")
+        if factor == "A":
+            factors[adapter][f"{layer}.weight"] = stored[key], stored[f"{adapter}/{layer}/B"]
+    return replace(found, factors=dict(factors))
 
 
 def read_run(directory: Path) -> dict[str, Any]:

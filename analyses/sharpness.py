@@ -8,9 +8,10 @@ from typing import Any
 import torch
 
 from analyses.measure_settings import L2, BallName
-from analyses.minima import Progress, Rows, Subject, factor_subspace, low_rank_factors, store_vectors
+from analyses.minima import Progress, Rows, Subject, low_rank_factors, store_vectors
 from analyses.worst_cases import Searched, searched
 from bilora.adapters import AUXILIARY, PRIMARY
+from bilora.minima import factor_subspace
 from landscape import Subspace, average_sharpness
 from landscape.losses import zero_one
 

@@ -71,7 +71,8 @@ def step_costs(name: str, device: str, rounds: int, methods: list[str]) -> list[
     batch = {key: value.to(device) for key, value in batch.items()}
     steps, times = {}, {method: [] for method in methods}
     for method in methods:
-        config = BiLoraConfig(method=method, rho=0.05, **settings)
+        used = {key: value for key, value in ({"rho": 0.05} | settings).items() if key in METHODS[method].uses}
+        config = BiLoraConfig(method=method, **used)
         prepared = build_method(copy.deepcopy(model).to(device), config, seed=0)
         steps[method] = MethodStep(prepared, batch, lr=1e-4)
     for _ in range(rounds):

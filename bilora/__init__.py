@@ -2,8 +2,9 @@
 
 from bilora.checkpoints import save_adapter
 from bilora.config import BiLoraConfig
+from bilora.loops import attach, bilora_optimizer
 from bilora.methods import METHODS, Method, build_method
-from bilora.optimizers import attach, bilora_optimizer
+from bilora.minima import Minimum, minimum
 from bilora.snapshots import SnapshotCallback, load_snapshots
 from bilora.trainer import BiLoraTrainer
 
@@ -12,10 +13,12 @@ __all__ = [
     "BiLoraConfig",
     "BiLoraTrainer",
     "Method",
+    "Minimum",
     "SnapshotCallback",
     "attach",
     "bilora_optimizer",
     "build_method",
     "load_snapshots",
+    "minimum",
     "save_adapter",
 ]

@@ -2,44 +2,96 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import torch
 from peft import PeftModel
 from peft.utils import load_peft_weights, set_peft_model_state_dict
+from safetensors.torch import load_file, load_model, save_file
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from bilora.adapters import adapted_layers
+from bilora.attaching import MOVES_THE_BASE, initial_factors
 from bilora.config import BiLoraConfig
+from bilora.methods.base import Method
 
-_CONFIG = "bilora.json"
+_CONFIG, _STATE = "bilora.json", "bilora_state.json"
+_INITIAL = "bilora_initial.safetensors"
+_ADAPTER, _ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
 def save_adapter(model: PeftModel, name: str, directory: str | Path) -> None:
-    """Save one adapter so that `PeftModel.from_pretrained(base, directory)` loads it."""
+    """Save one adapter so that `PeftModel.from_pretrained(base, directory)` computes what was trained.
+
+    PiSSA and LoRA-GA take their first product s·B₀A₀ out of the frozen weights. Their change against the plain model,
+    s(BA − B₀A₀), is saved as plain LoRA of twice the rank, [B −B₀][A; A₀].
+
+    Raises:
+        ValueError: The adapter is of such a kind, and the model was not prepared here.
+    """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory) as scratch:
         model.save_pretrained(scratch, selected_adapters=[name])
         # PEFT puts an adapter that is not called "default" into a folder of its name.
-        for file in (Path(scratch) / name).iterdir():
-            shutil.move(file, directory / file.name)
+        there = Path(scratch) if name == "default" else Path(scratch) / name
+        if model.peft_config[name].init_lora_weights in MOVES_THE_BASE:
+            _make_plain(model, name, there)
+        for file in there.iterdir():
+            if file.is_file():
+                shutil.move(file, directory / file.name)
+
+
+def _make_plain(model: PeftModel, name: str, directory: Path) -> None:
+    initial = initial_factors(model)
+    if not initial:
+        raise ValueError(
+            f"model: its adapter {name!r} changed the frozen weights when it was made, by an amount that is not known "
+            "here; expected a model prepared by bilora"
+        )
+    tensors = load_file(directory / _ADAPTER)
+    for layer, (a, b) in initial.items():
+        down, up = (f"base_model.model.{layer}.lora_{factor}.weight" for factor in "AB")
+        tensors[down] = torch.cat([tensors[down], a.to(tensors[down])])
+        tensors[up] = torch.cat([tensors[up], -b.to(tensors[up])], dim=1)
+    save_file(tensors, directory / _ADAPTER, metadata={"format": "pt"})
+    config: dict[str, Any] = json.loads((directory / _ADAPTER_CONFIG).read_text())
+    config |= {"init_lora_weights": True, "lora_ga_config": None}
+    for key in ("r", "lora_alpha"):
+        config[key] *= 2
+    for key in ("rank_pattern", "alpha_pattern"):
+        config[key] = {pattern: 2 * value for pattern, value in config[key].items()}
+    (directory / _ADAPTER_CONFIG).write_text(json.dumps(config, indent=2) + "\n")
 
 
 def load_adapters(model: PeftModel, checkpoint: Path) -> None:
-    """Load every adapter of the model from a checkpoint; which are active and trained stays."""
+    """Load every adapter of the model from a checkpoint; which are active and trained stays.
+
+    Raises:
+        ValueError: The frozen weights are not those that the checkpoint's adapters were trained on.
+    """
+    _check_initial(model, checkpoint)
     for name in model.peft_config:
         set_peft_model_state_dict(model, load_peft_weights(str(checkpoint / name), device="cpu"), adapter_name=name)
 
 
-def load_weights(model: PreTrainedModel, checkpoint: Path) -> None:
+def load_weights(model: nn.Module, checkpoint: Path) -> None:
     """Load all weights from a checkpoint.
 
-    Through ``from_pretrained``: transformers 5 saves some models under older names of their weights, which the
-    trainer's own loading would report as missing and leave as they are.
+    Through ``from_pretrained`` where there is one: transformers 5 saves some models under older names of their weights,
+    which the trainer's own loading would report as missing and leave as they are.
     """
-    loaded = type(model).from_pretrained(checkpoint, local_files_only=True, dtype=model.dtype)
-    model.load_state_dict(loaded.state_dict())
+    if isinstance(model, PreTrainedModel):
+        loaded = type(model).from_pretrained(checkpoint, local_files_only=True, dtype=model.dtype)
+        model.load_state_dict(loaded.state_dict())
+    else:
+        load_model(model, str(checkpoint / "model.safetensors"))
 
 
 def write_config(config: BiLoraConfig, checkpoint: Path) -> None:
@@ -65,4 +117,40 @@ def check_config(config: BiLoraConfig, checkpoint: Path) -> None:
         raise ValueError(
             f"resume_from_checkpoint: {checkpoint} was written with other settings ({changed}); "
             "use the same settings or start anew"
+        )
+
+
+def write_state(method: Method, checkpoint: Path) -> None:
+    """Note what resuming needs beside the weights and the step."""
+    (checkpoint / _STATE).write_text(json.dumps(method.state()) + "\n")
+    initial = initial_factors(method.model)
+    if initial:
+        save_file(_named(initial), checkpoint / _INITIAL)
+
+
+def load_state(method: Method, checkpoint: Path) -> None:
+    """Take up what `write_state` noted."""
+    file = checkpoint / _STATE
+    if file.is_file():
+        method.load_state(json.loads(file.read_text()))
+
+
+def _named(factors: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+    return {
+        f"{layer}/{name}": factor.cpu().contiguous()
+        for layer, pair in factors.items()
+        for name, factor in zip("AB", pair, strict=True)
+    }
+
+
+def _check_initial(model: PeftModel, checkpoint: Path) -> None:
+    file = checkpoint / _INITIAL
+    mine = _named(initial_factors(model))
+    if not file.is_file():
+        return
+    theirs = load_file(file)
+    if any(not torch.allclose(mine[name], theirs[name], rtol=1e-4, atol=1e-6) for name in theirs):
+        raise ValueError(
+            f"resume_from_checkpoint: the frozen weights of {len(adapted_layers(model))} layers were made from other "
+            f"initial factors than in {checkpoint}; give LoRA-GA the same gradients (the same batches) as before"
         )

@@ -3,32 +3,40 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+import re
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
+from peft import LoraConfig
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, field_validator, model_validator
 
 Clip = Literal["global", "layerwise", "none"]
 Primary = Literal["lora", "rslora", "dora", "pissa", "lora_ga"]
 RhoSchedule = Literal["constant", "warmup", "cosine"]
+_Rank = Annotated[int, Field(ge=1)]
+_Alpha = Annotated[FiniteFloat, Field(gt=0)]
 
 
 class BiLoraConfig(BaseModel):
-    """Adapters, radius and auxiliary step of a method; what a method does not have, it ignores.
+    """Adapters, radius and auxiliary step of a method; settings that the method does not use are refused.
 
     Attributes:
         method: Name in the registry; see `bilora.methods.METHODS`.
         r: Rank of the primary adapter.
-        alpha: ``lora_alpha`` of the primary; its scaling is alpha / r.
-        auxiliary_r: Rank of the auxiliary; default r.
-        auxiliary_alpha: ``lora_alpha`` of the auxiliary; default keeps the primary's scaling.
-        target_modules: Linear layers to adapt: a list of name endings or one regular expression, as PEFT takes them.
+        alpha: ``lora_alpha`` of the primary; its scaling s is alpha / r, for ``rslora`` alpha / √r.
+        auxiliary_r: Rank of the auxiliary; default the primary's, layer by layer.
+        auxiliary_alpha: ``lora_alpha`` of the auxiliary; default keeps the primary's scaling, layer by layer.
+        target_modules: Linear layers to adapt, as PEFT takes them: a list of name endings, one regular expression,
+            ``"all-linear"``, or nothing for PEFT's choice for the model's type.
         rho: Radius of the perturbation, in the units of the weights.
         auxiliary_lr: Learning rate of the auxiliary; default the primary's.
         clip: How the auxiliary is brought back to radius rho after each step.
         modules_to_save: Modules trained as a whole beside the primary and saved with it, such as a new head; name
-            endings, as in `peft.LoraConfig`.
+            endings, as in `peft.LoraConfig`. Layers inside them get no adapter.
         primary: What PEFT makes of the primary adapter. ``lora_ga`` needs `peft.tuners.lora.loraga.preprocess_loraga`
             on the model first. The auxiliary is always plain LoRA.
+        rank_pattern: Ranks of layers that differ from ``r``, as in `peft.LoraConfig`.
+        alpha_pattern: ``lora_alpha`` of layers that differ from ``alpha``, as in `peft.LoraConfig`.
+        lora_dropout: Dropout on the primary's input; the auxiliary has none.
         rho_schedule: Radius over training: ``constant``; ``warmup`` rises linearly over the first tenth of the steps;
             ``cosine`` falls as ½(1 + cos πt) from rho to 0.
         adaptive: ASAM instead of SAM in ``sam``, ``lora_sam`` and ``lora_sam_full``: the ball is measured in units of
@@ -41,29 +49,89 @@ class BiLoraConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     method: str = "bilora"
-    r: Annotated[int, Field(ge=1)] = 8
-    alpha: Annotated[FiniteFloat, Field(gt=0)] = 16.0
-    auxiliary_r: Annotated[int, Field(ge=1)] | None = None
-    auxiliary_alpha: Annotated[FiniteFloat, Field(gt=0)] | None = None
+    r: _Rank = 8
+    alpha: _Alpha = 16.0
+    auxiliary_r: _Rank | None = None
+    auxiliary_alpha: _Alpha | None = None
     target_modules: list[str] | str | None = None
     rho: Annotated[FiniteFloat, Field(ge=0)] = 0.05
     auxiliary_lr: Annotated[FiniteFloat, Field(gt=0)] | None = None
     clip: Clip = "global"
     modules_to_save: list[str] | None = None
     primary: Primary = "lora"
+    rank_pattern: dict[str, _Rank] = Field(default_factory=dict)
+    alpha_pattern: dict[str, _Alpha] = Field(default_factory=dict)
+    lora_dropout: Annotated[FiniteFloat, Field(ge=0, lt=1)] = 0.0
     rho_schedule: RhoSchedule = "constant"
     adaptive: bool = False
     share: Literal["none", "A", "B"] = "none"
     match_gradients: bool = False
 
+    @field_validator("target_modules")
+    @classmethod
+    def _is_an_expression(cls, value: list[str] | str | None) -> list[str] | str | None:
+        if isinstance(value, str):
+            try:
+                re.compile(value)
+            except re.error as error:
+                raise ValueError(
+                    f"target_modules: {value!r} is no regular expression ({error}); write '.*proj' for all names that "
+                    "end in proj, or a list of name endings"
+                ) from None
+        return value
+
     @model_validator(mode="after")
     def _shared_factor_fits(self) -> BiLoraConfig:
-        if self.share != "none" and self.auxiliary_rank != self.r:
+        if self.share != "none" and self.auxiliary_r not in (None, self.r):
             raise ValueError(
-                f"share: a shared factor needs one rank, got r={self.r} and auxiliary_r={self.auxiliary_rank}; "
+                f"share: a shared factor needs one rank, got r={self.r} and auxiliary_r={self.auxiliary_r}; "
                 "leave auxiliary_r out"
             )
         return self
+
+    @classmethod
+    def from_lora(cls, lora: LoraConfig, **settings: Any) -> BiLoraConfig:
+        """Settings whose primary adapter is the one that a PEFT configuration describes.
+
+        Args:
+            lora: PEFT's configuration.
+            **settings: The other settings: ``method``, ``rho``, ``auxiliary_lr``, …
+
+        Raises:
+            ValueError: The configuration uses an option of PEFT's that the methods here do not have.
+
+        >>> BiLoraConfig.from_lora(LoraConfig(r=4, lora_alpha=8, use_rslora=True), rho=0.1).primary
+        'rslora'
+        """
+        given = lora.to_dict()
+        plain = LoraConfig().to_dict()
+        kinds = {
+            "rslora": given.pop("use_rslora"),
+            "dora": given.pop("use_dora"),
+            "pissa": given["init_lora_weights"] == "pissa",
+            "lora_ga": given["init_lora_weights"] == "lora_ga",
+        }
+        chosen = [kind for kind, wanted in kinds.items() if wanted] or ["lora"]
+        if any(kinds[kind] for kind in ("pissa", "lora_ga")):
+            given.pop("init_lora_weights")
+        given.pop("lora_ga_config", None)
+        taken = {
+            "r": given.pop("r"),
+            "alpha": given.pop("lora_alpha"),
+            **{name: given.pop(name) for name in ("modules_to_save", "rank_pattern", "alpha_pattern", "lora_dropout")},
+        }
+        targets = given.pop("target_modules")
+        for name in ("task_type", "base_model_name_or_path", "revision", "inference_mode", "peft_type"):
+            given.pop(name, None)
+        other = sorted(name for name, value in given.items() if value != plain.get(name))
+        if len(chosen) > 1 or other:
+            raise ValueError(
+                f"lora: expected a LoRA of one of the kinds {', '.join(['lora', *kinds])} without further options; got "
+                f"{', '.join(other) if other else ' with '.join(chosen)}"
+            )
+        named = targets if isinstance(targets, str) or targets is None else sorted(targets)
+        taken = {name: value for name, value in taken.items() if value}
+        return cls(primary=chosen[0], target_modules=named, **taken, **settings)  # type: ignore[arg-type]
 
     def rho_at(self, progress: float) -> float:
         """Radius when the share ``progress`` of the training steps is done.
@@ -76,13 +144,3 @@ class BiLoraConfig(BaseModel):
         if self.rho_schedule == "cosine":
             return self.rho * 0.5 * (1 + math.cos(math.pi * progress))
         return self.rho
-
-    @property
-    def auxiliary_rank(self) -> int:
-        """Rank of the auxiliary adapter."""
-        return self.auxiliary_r or self.r
-
-    @property
-    def auxiliary_lora_alpha(self) -> float:
-        """``lora_alpha`` of the auxiliary adapter."""
-        return self.auxiliary_alpha or self.alpha * self.auxiliary_rank / self.r

@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from peft import LoraConfig
 from peft.tuners.lora import Linear as LoraLinear
-from torch import Tensor
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 
 class FusedLinear(LoraLinear):
@@ -16,11 +18,18 @@ class FusedLinear(LoraLinear):
     .. math:: Wx + \sum_i s_iB_iA_ix = Wx + [s_1B_1\;s_2B_2]\,[A_1; A_2]\,x
 
     The cost is that of one adapter with the ranks added up, whatever the number of adapters. Everything else (one
-    adapter, dropout, DoRA, mixed batches, merged weights) takes PEFT's own way.
+    adapter, dropout, DoRA, mixed batches, merged weights) takes PEFT's own way. The layer below is `torch.nn.Linear`
+    or transformers' `Conv1D`, which stores the transposed weight.
     """
 
+    def __init__(self, base_layer: nn.Module, adapter_name: str, config: LoraConfig, **kwargs: Any) -> None:
+        below = base_layer.get_base_layer() if isinstance(base_layer, LoraLinear) else base_layer
+        transposed = isinstance(below, Conv1D)
+        config.fan_in_fan_out = transposed
+        super().__init__(base_layer, adapter_name, config, is_target_conv_1d_layer=transposed, **kwargs)
+
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """The layer's output; shapes as of `torch.nn.Linear`."""
+        """The layer's output; shapes as of the layer below."""
         names = [name for name in self.active_adapters if name in self.lora_A]
         if args or kwargs or len(names) < 2 or not self._is_plain(names):
             return super().forward(x, *args, **kwargs)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -11,10 +10,10 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from bilora.adapters import PRIMARY, adapter_factors
 from bilora.clipping import adapter_norm
+from bilora.gradients import StepGradients
 from bilora.methods.base import Method
 from bilora.methods.bilora import BiLora
 from bilora.methods.sam import LoraSam
-from bilora.probe import merged_gradients
 from landscape import factor_perturbation, first_order_optimum
 
 
@@ -22,7 +21,7 @@ class DynamicsRecorder(TrainerCallback):
     r"""Note, every ``every`` steps, how a step's perturbation relates to the gradient G at the merged weights.
 
     G is taken where the step takes its gradient: for the methods with an auxiliary at W⁰ + s₁B₁A₁ + ε, for LoRA-SAM
-    before its perturbation. With accumulated micro-batches it is the last one's.
+    before its perturbation; over all micro-batches of the step, and without the scale of fp16's loss.
 
     With an auxiliary (Bi-LoRA, arXiv 2508.19564, propositions 2 and 3):
 
@@ -50,23 +49,19 @@ class DynamicsRecorder(TrainerCallback):
         self._method, self._every = method, every
         self._noted = isinstance(method, BiLora) or (type(method) is LoraSam and not method.config.adaptive)
         self._gradients: dict[str, Tensor] = {}
-        self._block = ExitStack()
+        self._step: StepGradients | None = None
         self.rows: list[dict[str, float]] = []
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self._noted and state.global_step % self._every == 0:
-            self._gradients = {}
-            self._block.enter_context(merged_gradients(self._method.model, self._keep))
-
-    def _keep(self, name: str, gradient: Tensor) -> None:
-        # SAM's second pass is at the perturbed weights: the first one counts.
-        self._gradients.setdefault(name, gradient.clone())
+            self._step = StepGradients(self._method).__enter__()
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        if self._gradients:
-            self._block.close()
+        if self._step is not None:
+            self._step.__exit__()
+            self._gradients, self._step = self._step.of_layers(), None
             relations = self._auxiliary_gain() if isinstance(self._method, BiLora) else self._first_proposition()
             self.rows.append({"step": state.global_step + 1, **relations})
 
@@ -88,7 +83,7 @@ class DynamicsRecorder(TrainerCallback):
         assert isinstance(self._method, BiLora)
         return torch.stack(
             [
-                pair.scaling * (pair.B * (self._gradients[name] @ pair.A.T)).double().sum()
+                pair.scaling * (pair.B * (self._gradients[name] @ pair.A.T.to(self._gradients[name]))).double().sum()
                 for name, pair in self._method.auxiliary.items()
             ]
         )
@@ -98,7 +93,8 @@ class DynamicsRecorder(TrainerCallback):
         gain = float(self._inner_products().sum())
         norm = float(torch.stack([g.double().square().sum() for g in self._gradients.values()]).sum().sqrt())
         auxiliary_norm = float(adapter_norm(self._method.auxiliary.values()))
-        best = first_order_optimum(self._gradients, self._method.config.auxiliary_rank, self._method.rho)
+        ranks = {name: pair.A.shape[0] for name, pair in self._method.auxiliary.items()}
+        best = first_order_optimum(self._gradients, ranks, self._method.rho)
         return {
             "gain": gain,
             "cosine": gain / (norm * auxiliary_norm) if norm * auxiliary_norm > 0 else 0.0,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,23 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
+from transformers.trainer_optimizer import is_optimizer_factory
 from transformers.trainer_utils import IntervalStrategy
 
 from bilora.adapters import PRIMARY
-from bilora.checkpoints import check_config, load_adapters, load_weights, save_adapter, write_config
+from bilora.checkpoints import (
+    check_config,
+    load_adapters,
+    load_state,
+    load_weights,
+    save_adapter,
+    write_config,
+    write_state,
+)
 from bilora.config import BiLoraConfig
 from bilora.methods import build_method
 from bilora.methods.bilora import BiLora
-from bilora.optimizers import method_optimizer
+from bilora.optimizers import adopted, decaying_groups, hooked
 from bilora.probe import AscentProbe
 
 
@@ -46,42 +55,78 @@ class BiLoraTrainer(Trainer):
 
     1. one forward and one backward pass give :math:`g_i=\nabla_{(A_i,B_i)}L(W)`, i = 1, 2, at this one point;
     2. primary: :math:`(A_1,B_1) \leftarrow (A_1,B_1) - u_{\eta_1}(g_1)`;
-       auxiliary: :math:`(A_2,B_2) \leftarrow (A_2,B_2) + u_{\eta_2}(g_2)` (a parameter group with ``maximize=True``);
+       auxiliary: :math:`(A_2,B_2) \leftarrow (A_2,B_2) - u_{\eta_2}(-g_2)`, so that any optimizer ascends;
     3. :math:`c=\sqrt{\sum_j s_2^2\operatorname{tr}(B_{2j}^\top B_{2j}A_{2j}A_{2j}^\top)}`, and if :math:`c>\rho`
        every :math:`A_{2j}, B_{2j}` is multiplied by :math:`\sqrt{\rho/c}`.
 
-    Gradient norm clipping (``max_grad_norm``) applies to the descending weights only. Evaluation and prediction
-    run without the auxiliary. Logs carry the auxiliary's norm, the share of steps clipped and, read at the logged
+    Gradient norm clipping (``max_grad_norm``) and weight decay (which spares biases and norms, as the parent's does)
+    apply to the descending weights only. Evaluation and prediction run without the auxiliary, and training leaves the
+    model without it. Logs carry the auxiliary's norm, the share of steps clipped and, read at the logged
     step, the ascent's first-order gain ⟨G, ε⟩ and cos(ε, G). The other methods' updates stand in their own docstrings
     under `bilora.methods`.
 
     Args:
-        model: Plain model; adapters are attached here.
+        model: Plain model; adapters are attached here. ``model_init`` may stand for it.
         args: Training arguments. ``args.seed`` also seeds the initial adapter.
         bilora: Method and its settings.
-        **kwargs: As for `transformers.Trainer`.
+        **kwargs: As for `transformers.Trainer`. An optimizer in ``optimizers`` must hold the weights that the method
+            trains, which only ``full`` and ``sam`` know beforehand; ``optimizer_cls_and_kwargs`` suits every method.
 
     Raises:
-        ValueError: The method is unknown or does not fit the model.
+        ValueError: The method is unknown, would ignore a setting or does not fit the model, or the optimizer does not.
         FloatingPointError: During training, the loss of a step is not finite.
     """
 
     optimizer: Any
 
-    def __init__(self, model: nn.Module, args: TrainingArguments, *, bilora: BiLoraConfig, **kwargs: Any) -> None:
-        self.method = build_method(model, bilora, seed=args.seed)
+    def __init__(
+        self, model: nn.Module | None = None, args: TrainingArguments | None = None, *, bilora: BiLoraConfig, **kwargs: Any
+    ) -> None:
+        args = args or TrainingArguments(output_dir="tmp_trainer")  # the parent's default
         self.step_losses: list[float] = []
+        self._bilora, self._seed = bilora, args.seed
         self._ascent: dict[str, float] = {}
-        self._descending = self.method.primary_parameters()
+        self._probe: AscentProbe | None = None
         self._floating_point_ops: dict[tuple[torch.Size, ...], int] = {}
-        super().__init__(model=self.method.model, args=args, **kwargs)
+        super().__init__(model=None if model is None else self._prepared(model), args=args, **kwargs)
+        if self.optimizer is not None:
+            adopted(self.method, self.optimizer)
+        elif self.lr_scheduler is not None:
+            raise ValueError("optimizers: expected a scheduler together with its optimizer, got a scheduler alone")
+
+    def call_model_init(self, trial: Any = None) -> nn.Module:
+        """A fresh model from ``model_init``, prepared for the method."""
+        return self._prepared(super().call_model_init(trial))
+
+    def _prepared(self, model: nn.Module) -> nn.Module:
+        self.method = build_method(model, self._bilora, seed=self._seed)
+        self._descending = self.method.primary_parameters()
+        return self.method.model
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """The parent's training; afterwards the model is what the method deploys, the auxiliary off."""
+        self.method.engage()
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self.method.deploy()
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Optimizer of the class that ``args.optim`` names, over the method's parameter groups."""
+        """Optimizer of the class that ``args.optim`` or ``optimizer_cls_and_kwargs`` names, over the method's groups."""
         if self.optimizer is None:
-            optimizer_class, kwargs = self.get_optimizer_cls_and_kwargs(self.args, self.model)
-            kwargs = {"lr": self.args.learning_rate, "weight_decay": self.args.weight_decay} | kwargs
-            self.optimizer = method_optimizer(self.method, optimizer_class, **kwargs)
+            optimizer_class, kwargs = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(
+                self.args, self.model
+            )
+            if is_optimizer_factory(optimizer_class) or {"params", "model", "optimizer_dict"} & set(kwargs):
+                raise ValueError(
+                    f"args.optim: {self.args.optim} chooses the weights that it moves by itself; expected an optimizer "
+                    "over given groups, such as adamw_torch"
+                )
+            names = set(self.get_decay_parameter_names(self.model))
+            decaying = {id(p) for name, p in self.model.named_parameters() if name in names}
+            decay = kwargs.get("weight_decay", self.args.weight_decay)
+            groups = decaying_groups(self.method, kwargs.get("lr"), decay, decaying)
+            self.optimizer = hooked(self.method, optimizer_class(groups, **kwargs))
         return self.optimizer
 
     def training_step(
@@ -95,12 +140,14 @@ class BiLoraTrainer(Trainer):
                 return super(BiLoraTrainer, self).training_step(model, dict(inputs), num_items_in_batch)
 
         self.method.step, self.method.num_steps = self.state.global_step, max(1, self.state.max_steps)
-        if isinstance(self.method, BiLora) and self._step_is_logged():
-            with AscentProbe(self.method) as probe:
-                loss = self.method.gradient(backward)
-            self._ascent = probe.metrics()
-        else:
+        scaler = self.accelerator.scaler
+        self.method.loss_scale = 1.0 if scaler is None else scaler.get_scale()
+        if self._probe is None and isinstance(self.method, BiLora) and self._step_is_logged():
+            self._probe = AscentProbe(self.method, num_passes=self.current_gradient_accumulation_steps)
+        with self._probe or nullcontext():
             loss = self.method.gradient(backward)
+        if self._probe is not None and self.accelerator.sync_gradients:
+            self._ascent, self._probe = self._probe.metrics(), None
         if not bool(torch.isfinite(loss)):
             raise FloatingPointError(
                 f"the training loss of {self.method.name} is {float(loss)} at step {self.state.global_step + 1}; "
@@ -156,11 +203,14 @@ class BiLoraTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         super()._save(output_dir, state_dict)
-        write_config(self.method.config, Path(output_dir or self.args.output_dir))
+        directory = Path(output_dir or self.args.output_dir)
+        write_config(self.method.config, directory)
+        write_state(self.method, directory)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         check_config(self.method.config, Path(resume_from_checkpoint))
         self._load(Path(resume_from_checkpoint))
+        load_state(self.method, Path(resume_from_checkpoint))
 
     def _load_best_model(self) -> None:
         self._load(Path(self.state.best_model_checkpoint))

@@ -61,7 +61,9 @@ class FactorPerturbation:
     tangent_share: float
 
 
-def first_order_optimum(gradients: Mapping[str, Tensor], r: int, rho: float) -> FirstOrderOptimum:
+def first_order_optimum(
+    gradients: Mapping[str, Tensor], r: int | Mapping[str, int], rho: float
+) -> FirstOrderOptimum:
     r"""Maximum of :math:`\sum_j\langle G_j,\epsilon_j\rangle` over perturbations of rank at most r in every layer.
 
     On the Frobenius ball the best :math:`\epsilon_j` is the rank-r truncation of :math:`G_j`, all layers scaled alike
@@ -70,7 +72,7 @@ def first_order_optimum(gradients: Mapping[str, Tensor], r: int, rho: float) -> 
 
     Args:
         gradients: By layer, :math:`G_j` (out, in), with singular values :math:`\sigma_{ji}`.
-        r: Rank.
+        r: Rank, one for all layers or one by layer.
         rho: Radius, in the units of the weights.
 
     Raises:
@@ -79,12 +81,13 @@ def first_order_optimum(gradients: Mapping[str, Tensor], r: int, rho: float) -> 
     >>> first_order_optimum({"w": torch.diag(torch.tensor([4.0, 3.0, 1.0]))}, 2, 0.1)
     FirstOrderOptimum(frobenius=0.5, ky_fan=0.7000000000000001)
     """
-    if r < 1:
-        raise ValueError(f"r: expected at least 1, got {r}")
+    ranks = r if isinstance(r, Mapping) else dict.fromkeys(gradients, r)
+    if set(ranks) != set(gradients) or min(ranks.values(), default=1) < 1:
+        raise ValueError(f"r: expected at least 1 for each of {', '.join(gradients)}, got {r}")
     if not rho >= 0:
         raise ValueError(f"rho: expected at least 0, got {rho}")
     _check_matrices(gradients)
-    values = torch.cat([torch.linalg.svdvals(gradient.double())[:r] for gradient in gradients.values()])
+    values = torch.cat([torch.linalg.svdvals(g.double())[: ranks[name]] for name, g in gradients.items()])
     return FirstOrderOptimum(rho * float(values.norm()), rho * float(values.sum()))
 
 

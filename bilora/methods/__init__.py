@@ -33,7 +33,7 @@ def build_method(model: nn.Module, config: BiLoraConfig, *, seed: int) -> Method
     """Prepare ``model`` for the method that ``config`` names.
 
     Raises:
-        ValueError: The method is unknown, or its adapters do not fit the model.
+        ValueError: The method is unknown, would ignore a setting, or does not fit the model.
     """
     if config.method not in METHODS:
         raise ValueError(f"method: expected one of {', '.join(METHODS)}; got {config.method!r}")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, get_args
 
 from peft import PeftModel
 from torch import Tensor, nn
 
-from bilora.adapters import PRIMARY, attach_adapter
 from bilora.config import BiLoraConfig, Primary
 
 Backward = Callable[[], Tensor]
@@ -17,6 +16,13 @@ Backward = Callable[[], Tensor]
 
 ADDED_TO_THE_WEIGHT: tuple[Primary, ...] = ("lora", "rslora", "pissa", "lora_ga")
 """Kinds of adapter whose merged weight is the frozen weight plus scaling · BA, so that moving one moves the other."""
+
+ADAPTER = frozenset(
+    ("r", "alpha", "target_modules", "modules_to_save", "primary", "rank_pattern", "alpha_pattern", "lora_dropout")
+)
+"""Settings of methods with a primary adapter."""
+BALL = frozenset(("rho", "rho_schedule"))
+"""Settings of methods with a radius."""
 
 
 class Method:
@@ -27,25 +33,49 @@ class Method:
         summary: One line for the command line's list.
         passes_per_step: Forward-backward passes of one optimizer step.
         fits: Kinds of primary adapter for which the method's update means what it says.
+        uses: Settings that mean something to the method, beside ``method``.
         model: The model to train, with whatever the method attached to it.
-        step: Optimizer steps done; a method's state is in the weights and this number, so that resuming needs no more.
+        step: Optimizer steps done; a method's state is in the weights, this number and `state`.
         num_steps: Optimizer steps of the whole training, which schedules need.
+        loss_scale: What the loss of a backward pass is multiplied by, in fp16's protocol.
+        is_perturbed: Whether the pass under way is at perturbed weights.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
     passes_per_step: ClassVar[int] = 1
     fits: ClassVar[tuple[Primary, ...]] = get_args(Primary)
+    uses: ClassVar[frozenset[str]] = ADAPTER
 
     def __init__(self, model: nn.Module, config: BiLoraConfig, *, seed: int) -> None:
-        if config.primary not in self.fits:
-            raise ValueError(
-                f"primary: {self.name} moves the frozen weight, and under {config.primary} that is not the merged "
-                f"weight moved by as much; expected one of {', '.join(self.fits)}"
-            )
+        self.check(config)
         self.config, self.seed = config, seed
         self.step, self.num_steps = 0, 1
+        self.loss_scale = 1.0
+        self.is_perturbed = False
         self.model = self.prepare(model)
+
+    @classmethod
+    def check(cls, config: BiLoraConfig) -> None:
+        """Refuse settings that the method would ignore, and primaries that do not fit it.
+
+        Raises:
+            ValueError: There is one.
+        """
+        given = {name: getattr(config, name) for name in config.model_fields_set - cls.uses - {"method"}}
+        # A radius of 0 is what methods without one have, and nothing given is nothing asked for.
+        ignored = sorted(name for name, value in given.items() if value or isinstance(value, str))
+        if ignored:
+            raise ValueError(
+                f"{', '.join(ignored)}: {cls.name} does not use it; expected settings of {cls.name}'s own "
+                f"({', '.join(sorted(cls.uses)) or 'none'}), got "
+                + ", ".join(f"{name}={given[name]!r}" for name in ignored)
+            )
+        if config.primary not in cls.fits:
+            raise ValueError(
+                f"primary: {cls.name} moves the frozen weight, and under {config.primary} that is not the merged "
+                f"weight moved by as much; expected one of {', '.join(cls.fits)}"
+            )
 
     @property
     def progress(self) -> float:
@@ -65,9 +95,9 @@ class Method:
         """Weights that descend on the loss."""
         return [p for p in self.model.parameters() if p.requires_grad]
 
-    def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
-        """Groups for a `torch.optim` optimizer."""
-        return [{"params": self.primary_parameters(), "lr": learning_rate}]
+    def parameter_groups(self, learning_rate: float | None = None) -> list[dict[str, Any]]:
+        """Groups for an optimizer, the descending weights first; without a rate, the optimizer's own is left."""
+        return [{"params": self.primary_parameters()} | _rate(learning_rate)]
 
     def gradient(self, backward: Backward) -> Tensor:
         """Leave the step's gradient in ``.grad`` and return the loss at the point where it was taken."""
@@ -84,25 +114,41 @@ class Method:
         """While entered, the model computes what the method's result will."""
         return nullcontext()
 
+    def deploy(self) -> None:
+        """Leave the model computing what the method's result is, once training is over."""
+
+    def engage(self) -> None:
+        """Take up training, again after `deploy`."""
+
     def metrics(self) -> dict[str, float]:
         """What the method adds to the training log."""
         return {}
 
+    def state(self) -> dict[str, float]:
+        """Numbers that resuming needs beside the weights and the step."""
+        return {}
 
-def attach_primary(model: nn.Module, config: BiLoraConfig, *, seed: int, rank_factor: int = 1) -> PeftModel:
-    """Attach the primary adapter; ``rank_factor`` multiplies rank and alpha, which keeps the scaling."""
+    def load_state(self, state: Mapping[str, float]) -> None:
+        """Take up what `state` gave."""
+
+
+def _rate(learning_rate: float | None) -> dict[str, float]:
+    return {} if learning_rate is None else {"lr": learning_rate}
+
+
+def trained_as_they_are(model: nn.Module, name: str) -> nn.Module:
+    """The model itself, for methods that train its own weights; those that its owner froze stay frozen.
+
+    Raises:
+        ValueError: It has adapters, or nothing is left to train.
+    """
     if isinstance(model, PeftModel):
-        raise ValueError("model: expected a plain model, got one with adapters; use model.merge_and_unload() first")
-    return attach_adapter(
-        model,
-        PRIMARY,
-        r=config.r * rank_factor,
-        alpha=config.alpha * rank_factor,
-        target_modules=config.target_modules,
-        seed=seed,
-        modules_to_save=config.modules_to_save,
-        kind=config.primary,
-    )
+        raise ValueError(
+            f"model: {name} trains the model's own weights, got one with adapters; use model.merge_and_unload() first"
+        )
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ValueError(f"model: {name} has nothing to train, all weights are frozen; use model.requires_grad_(True)")
+    return model
 
 
 def gradients_of(backward: Backward, parameters: Sequence[nn.Parameter]) -> tuple[Tensor, list[Tensor]]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from bilora.adapters import AUXILIARY, PRIMARY, Factors, adapter_factors, attach_adapter, only_adapter
+from bilora.adapters import AUXILIARY, PRIMARY, Factors, adapter_factors, only_adapter
+from bilora.attaching import attach_auxiliary, attach_primary
 from bilora.clipping import adapter_norm, clip_adapter, scale_adapter
-from bilora.methods.base import Backward, Method, attach_primary
+from bilora.methods.base import ADAPTER, BALL, Backward, Method
 
 
 class BiLora(Method):
@@ -32,6 +34,8 @@ class BiLora(Method):
     primary (``modules_to_save``) descend with it.
 
     Attributes:
+        ascends: Whether the auxiliary goes up.
+        learns_auxiliary: Whether the optimizer moves the auxiliary.
         primary: The primary's factors by layer.
         auxiliary: The auxiliary's factors by layer.
         clip_scale: What the last clip multiplied the auxiliary's products by.
@@ -39,24 +43,22 @@ class BiLora(Method):
 
     name = "bilora"
     summary = "Bi-LoRA: primary descends, auxiliary ascends, one pass"
+    uses: ClassVar[frozenset[str]] = (
+        ADAPTER | BALL | {"auxiliary_r", "auxiliary_alpha", "auxiliary_lr", "clip", "share", "match_gradients"}
+    )
     ascends: ClassVar[bool] = True
+    learns_auxiliary: ClassVar[bool] = True
 
     def prepare(self, model: nn.Module) -> nn.Module:
-        peft_model = attach_adapter(
-            attach_primary(model, self.config, seed=self.seed),
-            AUXILIARY,
-            r=self.config.auxiliary_rank,
-            alpha=self.config.auxiliary_lora_alpha,
-            target_modules=self.config.target_modules,
-            seed=self.seed,
-        )
+        peft_model = attach_primary(model, self.config, seed=self.seed)
+        attach_auxiliary(peft_model, self.config, seed=self.seed)
         self.auxiliary: dict[str, Factors] = adapter_factors(peft_model, AUXILIARY)
         self.primary: dict[str, Factors] = adapter_factors(peft_model, PRIMARY)
         self.clip_scale = torch.ones(())
-        self._num_clipped: Tensor | int = 0
+        self._num_clipped: Tensor | float = 0.0
         self._share_factor()
-        if self.config.rho == 0 and self.config.clip != "none":
-            peft_model.base_model.set_adapter([PRIMARY])
+        self.model = peft_model
+        self.engage()
         return peft_model
 
     def primary_parameters(self) -> list[nn.Parameter]:
@@ -65,19 +67,13 @@ class BiLora(Method):
 
     def auxiliary_parameters(self) -> list[nn.Parameter]:
         """Factors of the auxiliary that the optimizer moves."""
-        factors = [factor for pair in self.auxiliary.values() for factor in (pair.A, pair.B)]
-        return [factor for factor in factors if factor.requires_grad]  # type: ignore[misc]
+        named = [(name, getattr(pair, name)) for pair in self.auxiliary.values() for name in ("A", "B")]
+        return [factor for name, factor in named if name != self.config.share]
 
-    def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
-        return [
-            *super().parameter_groups(learning_rate),
-            {
-                "params": self.auxiliary_parameters(),
-                "lr": self.config.auxiliary_lr or learning_rate,
-                "maximize": self.ascends,
-                "weight_decay": 0.0,
-            },
-        ]
+    def parameter_groups(self, learning_rate: float | None = None) -> list[dict[str, Any]]:
+        rate = self.config.auxiliary_lr or learning_rate
+        auxiliary: dict[str, Any] = {"params": self.auxiliary_parameters(), "weight_decay": 0.0}
+        return [*super().parameter_groups(learning_rate), auxiliary | ({} if rate is None else {"lr": rate})]
 
     @torch.no_grad()
     def before_step(self) -> None:
@@ -87,10 +83,22 @@ class BiLora(Method):
                 for parameters in (self.primary_parameters(), self.auxiliary_parameters())
             )
             scale = torch.where(have > 0, wanted / have, torch.ones_like(have))
-            torch._foreach_mul_([p.grad for p in self.auxiliary_parameters() if p.grad is not None], scale)
+            for parameter in self.auxiliary_parameters():
+                if parameter.grad is not None:
+                    parameter.grad.mul_(scale)
+        self._turn_around()
 
+    def _turn_around(self) -> None:
+        """Ascend: the optimizer, whichever it is, descends along the negated gradient."""
+        if self.ascends:
+            for parameter in self.auxiliary_parameters():
+                if parameter.grad is not None:
+                    parameter.grad.neg_()
+
+    @torch.no_grad()
     def after_step(self) -> None:
         super().after_step()
+        self._turn_around()
         self._share_factor()
         self.clip_scale = clip_adapter(self.auxiliary, self.rho, self.config.clip, shared=self.config.share)
         self._num_clipped += (self.clip_scale < 1).double().mean()
@@ -99,12 +107,30 @@ class BiLora(Method):
     def _share_factor(self) -> None:
         for layer, pair in self.auxiliary.items():
             if self.config.share == "A":
-                pair.A.copy_(self.primary[layer].A).requires_grad_(False)
+                pair.A.copy_(self.primary[layer].A)
             elif self.config.share == "B":
-                pair.B.copy_(self.primary[layer].B).requires_grad_(False)
+                pair.B.copy_(self.primary[layer].B)
 
     def deployed(self) -> AbstractContextManager[None]:
         return only_adapter(self.model, PRIMARY)
+
+    def deploy(self) -> None:
+        self.model.base_model.set_adapter([PRIMARY])
+
+    def engage(self) -> None:
+        """Take up training; with a ball that holds no auxiliary, it stays off."""
+        holds_one = self.config.rho > 0 or self.config.clip == "none"
+        self.model.base_model.set_adapter([PRIMARY, AUXILIARY] if holds_one else [PRIMARY])
+        for pair in self.auxiliary.values():
+            for name in ("A", "B"):
+                learned = self.learns_auxiliary and holds_one and name != self.config.share
+                getattr(pair, name).requires_grad_(learned)
+
+    def state(self) -> dict[str, float]:
+        return {"num_clipped": float(self._num_clipped)}
+
+    def load_state(self, state: Mapping[str, float]) -> None:
+        self._num_clipped = state.get("num_clipped", 0.0)
 
     def metrics(self) -> dict[str, float]:
         return {
@@ -129,15 +155,13 @@ class RandomAuxiliary(BiLora):
 
     name = "random_aux"
     summary = "control: Bi-LoRA with a random auxiliary at every step"
+    uses: ClassVar[frozenset[str]] = ADAPTER | BALL | {"auxiliary_r", "auxiliary_alpha"}
+    learns_auxiliary = False
 
-    def prepare(self, model: nn.Module) -> nn.Module:
-        peft_model = super().prepare(model)
-        for pair in self.auxiliary.values():
-            pair.A.requires_grad_(False)
-            pair.B.requires_grad_(False)
-        return peft_model
+    def auxiliary_parameters(self) -> list[nn.Parameter]:
+        return []
 
-    def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
+    def parameter_groups(self, learning_rate: float | None = None) -> list[dict[str, Any]]:
         return Method.parameter_groups(self, learning_rate)
 
     @torch.no_grad()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from bilora.methods.base import Method, attach_primary
+from bilora.attaching import attach_primary
+from bilora.methods.base import Method
 
 
 class Lora(Method):

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from bilora.adapters import PRIMARY, adapted_layers, adapter_factors
-from bilora.methods.base import ADDED_TO_THE_WEIGHT, Backward, Method, attach_primary, gradients_of
+from bilora.adapters import PRIMARY, adapted_layers, adapter_factors, frozen_weight
+from bilora.attaching import attach_primary
+from bilora.gradients import StepGradients
+from bilora.methods.base import (
+    ADAPTER,
+    ADDED_TO_THE_WEIGHT,
+    BALL,
+    Backward,
+    Method,
+    gradients_of,
+    trained_as_they_are,
+)
+from bilora.perturbing import buffers_kept, check_precise, devices_of, layers_moved
 from landscape.distributed import Ranks
 from landscape.perturbation import perturbed
 
@@ -18,31 +31,49 @@ class Sam(Method):
 
     With ``adaptive`` it is ASAM (Kwon et al. 2021, arXiv 2102.11600, section 4): :math:`\rho\,T^2g/\|Tg\|` with
     :math:`T = |\theta| + 0.01` element by element. When gradients are accumulated, every micro-batch is perturbed by
-    its own gradient, as m-sharpness has it.
+    its own gradient, as m-sharpness has it; on several ranks, by the gradient averaged over them. Both passes see the
+    same dropout masks, and what a module notes in its buffers is what it noted in the first.
     """
 
     name = "sam"
     summary = "full fine-tuning with SAM on all weights"
     passes_per_step = 2
+    uses: ClassVar[frozenset[str]] = BALL | {"adaptive"}
 
     def prepare(self, model: nn.Module) -> nn.Module:
-        return model.requires_grad_(True)
+        check_precise(self.name, (p for p in model.parameters() if p.requires_grad))
+        return trained_as_they_are(model, self.name)
+
+    def gradient(self, backward: Backward) -> Tensor:
+        # The first pass leaves the random numbers where it found them.
+        with torch.random.fork_rng(devices=devices_of(self.model.parameters())):
+            epsilons = self.first_pass(backward, self.perturbed_parameters())
+        with buffers_kept(self.model), self._at_perturbed_weights(), self.moved_by(epsilons):
+            return backward()
+
+    @contextmanager
+    def _at_perturbed_weights(self) -> Iterator[None]:
+        self.is_perturbed = True
+        try:
+            yield
+        finally:
+            self.is_perturbed = False
 
     def perturbed_parameters(self) -> list[nn.Parameter]:
         """Weights that the perturbation moves."""
         return self.primary_parameters()
 
-    def gradient(self, backward: Backward) -> Tensor:
-        moved = self.perturbed_parameters()
-        epsilons = self.first_pass(backward, moved)
-        with perturbed(moved, epsilons):
-            return backward()
+    def moved_by(self, epsilons: Sequence[Tensor]) -> AbstractContextManager[None]:
+        """Hold the weights at the perturbed point."""
+        return perturbed(self.perturbed_parameters(), epsilons)
 
     def first_pass(self, backward: Backward, moved: Sequence[nn.Parameter]) -> list[Tensor]:
         r"""The perturbation :math:`\rho\,g/\|g\|` from one pass at the weights themselves."""
+        check_precise(self.name, moved)
         affected = list(dict.fromkeys([*moved, *self.primary_parameters()]))
         _, gradients = gradients_of(backward, affected)
-        return self.scaled(moved, gradients[: len(moved)])
+        # Wrappers average over ranks only when a step is due; the perturbation has no scale, so that twice is as good.
+        return self.scaled(moved, [Ranks().all_sum(gradient) for gradient in gradients[: len(moved)]])
 
     @torch.no_grad()
     def scaled(self, moved: Sequence[Tensor], gradients: Sequence[Tensor]) -> list[Tensor]:
@@ -59,14 +90,10 @@ class LoraSam(Sam):
 
     name = "lora_sam"
     summary = "LoRA with SAM on the factors A and B"
+    uses: ClassVar[frozenset[str]] = ADAPTER | Sam.uses
 
     def prepare(self, model: nn.Module) -> nn.Module:
-        peft_model = attach_primary(model, self.config, seed=self.seed)
-        self._trained = [p for p in peft_model.parameters() if p.requires_grad]
-        return peft_model
-
-    def primary_parameters(self) -> list[nn.Parameter]:
-        return self._trained
+        return attach_primary(model, self.config, seed=self.seed)
 
     def perturbed_parameters(self) -> list[nn.Parameter]:
         factors = adapter_factors(self.model, PRIMARY).values()
@@ -76,8 +103,8 @@ class LoraSam(Sam):
 class LoraSamFull(LoraSam):
     r"""LoRA with SAM's perturbation in the full space: :math:`\epsilon_j = \rho\,G_j/\|G\|` on the merged weights.
 
-    :math:`G_j`, the gradient at layer j's merged weight, is the gradient of the frozen base weight, to which the
-    adapter's product is added. It costs an out×in gradient and copy per layer: a yardstick for small models.
+    :math:`G_j` is the gradient at layer j's merged weight, and the layer alone is moved, not other users of its frozen
+    weight. It costs an out×in gradient and copy per layer: a yardstick for small models.
     """
 
     name = "lora_sam_full"
@@ -87,22 +114,26 @@ class LoraSamFull(LoraSam):
     def perturbed_parameters(self) -> list[nn.Parameter]:
         return [layer.get_base_layer().weight for layer in adapted_layers(self.model).values()]
 
+    def moved_by(self, epsilons: Sequence[Tensor]) -> AbstractContextManager[None]:
+        return layers_moved(self.model, list(adapted_layers(self.model).values()), epsilons)
+
     def first_pass(self, backward: Backward, moved: Sequence[nn.Parameter]) -> list[Tensor]:
-        for weight in moved:
-            weight.requires_grad_(True)
-        try:
-            _, gradients = gradients_of(backward, [*moved, *self._trained])
-        finally:
-            for weight in moved:
-                weight.requires_grad_(False)
-        # Data-parallel wrappers average the trained weights' gradients only.
-        summed = [Ranks().all_sum(gradient) for gradient in gradients[: len(moved)]]
-        return self.scaled(self._merged(moved) if self.config.adaptive else moved, summed)
+        with StepGradients(self) as step:
+            gradients_of(backward, self.primary_parameters())
+        seen = step.of_layers()
+        merged = self._merged()
+        gradients = [seen[name].to(weight) if name in seen else torch.zeros_like(weight) for name, weight in merged]
+        return self.scaled([weight for _, weight in merged], gradients)
 
     @torch.no_grad()
-    def _merged(self, weights: Sequence[Tensor]) -> list[Tensor]:
-        factors = adapter_factors(self.model, PRIMARY).values()
-        return [weight + pair.delta_weight for weight, pair in zip(weights, factors, strict=True)]
+    def _merged(self) -> list[tuple[str, Tensor]]:
+        """Merged weights (out, in) in at least float32; without ``adaptive`` only their shapes count."""
+        factors = adapter_factors(self.model, PRIMARY)
+        layers = {name: frozen_weight(layer) for name, layer in adapted_layers(self.model).items()}
+        precise = {name: w.to(torch.promote_types(w.dtype, torch.float32)) for name, w in layers.items()}
+        if self.config.adaptive:
+            precise = {name: weight + factors[name].delta_weight.to(weight) for name, weight in precise.items()}
+        return list(precise.items())
 
 
 @torch.no_grad()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bilora import BiLoraConfig, Method, build_method
+from bilora import METHODS, BiLoraConfig, Method, build_method
 
 
 @pytest.fixture
@@ -29,8 +30,13 @@ def batch() -> tuple[Tensor, Tensor]:
 TARGETS = ["0", "2"]
 
 
+def config_of(method: str, **settings: Any) -> BiLoraConfig:
+    """Settings for a method: those that it uses."""
+    return BiLoraConfig(method=method, **{key: v for key, v in settings.items() if key in METHODS[method].uses})
+
+
 def make_method(network: nn.Module, name: str, seed: int = 0, **settings: object) -> Method:
-    config = BiLoraConfig(method=name, r=2, alpha=6.0, target_modules=TARGETS, **settings)  # type: ignore[arg-type]
+    config = config_of(name, r=2, alpha=6.0, target_modules=TARGETS, **settings)
     method = build_method(copy.deepcopy(network), config, seed=seed)
     method.model.double()
     return method

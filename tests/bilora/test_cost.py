@@ -7,8 +7,9 @@ import torch
 from torch import nn
 from transformers.utils import ModelOutput
 
-from bilora import METHODS, BiLoraConfig, build_method
+from bilora import METHODS, build_method
 from bilora.cost import MethodStep
+from tests.bilora.conftest import config_of
 
 
 class Regression(nn.Module):
@@ -23,7 +24,7 @@ class Regression(nn.Module):
 
 
 def step_of(method: str) -> MethodStep:
-    config = BiLoraConfig(method=method, r=4, rho=0.1, target_modules=["layer"])
+    config = config_of(method, r=4, rho=0.1, target_modules=["layer"])
     return MethodStep(build_method(Regression(), config, seed=0), {"x": torch.randn(32, 64)}, lr=1e-3)
 
 

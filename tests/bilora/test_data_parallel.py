@@ -22,7 +22,8 @@ METHODS_OF_ONE_BATCH = sorted(METHODS)
 def train(method: str, directory: Path, batch_size: int) -> dict[str, torch.Tensor]:
     from transformers import TrainingArguments
 
-    from bilora import BiLoraConfig, BiLoraTrainer
+    from bilora import BiLoraTrainer
+    from tests.bilora.conftest import config_of
     from tests.bilora.test_trainer import dataset, tiny_vit
 
     arguments = TrainingArguments(
@@ -30,7 +31,7 @@ def train(method: str, directory: Path, batch_size: int) -> dict[str, torch.Tens
         report_to=[], save_strategy="no", logging_strategy="no", disable_tqdm=True, use_cpu=True, optim="sgd",
         remove_unused_columns=False, train_sampling_strategy="sequential", max_grad_norm=0.0,
     )  # fmt: skip
-    config = BiLoraConfig(method=method, r=2, rho=0.05, target_modules=["q_proj", "fc1"])
+    config = config_of(method, r=2, rho=0.05, target_modules=["q_proj", "fc1"])
     data = dataset()[:8]
     trainer = BiLoraTrainer(tiny_vit(), arguments, bilora=config, train_dataset=data)
     trainer.train()

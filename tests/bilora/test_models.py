@@ -25,7 +25,7 @@ from transformers import (
 from bilora import METHODS, BiLoraConfig, BiLoraTrainer, attach, bilora_optimizer, build_method
 from bilora.adapters import PRIMARY, adapted_layers, adapter_factors, only_adapter
 from bilora.clipping import adapter_norm
-from tests.bilora.conftest import TARGETS, make_method
+from tests.bilora.conftest import TARGETS, config_of, make_method
 from tests.bilora.test_trainer import dataset, tiny_vit
 
 Batch = tuple[Tensor, Tensor]
@@ -75,7 +75,7 @@ def test_every_method_trains_every_family(tmp_path: Path, family, method: str) -
         save_strategy="no", logging_strategy="no", disable_tqdm=True, use_cpu=True,
     )  # fmt: skip
     data = [{key: value[i] for key, value in batch.items()} for i in range(2)]
-    config = BiLoraConfig(method=method, r=2, rho=0.01, target_modules=targets)
+    config = config_of(method, r=2, rho=0.01, target_modules=targets)
     trainer = BiLoraTrainer(model, arguments, bilora=config, train_dataset=data)
     trainer.train()
     assert trainer.step_losses[-1] < trainer.step_losses[0]
@@ -112,6 +112,7 @@ def test_auxiliary_adds_to_the_merged_weight_of_every_primary(tmp_path: Path, ki
     """With both adapters on, a layer is x (W_merged + s B2 A2)': the auxiliary is no part of DoRA's norm."""
     trainer = train(start(kind), tmp_path, kind)
     model, auxiliary = trainer.model, trainer.method.auxiliary
+    trainer.method.engage()
     assert 0 < float(adapter_norm(auxiliary.values())) <= 0.3 * (1 + 1e-6)
     images = torch.stack([example["pixel_values"] for example in dataset()])
     deltas = {name: pair.delta_weight.detach().clone() for name, pair in auxiliary.items()}
@@ -124,7 +125,7 @@ def test_auxiliary_adds_to_the_merged_weight_of_every_primary(tmp_path: Path, ki
         torch.testing.assert_close(merged(pixel_values=images).logits, both, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["lora", "rslora", "dora", "pissa"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_saved_primary_of_every_kind_computes_what_was_trained(tmp_path: Path, kind: str) -> None:
     trainer = train(start(kind), tmp_path, kind)
     trainer.save_model(str(tmp_path / "result"))
@@ -177,7 +178,8 @@ def test_own_loop_takes_the_steps_of_the_method(network: nn.Module, batch: Batch
     model = attach(copy.deepcopy(network), BiLoraConfig(**settings), seed=0).double()
     optimizer = bilora_optimizer(model, optimizer_class, lr=0.05)
     by_hand = make_method(network, "bilora", rho=0.05)
-    reference = optimizer_class(by_hand.parameter_groups(0.05), lr=0.05)
+    primary, auxiliary = by_hand.parameter_groups(0.05)
+    reference = optimizer_class([primary, auxiliary | {"maximize": True}], lr=0.05)
     for _ in range(5):
         for net, step in ((model, optimizer), (by_hand.model, reference)):
             F.cross_entropy(net(batch[0]), batch[1]).backward()
@@ -195,17 +197,9 @@ def test_own_loop_refuses_what_it_cannot_do(network: nn.Module) -> None:
     with pytest.raises(ValueError, match="lora_sam takes the gradient in its own way"):
         config = BiLoraConfig(method="lora_sam", r=2, target_modules=TARGETS)
         bilora_optimizer(attach(copy.deepcopy(network), config), torch.optim.SGD, lr=0.1)
-    config = BiLoraConfig(r=2, target_modules=TARGETS)
-    with pytest.raises(ValueError, match="_NoMaximize has no `maximize`"):
-        bilora_optimizer(attach(copy.deepcopy(network), config), _NoMaximize, lr=0.1)
     config = BiLoraConfig(r=2, target_modules=TARGETS, rho_schedule="cosine")
     with pytest.raises(ValueError, match="num_steps"):
         bilora_optimizer(attach(copy.deepcopy(network), config), torch.optim.SGD, lr=0.1)
-
-
-class _NoMaximize(torch.optim.Optimizer):
-    def __init__(self, params, lr: float) -> None:
-        super().__init__(params, {"lr": lr})
 
 
 @pytest.mark.parametrize("method", ["bilora", "lora_sam", "sam", "lora_sam_full"])

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bilora.optimizers import method_optimizer
 from bilora.recorder import DynamicsRecorder
 from tests.bilora.conftest import backward_of, make_method, merged_loss
 from tests.bilora.test_trainer_features import trainer
@@ -19,12 +20,11 @@ Batch = tuple[Tensor, Tensor]
 def noted(method, batch: Batch, learning_rate: float = 0.2) -> dict[str, float]:
     recorder = DynamicsRecorder(method, every=1)
     state = SimpleNamespace(global_step=0)
-    optimizer = torch.optim.SGD(method.parameter_groups(learning_rate))
+    optimizer = method_optimizer(method, torch.optim.SGD, lr=learning_rate)
     recorder.on_step_begin(None, state, None)
     method.gradient(backward_of(method, batch))
     recorder.on_pre_optimizer_step(None, state, None)
     optimizer.step()
-    method.after_step()
     recorder.on_optimizer_step(None, state, None)
     return recorder.rows[0]
 

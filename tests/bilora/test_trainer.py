@@ -11,9 +11,10 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import TrainingArguments, ViTConfig, ViTForImageClassification
 
-from bilora import BiLoraConfig, BiLoraTrainer
+from bilora import BiLoraTrainer
 from bilora.adapters import adapter_factors
 from bilora.clipping import adapter_norm
+from tests.bilora.conftest import config_of
 
 
 def tiny_vit() -> ViTForImageClassification:
@@ -38,7 +39,7 @@ def trainer(tmp_path: Path, method: str, data: list[dict[str, Tensor]] | None = 
         save_strategy="no", logging_strategy="no", report_to=[], disable_tqdm=True, use_cpu=True,
         remove_unused_columns=False, max_grad_norm=settings.pop("max_grad_norm", 0.0),
     )  # fmt: skip
-    config = BiLoraConfig(method=method, r=2, target_modules=["q_proj", "fc1"], **settings)
+    config = config_of(method, r=2, target_modules=["q_proj", "fc1"], **settings)
     return BiLoraTrainer(tiny_vit(), arguments, bilora=config, train_dataset=data or dataset())
 
 

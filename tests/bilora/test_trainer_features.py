@@ -14,6 +14,7 @@ from transformers import TrainerCallback, TrainingArguments
 
 from bilora import METHODS, BiLoraConfig, BiLoraTrainer, SnapshotCallback, load_snapshots
 from bilora.adapters import PRIMARY, adapter_factors, only_adapter
+from tests.bilora.conftest import config_of
 from tests.bilora.test_trainer import dataset, tiny_vit
 
 TWO_PASS = [name for name, method in METHODS.items() if method.passes_per_step == 2]
@@ -30,7 +31,7 @@ def trainer(tmp_path: Path, method: str = "bilora", /, **options: Any) -> BiLora
         "remove_unused_columns": False, "max_grad_norm": 0.0,
     }  # fmt: skip
     arguments = TrainingArguments(**(settings | options))
-    bilora = BiLoraConfig(method=method, **config)
+    bilora = config_of(method, **config)
     return BiLoraTrainer(tiny_vit(), arguments, bilora=bilora, train_dataset=dataset(), **extra)
 
 
@@ -135,6 +136,7 @@ def test_gradient_checkpointing_changes_nothing(tmp_path: Path, method: str) -> 
 def test_evaluation_and_prediction_leave_the_auxiliary_out(tmp_path: Path) -> None:
     run = trainer(tmp_path, rho=5.0, learning_rate=0.1, eval_dataset=dataset())
     run.train()
+    run.method.engage()
     images = torch.stack([example["pixel_values"] for example in dataset()])
     run.model.eval()
     with torch.no_grad():

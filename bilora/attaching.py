@@ -1,0 +1,186 @@
+"""Attaching the primary and the auxiliary adapter to a model."""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from peft import LoraConfig, LoraGAConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import _maybe_include_all_linear_layers, check_target_module_exists
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from peft.utils.other import get_pattern_key
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from bilora.adapters import AUXILIARY, PRIMARY, Factors, adapter_factors
+from bilora.config import BiLoraConfig, Primary
+from bilora.fused import FusedLinear
+
+_PEFT_OPTIONS: dict[Primary, dict[str, Any]] = {
+    "lora": {},
+    "rslora": {"use_rslora": True},
+    "dora": {"use_dora": True},
+    "pissa": {"init_lora_weights": "pissa"},
+    "lora_ga": {"init_lora_weights": "lora_ga", "lora_ga_config": LoraGAConfig()},
+}
+MOVES_THE_BASE: tuple[Primary, ...] = ("pissa", "lora_ga")
+"""Kinds that take their first product out of the frozen weight, so that the adapter alone is not the change."""
+
+
+def attach_primary(model: nn.Module, config: BiLoraConfig, *, seed: int, rank_factor: int = 1) -> PeftModel:
+    """Add the primary adapter to every targeted linear layer.
+
+    A is drawn per layer from the seed and the layer's name, row by row, with PEFT's default distribution
+    U(−1/√in, 1/√in); B is zero. So two methods with one seed start alike, and a larger rank extends a smaller one.
+    PiSSA and LoRA-GA keep the initial factors that define them; `initial_factors` gives them back.
+
+    Args:
+        model: Plain model.
+        config: Settings of the adapter.
+        seed: Seed of the initial A.
+        rank_factor: Multiplies the ranks; the scaling stays.
+
+    Raises:
+        ValueError: The model has adapters, a name matches nothing, a layer is not an unquantised linear layer, a rank
+            exceeds a dimension, or LoRA-GA's gradients are missing.
+    """
+    if isinstance(model, PeftModel):
+        raise ValueError("model: expected a plain model, got one with adapters; use model.merge_and_unload() first")
+    # s = alpha / r, and alpha / √r for rsLoRA.
+    growth = rank_factor**0.5 if config.primary == "rslora" else rank_factor
+    lora = LoraConfig(
+        r=config.r * rank_factor,
+        lora_alpha=config.alpha * growth,  # type: ignore[arg-type]
+        target_modules=config.target_modules,
+        modules_to_save=config.modules_to_save,
+        rank_pattern={name: rank * rank_factor for name, rank in config.rank_pattern.items()},
+        alpha_pattern={name: alpha * growth for name, alpha in config.alpha_pattern.items()},  # type: ignore[misc]
+        lora_dropout=config.lora_dropout,
+        **_PEFT_OPTIONS[config.primary],
+    )
+    _check_saved_modules(model, config.modules_to_save or [])
+    _resolve_targets(model, lora)
+    _check_targets(model, lora, config)
+    _use_own_layers(lora)
+    peft_model = get_peft_model(model, lora, adapter_name=PRIMARY)
+    if config.primary in MOVES_THE_BASE:
+        pairs = adapter_factors(peft_model, PRIMARY)
+        first = {name: (pair.A.detach().clone(), pair.B.detach().clone()) for name, pair in pairs.items()}
+        peft_model.bilora_initial_factors = first  # type: ignore[assignment]
+    else:
+        _draw_factors(adapter_factors(peft_model, PRIMARY), f"{seed}/{PRIMARY}")
+    return peft_model
+
+
+def attach_auxiliary(model: PeftModel, config: BiLoraConfig, *, seed: int) -> None:
+    """Add a plain LoRA adapter to the very layers that have the primary, and activate it beside the primary.
+
+    Rank and scaling are the primary's layer by layer, whatever its kind, unless the settings say otherwise.
+    """
+    primary = adapter_factors(model, PRIMARY)
+    ranks = {name: config.auxiliary_r or pair.A.shape[0] for name, pair in primary.items()}
+    alphas = {name: config.auxiliary_alpha or pair.scaling * ranks[name] for name, pair in primary.items()}
+    exactly = {name: f"^{re.escape(name)}" for name in primary}
+    lora = LoraConfig(
+        r=max(ranks.values()),
+        lora_alpha=max(alphas.values()),  # type: ignore[type-var]
+        target_modules="|".join(re.escape(name) for name in primary),
+        rank_pattern={exactly[name]: rank for name, rank in ranks.items() if rank < max(ranks.values())},
+        alpha_pattern={exactly[name]: alpha for name, alpha in alphas.items() if alpha < max(alphas.values())},
+        lora_dropout=0.0,
+    )
+    _use_own_layers(lora)
+    model.add_adapter(AUXILIARY, lora)
+    _draw_factors(adapter_factors(model, AUXILIARY), f"{seed}/{AUXILIARY}")
+    model.base_model.set_adapter([PRIMARY, AUXILIARY])
+
+
+def initial_factors(model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
+    """(A, B) by layer that PiSSA or LoRA-GA took out of the frozen weights of a model prepared here; else empty."""
+    return getattr(model, "bilora_initial_factors", {})
+
+
+def _use_own_layers(lora: LoraConfig) -> None:
+    lora._register_custom_module({nn.Linear: FusedLinear, Conv1D: FusedLinear})
+
+
+@torch.no_grad()
+def _draw_factors(factors: Mapping[str, Factors], seed: str) -> None:
+    for layer_name, pair in factors.items():
+        generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{layer_name}".encode()))
+        bound = pair.A.shape[1] ** -0.5
+        pair.A.copy_(torch.rand(pair.A.shape, generator=generator) * (2 * bound) - bound)
+        pair.B.zero_()
+
+
+def _resolve_targets(model: nn.Module, lora: LoraConfig) -> None:
+    """Put names for ``"all-linear"`` and for PEFT's default."""
+    if lora.target_modules is None:
+        kind = getattr(getattr(model, "config", None), "model_type", None)
+        if kind not in TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING:
+            raise ValueError(
+                f"target_modules: PEFT has no default for {kind or type(model).__name__}; expected names of the "
+                f"model's linear layers, of {_linear_endings(model)}"
+            )
+        lora.target_modules = set(TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING[kind])
+    _maybe_include_all_linear_layers(lora, model)
+
+
+def target_layers(
+    model: nn.Module, target_modules: list[str] | str | None, modules_to_save: list[str] | None = None
+) -> list[str]:
+    """Names of a plain model's layers that settings adapt, in the model's order."""
+    lora = LoraConfig(target_modules=target_modules, modules_to_save=modules_to_save)
+    _resolve_targets(model, lora)
+    return list(_matched(model, lora))
+
+
+def _matched(model: nn.Module, lora: LoraConfig) -> dict[str, nn.Module]:
+    return {name: m for name, m in model.named_modules() if name and check_target_module_exists(lora, name)}
+
+
+def _check_targets(model: nn.Module, lora: LoraConfig, config: BiLoraConfig) -> None:
+    matched = _matched(model, lora)
+    if not matched:
+        raise ValueError(
+            f"target_modules: {config.target_modules!r} matches no layer outside modules_to_save; the model's linear "
+            f"layers are {_linear_endings(model)}"
+        )
+    for pattern in (*lora.rank_pattern, *lora.alpha_pattern):
+        if all(get_pattern_key([pattern], name) != pattern for name in matched):
+            raise ValueError(f"rank_pattern, alpha_pattern: {pattern!r} matches none of {sorted(matched)}")
+    for name, module in matched.items():
+        if type(module) not in (nn.Linear, Conv1D):
+            raise ValueError(
+                f"target_modules: {name} is a {type(module).__name__}; expected unquantised nn.Linear layers or "
+                "transformers' Conv1D, as the methods move the matrix that a layer multiplies with"
+            )
+        smallest = min(module.weight.shape)
+        rank = lora.rank_pattern.get(get_pattern_key(list(lora.rank_pattern), name), lora.r)
+        for setting, value in (("r", rank), ("auxiliary_r", config.auxiliary_r or 1)):
+            if value > smallest:
+                raise ValueError(
+                    f"{setting}: rank {value} exceeds the dimensions of {name} {tuple(module.weight.shape)}; "
+                    f"use at most {smallest}"
+                )
+        if config.primary == "lora_ga" and not hasattr(module, "_peft_loraga_grad"):
+            raise ValueError(
+                f"primary: lora_ga needs the gradient of {name}; run "
+                "peft.tuners.lora.loraga.preprocess_loraga on the model first"
+            )
+
+
+def _linear_endings(model: nn.Module) -> list[str]:
+    linear = (nn.Linear, Conv1D)
+    return sorted({name.rsplit(".", 1)[-1] for name, m in model.named_modules() if isinstance(m, linear)})
+
+
+def _check_saved_modules(model: nn.Module, modules_to_save: list[str]) -> None:
+    names = [name for name, _ in model.named_modules() if name]
+    for wanted in modules_to_save:
+        if not any(name == wanted or name.endswith(f".{wanted}") for name in names):
+            top = [name for name, _ in model.named_children()]
+            raise ValueError(f"modules_to_save: {wanted!r} matches no module; the model's parts are {top}")

@@ -1,0 +1,191 @@
+"""The road from a trained model to its landscape: merged weights, their risk, and the spaces its adapters open."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from peft import PeftModel
+from peft.utils import load_peft_weights
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel, Trainer
+
+from bilora.adapters import AUXILIARY, PRIMARY, adapted_layers, adapter_factors, frozen_weight
+from bilora.attaching import initial_factors
+from landscape import EmpiricalRisk, Layout, LowRankSubspace, orthonormal_basis
+from landscape.subspaces import Kind
+
+Pair = tuple[Tensor, Tensor]
+"""The factors (A, B) of one weight, A (r, in) and B (out, r)."""
+
+
+@dataclass(frozen=True)
+class Minimum:
+    """A trained model with its adapter merged, and what it was trained from.
+
+    Attributes:
+        model: Plain model with merged weights.
+        weight_names: The adapted layers' weights, the measured space, in the model's order; all weights where the
+            training had no adapter.
+        updates: By weight name, merged weight minus pretrained weight, in the weight's own layout; empty where the
+            pretrained weights are not known.
+        factors: By adapter and weight name, (A, B); empty for methods without adapters.
+    """
+
+    model: nn.Module
+    weight_names: tuple[str, ...]
+    updates: dict[str, Tensor]
+    factors: dict[str, dict[str, Pair]]
+
+    def risk(self, batches: Iterable[Any], **options: Any) -> EmpiricalRisk:
+        """Mean loss of the merged model over the adapted weights; options as of `landscape.EmpiricalRisk`."""
+        return EmpiricalRisk(self.model, batches, params=list(self.weight_names), **options)
+
+    def subspace(self, layout: Layout, adapter: str = PRIMARY, kind: Kind = "tangent") -> LowRankSubspace:
+        """Directions of weight space that an adapter's factors open.
+
+        Args:
+            layout: Of the risk, ``risk.layout``.
+            adapter: ``primary``, ``auxiliary``, or the name of an adapter of the model's.
+            kind: As in `landscape.LowRankSubspace`.
+
+        Raises:
+            ValueError: The minimum has no such adapter.
+        """
+        if adapter not in self.factors:
+            raise ValueError(f"adapter: expected one of {sorted(self.factors) or 'none'}, got {adapter!r}")
+        return factor_subspace(layout, self.factors[adapter], kind)
+
+
+def factor_subspace(layout: Layout, factors: Mapping[str, Pair], kind: Kind) -> LowRankSubspace:
+    """Subspace that factors (A, B) by weight open: of B's columns, of A's rows, or of both.
+
+    A weight stored as (in, out), as in GPT-2, has the transposed product Aᵀ Bᵀ.
+    """
+    stored = {
+        name: (b.T, a.T) if name in layout.transposed else (a, b) for name, (a, b) in factors.items()
+    }
+    columns = {name: orthonormal_basis(b) for name, (_, b) in stored.items()}
+    rows = {name: orthonormal_basis(a.T) for name, (a, _) in stored.items()}
+    return LowRankSubspace(layout, columns, rows, kind)
+
+
+def minimum(source: Trainer | nn.Module | str | Path, *, base: nn.Module | None = None) -> Minimum:
+    """What was trained, as a plain model with the spaces of its adapters.
+
+    The source is left as it is: its model is copied, so that the memory for one more is needed.
+
+    Args:
+        source: A trainer; a `peft.PeftModel`, whose active adapters without the auxiliary are merged; a plain model; or
+            a folder that holds an adapter, a checkpoint of `BiLoraTrainer`'s, or a whole Hugging Face model.
+        base: The plain model under an adapter in a folder, in the state in which the training found it; for a whole
+            model, what it is compared with for ``updates``.
+
+    Raises:
+        ValueError: The folder holds none of these, or an adapter's base is missing.
+
+    >>> from bilora import BiLoraConfig, attach
+    >>> net = nn.Sequential(nn.Linear(4, 3))
+    >>> found = minimum(attach(net, BiLoraConfig(r=2, target_modules=["0"])))
+    >>> found.weight_names, sorted(found.factors)
+    (('0.weight',), ['auxiliary', 'primary'])
+    """
+    if isinstance(source, str | Path):
+        return _from_folder(Path(source), base)
+    model = source.model if isinstance(source, Trainer) else source
+    if isinstance(model, PeftModel):
+        return _merged(copy.deepcopy(model))
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"source: expected a trainer, a model or a folder, got {type(source).__name__}")
+    return _whole(copy.deepcopy(model), base)
+
+
+def _merged(model: PeftModel) -> Minimum:
+    """Merge a model's adapters; the model is used up."""
+    merged = [name for name in model.active_adapters if name != AUXILIARY]
+    layers = adapted_layers(model)
+    if not layers:
+        raise ValueError("source: the model has no adapted linear layers to measure")
+    factors = {
+        adapter: {f"{layer}.weight": (pair.A.detach(), pair.B.detach()) for layer, pair in pairs.items()}
+        for adapter in model.peft_config
+        if (pairs := adapter_factors(model, adapter))
+    }
+    before = _pretrained(model)
+    model.base_model.set_adapter(merged)
+    plain = model.merge_and_unload(adapter_names=merged).requires_grad_(True)
+    after = dict(plain.named_parameters())
+    names = tuple(name for name in after if name in before)
+    return Minimum(plain, names, {name: after[name].detach() - before[name] for name in names}, factors)
+
+
+@torch.no_grad()
+def _pretrained(model: PeftModel) -> dict[str, Tensor]:
+    """Copies of the weights as they were before training, in their own layout."""
+    weights = {}
+    for layer, module in adapted_layers(model).items():
+        weight = frozen_weight(module).detach().clone()
+        if layer in initial_factors(model):
+            a, b = initial_factors(model)[layer]
+            weight += (adapter_factors(model, PRIMARY)[layer].scaling * b @ a).to(weight)
+        weights[f"{layer}.weight"] = weight.T if module.fan_in_fan_out else weight
+    return weights
+
+
+def _whole(model: nn.Module, base: nn.Module | None) -> Minimum:
+    model.requires_grad_(True)
+    names = tuple(name for name, _ in model.named_parameters())
+    updates = {}
+    if base is not None:
+        before = dict(base.named_parameters())
+        updates = {name: p.detach() - before[name].detach() for name, p in model.named_parameters() if name in before}
+    return Minimum(model, names, updates, {})
+
+
+def _from_folder(folder: Path, base: nn.Module | None) -> Minimum:
+    inside = folder / PRIMARY if (folder / PRIMARY / "adapter_config.json").is_file() else folder
+    if (inside / "adapter_config.json").is_file():
+        if base is None:
+            raise ValueError(
+                f"base: {folder} holds an adapter; expected the plain model that it was trained on, got None"
+            )
+        _refuse_moved_base(folder)
+        found = _merged(PeftModel.from_pretrained(copy.deepcopy(base), str(inside), adapter_name=PRIMARY))
+        auxiliary = folder / AUXILIARY
+        if (auxiliary / "adapter_config.json").is_file():
+            found.factors[AUXILIARY] = _stored_factors(auxiliary)
+        return found
+    if (folder / "config.json").is_file():
+        named = json.loads((folder / "config.json").read_text()).get("architectures") or [""]
+        architecture = getattr(transformers, named[0], None)
+        if architecture is None:
+            raise ValueError(f"source: {folder}/config.json names no model class of transformers, got {named[0]!r}")
+        model: PreTrainedModel = architecture.from_pretrained(folder, local_files_only=True)
+        return _whole(model.eval(), base)
+    raise ValueError(f"source: {folder} holds neither adapter_config.json nor config.json; expected a trained model")
+
+
+def _refuse_moved_base(folder: Path) -> None:
+    initial = folder / "bilora_initial.safetensors"
+    if initial.is_file() and load_file(initial):
+        raise ValueError(
+            f"source: {folder} is a checkpoint of an adapter that changed the frozen weights when it was made; use "
+            "what trainer.save_model writes, or the trainer itself"
+        )
+
+
+def _stored_factors(folder: Path) -> dict[str, Pair]:
+    tensors = load_peft_weights(str(folder), device="cpu")
+    factors = {}
+    for key, a in tensors.items():
+        if key.endswith(".lora_A.weight"):
+            layer = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
+            factors[f"{layer}.weight"] = (a, tensors[key.replace("lora_A", "lora_B")])
+    return factors
