@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from analyses.files import new_folder
@@ -137,7 +138,8 @@ def load_minimum(study: Study, cell: Cell, folder: StudyFolder) -> Minimum:
         whole = minimum(task.load_base(directory), base=base)
         return Minimum(whole.model, tuple(names), {name: whole.updates[name] for name in names}, {})
     found = minimum(directory, base=base)
-    stored, factors = load_file(directory / "factors.safetensors"), defaultdict(dict)
+    stored = load_file(directory / "factors.safetensors")
+    factors: dict[str, dict[str, tuple[Tensor, Tensor]]] = defaultdict(dict)
     for key in stored:
         adapter, layer, factor = key.split("/")
         if factor == "A":

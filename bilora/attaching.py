@@ -53,11 +53,11 @@ def attach_primary(model: nn.Module, config: BiLoraConfig, *, seed: int, rank_fa
     growth = rank_factor**0.5 if config.primary == "rslora" else rank_factor
     lora = LoraConfig(
         r=config.r * rank_factor,
-        lora_alpha=config.alpha * growth,  # type: ignore[arg-type]
+        lora_alpha=config.alpha * growth,
         target_modules=config.target_modules,
         modules_to_save=config.modules_to_save,
         rank_pattern={name: rank * rank_factor for name, rank in config.rank_pattern.items()},
-        alpha_pattern={name: alpha * growth for name, alpha in config.alpha_pattern.items()},  # type: ignore[misc]
+        alpha_pattern={name: alpha * growth for name, alpha in config.alpha_pattern.items()},
         lora_dropout=config.lora_dropout,
         **_PEFT_OPTIONS[config.primary],
     )
@@ -69,7 +69,7 @@ def attach_primary(model: nn.Module, config: BiLoraConfig, *, seed: int, rank_fa
     if config.primary in MOVES_THE_BASE:
         pairs = adapter_factors(peft_model, PRIMARY)
         first = {name: (pair.A.detach().clone(), pair.B.detach().clone()) for name, pair in pairs.items()}
-        peft_model.bilora_initial_factors = first  # type: ignore[assignment]
+        peft_model.bilora_initial_factors = first
     else:
         _draw_factors(adapter_factors(peft_model, PRIMARY), f"{seed}/{PRIMARY}")
     return peft_model
@@ -86,7 +86,7 @@ def attach_auxiliary(model: PeftModel, config: BiLoraConfig, *, seed: int) -> No
     exactly = {name: f"^{re.escape(name)}" for name in primary}
     lora = LoraConfig(
         r=max(ranks.values()),
-        lora_alpha=max(alphas.values()),  # type: ignore[type-var]
+        lora_alpha=max(alphas.values()),
         target_modules="|".join(re.escape(name) for name in primary),
         rank_pattern={exactly[name]: rank for name, rank in ranks.items() if rank < max(ranks.values())},
         alpha_pattern={exactly[name]: alpha for name, alpha in alphas.items() if alpha < max(alphas.values())},
@@ -153,18 +153,18 @@ def _check_targets(model: nn.Module, lora: LoraConfig, config: BiLoraConfig) -> 
         if all(get_pattern_key([pattern], name) != pattern for name in matched):
             raise ValueError(f"rank_pattern, alpha_pattern: {pattern!r} matches none of {sorted(matched)}")
     for name, module in matched.items():
-        if type(module) not in (nn.Linear, Conv1D):
+        if not isinstance(module, nn.Linear | Conv1D) or type(module) not in (nn.Linear, Conv1D):
             raise ValueError(
                 f"target_modules: {name} is a {type(module).__name__}; expected unquantised nn.Linear layers or "
                 "transformers' Conv1D, as the methods move the matrix that a layer multiplies with"
             )
-        smallest = min(module.weight.shape)
+        shape = tuple(module.weight.shape)
+        smallest = min(shape)
         rank = lora.rank_pattern.get(get_pattern_key(list(lora.rank_pattern), name), lora.r)
         for setting, value in (("r", rank), ("auxiliary_r", config.auxiliary_r or 1)):
             if value > smallest:
                 raise ValueError(
-                    f"{setting}: rank {value} exceeds the dimensions of {name} {tuple(module.weight.shape)}; "
-                    f"use at most {smallest}"
+                    f"{setting}: rank {value} exceeds the dimensions of {name} {shape}; use at most {smallest}"
                 )
         if config.primary == "lora_ga" and not hasattr(module, "_peft_loraga_grad"):
             raise ValueError(

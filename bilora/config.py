@@ -131,7 +131,7 @@ class BiLoraConfig(BaseModel):
             )
         named = targets if isinstance(targets, str) or targets is None else sorted(targets)
         taken = {name: value for name, value in taken.items() if value}
-        return cls(primary=chosen[0], target_modules=named, **taken, **settings)  # type: ignore[arg-type]
+        return cls(primary=chosen[0], target_modules=named, **taken, **settings)
 
     def rho_at(self, progress: float) -> float:
         """Radius when the share ``progress`` of the training steps is done.

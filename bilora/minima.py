@@ -69,9 +69,7 @@ def factor_subspace(layout: Layout, factors: Mapping[str, Pair], kind: Kind) -> 
 
     A weight stored as (in, out), as in GPT-2, has the transposed product Aᵀ Bᵀ.
     """
-    stored = {
-        name: (b.T, a.T) if name in layout.transposed else (a, b) for name, (a, b) in factors.items()
-    }
+    stored = {name: (b.T, a.T) if name in layout.transposed else (a, b) for name, (a, b) in factors.items()}
     columns = {name: orthonormal_basis(b) for name, (_, b) in stored.items()}
     rows = {name: orthonormal_basis(a.T) for name, (a, _) in stored.items()}
     return LowRankSubspace(layout, columns, rows, kind)

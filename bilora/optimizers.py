@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
+from torch import nn
 from torch.optim import Optimizer
 
 from bilora.methods.base import Method
@@ -27,7 +28,7 @@ def decaying_groups(
 ) -> list[dict[str, Any]]:
     """The method's groups, with weight decay on those descending weights alone whose ids are ``decaying``."""
     descending, *others = method.parameter_groups(learning_rate)
-    halves = {weight_decay: [], 0.0: []} if weight_decay else {0.0: []}
+    halves: dict[float, list[nn.Parameter]] = {weight_decay: [], 0.0: []} if weight_decay else {0.0: []}
     for parameter in descending["params"]:
         halves[weight_decay if id(parameter) in decaying else 0.0].append(parameter)
     groups = [descending | {"params": half, "weight_decay": decay} for decay, half in halves.items() if half]

@@ -80,7 +80,12 @@ class BiLoraTrainer(Trainer):
     optimizer: Any
 
     def __init__(
-        self, model: nn.Module | None = None, args: TrainingArguments | None = None, *, bilora: BiLoraConfig, **kwargs: Any
+        self,
+        model: nn.Module | None = None,
+        args: TrainingArguments | None = None,
+        *,
+        bilora: BiLoraConfig,
+        **kwargs: Any,
     ) -> None:
         args = args or TrainingArguments(output_dir="tmp_trainer")  # the parent's default
         self.step_losses: list[float] = []
@@ -112,7 +117,7 @@ class BiLoraTrainer(Trainer):
             self.method.deploy()
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Optimizer of the class that ``args.optim`` or ``optimizer_cls_and_kwargs`` names, over the method's groups."""
+        """Optimizer over the method's groups, of the class of ``args.optim`` or ``optimizer_cls_and_kwargs``."""
         if self.optimizer is None:
             optimizer_class, kwargs = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(
                 self.args, self.model

@@ -61,9 +61,7 @@ class FactorPerturbation:
     tangent_share: float
 
 
-def first_order_optimum(
-    gradients: Mapping[str, Tensor], r: int | Mapping[str, int], rho: float
-) -> FirstOrderOptimum:
+def first_order_optimum(gradients: Mapping[str, Tensor], r: int | Mapping[str, int], rho: float) -> FirstOrderOptimum:
     r"""Maximum of :math:`\sum_j\langle G_j,\epsilon_j\rangle` over perturbations of rank at most r in every layer.
 
     On the Frobenius ball the best :math:`\epsilon_j` is the rank-r truncation of :math:`G_j`, all layers scaled alike

@@ -57,7 +57,7 @@ class BiLora(Method):
         self.clip_scale = torch.ones(())
         self._num_clipped: Tensor | float = 0.0
         self._share_factor()
-        self.model = peft_model
+        self.model = self.peft_model = peft_model
         self.engage()
         return peft_model
 
@@ -115,12 +115,12 @@ class BiLora(Method):
         return only_adapter(self.model, PRIMARY)
 
     def deploy(self) -> None:
-        self.model.base_model.set_adapter([PRIMARY])
+        self.peft_model.base_model.set_adapter([PRIMARY])
 
     def engage(self) -> None:
         """Take up training; with a ball that holds no auxiliary, it stays off."""
         holds_one = self.config.rho > 0 or self.config.clip == "none"
-        self.model.base_model.set_adapter([PRIMARY, AUXILIARY] if holds_one else [PRIMARY])
+        self.peft_model.base_model.set_adapter([PRIMARY, AUXILIARY] if holds_one else [PRIMARY])
         for pair in self.auxiliary.values():
             for name in ("A", "B"):
                 learned = self.learns_auxiliary and holds_one and name != self.config.share

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -56,15 +57,17 @@ def probed(method, passes) -> dict[str, float]:
 def backwards(method, batch: Batch, parts: int = 1, scale: float = 1.0):
     chunks = zip(batch[0].chunk(parts), batch[1].chunk(parts), strict=True)
 
-    def of(x: Tensor, y: Tensor):
-        return lambda: (scale * len(x) / len(batch[0]) * F.cross_entropy(method.model(x), y)).backward()
+    def backward(x: Tensor, y: Tensor) -> None:
+        (scale * len(x) / len(batch[0]) * F.cross_entropy(method.model(x), y)).backward()
 
-    return [of(x, y) for x, y in chunks]
+    return [partial(backward, x, y) for x, y in chunks]
 
 
 @pytest.mark.parametrize("parts", [1, 2, 3])
 @pytest.mark.parametrize("scale", [1.0, 1024.0])
-def test_gain_and_cosine_are_those_of_the_whole_step(network: nn.Module, batch: Batch, parts: int, scale: float) -> None:
+def test_gain_and_cosine_are_those_of_the_whole_step(
+    network: nn.Module, batch: Batch, parts: int, scale: float
+) -> None:
     method = filled(make_method(network, "bilora"))
     gradients = dense_gradients(network, method, batch)
     method.loss_scale = scale
