@@ -139,6 +139,13 @@ def _orthonormality_error(gram: Tensor) -> float:
     return float((gram - torch.eye(len(gram), dtype=gram.dtype, device=gram.device)).abs().max())
 
 
+def project_each(subspace: Subspace, vectors: Tensor) -> Tensor:
+    """The projections of vectors (..., n); a space of one's own is asked for one vector at a time."""
+    if vectors.ndim == 1 or isinstance(subspace, BasisSubspace | LowRankSubspace):
+        return subspace.project(vectors)
+    return torch.stack([project_each(subspace, vector) for vector in vectors])
+
+
 @dataclass(frozen=True)
 class BasisSubspace:
     """Span of the orthonormal columns of ``basis`` (n, k)."""
@@ -153,7 +160,8 @@ class BasisSubspace:
         return self.basis.shape[1]
 
     def project(self, vector: Tensor) -> Tensor:
-        return self.basis @ (self.basis.T @ vector)
+        """The nearest vectors of the space to vectors (..., n)."""
+        return (vector @ self.basis) @ self.basis.T
 
 
 @dataclass(frozen=True)
@@ -208,10 +216,15 @@ class LowRankSubspace:
         return total
 
     def project(self, vector: Tensor) -> Tensor:
-        blocks = self.layout.split(vector)
-        return self.layout.join({name: self._project(name, block) for name, block in blocks.items()})
+        """The nearest vectors of the space to vectors (..., n)."""
+        if vector.shape[-1:] != (self.layout.size,):
+            raise ValueError(f"vector: expected shape (..., {self.layout.size}), got {tuple(vector.shape)}")
+        parts = zip(vector.split(list(self.layout.sizes), dim=-1), self.layout.names, self.layout.shapes, strict=True)
+        projected = (self._project(name, part.unflatten(-1, shape)).flatten(-2) for part, name, shape in parts)
+        return torch.cat(list(projected), dim=-1)
 
     def _project(self, name: str, block: Tensor) -> Tensor:
+        """The same for one layer's blocks (..., out, in)."""
         columns, rows = self.columns[name].to(block), self.rows[name].to(block)
         if self.kind == "row":
             return block @ rows @ rows.T

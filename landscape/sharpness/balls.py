@@ -12,7 +12,7 @@ from torch import Tensor
 
 from landscape.params import Layout
 from landscape.risk import EmpiricalRisk
-from landscape.subspaces import Subspace
+from landscape.subspaces import Subspace, project_each
 
 Norm = Literal["l2", "layerwise", "linf"]
 _BLOCK, _SMALL = 2**14, 1e-15
@@ -90,7 +90,7 @@ class Ball:
     def _inside(self, vector: Tensor) -> Tensor:
         if self.subspace is None:
             return vector
-        return self.subspace.project(vector) if vector.ndim == 1 else torch.stack([self._inside(v) for v in vector])
+        return project_each(self.subspace, vector)
 
     def _outside(self, u: Tensor) -> Tensor:
         return u if self.scale is None else u * self.scale

@@ -94,8 +94,9 @@ def plot_recovered(shares: pd.DataFrame) -> Figure:
             own, style = shares[shares["method"] == method], method_style(method)
             draw_curve(ax, own[own["subspace"] == "auxiliary"], style)
             random = own[own["subspace"] == "random"].groupby("swept")["value"].mean()
-            ax.plot(random.index, random, color=style.colour, ls=RANDOM.line, lw=1.0)
-        ax.plot([], [], color=RANDOM.colour, ls=RANDOM.line, lw=1.0, label=RANDOM.label)
+            # A single radius has no line: its random space is a dash.
+            ax.plot(random.index, random, color=style.colour, ls=RANDOM.line, lw=1.0, marker="_", ms=10)
+        ax.plot([], [], color=RANDOM.colour, ls=RANDOM.line, lw=1.0, marker="_", ms=10, label=RANDOM.label)
         mark_swept(ax, shares["swept"], "radius rho of the ball")
         ax.set_ylim(0, 1.05)
         ax.set_ylabel("recovered share of the rise")

@@ -15,12 +15,13 @@ from analyses.records import read_json, read_records
 from analyses.study import Study, load_preset, load_study, preset_names
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+OLDER = {"digits-ablation", "digits-lowdata", "digits-rank", "minilm-sentiment"}
 
 
 @pytest.mark.parametrize("name", preset_names())
 def test_an_example_has_its_presets_settings_and_whole_records(name: str) -> None:
-    study = load_study(EXAMPLES / name / "study.yaml")
-    assert _but_for_the_search(study) == _but_for_the_search(load_preset(name))
+    study, preset = load_study(EXAMPLES / name / "study.yaml"), load_preset(name)
+    assert study == preset or (name in OLDER and _but_for_the_search(study) == _but_for_the_search(preset))
     records = read_records(EXAMPLES / name / "records.parquet")
     runs = records[records["measure"] == "train_loss"][["method", "seed", "train_size"]]
     cells = {(cell.method, cell.seed, cell.train_size) for cell in study.cells()}
@@ -63,8 +64,17 @@ def test_tables_are_those_of_the_records(name: str) -> None:
     assert len(table) == parts
 
 
+def test_the_two_searches_of_the_digits_study_agree() -> None:
+    """At radii up to 0.2: a median gap below 2 %, and below 5 % in at least 95 % of the balls."""
+    records = read_records(EXAMPLES / "digits" / "records.parquet")
+    gaps = records[(records["measure"] == "worst_case_gap") & (records["rho"] <= 0.2)]
+    for _, of_space in gaps.groupby("subspace"):
+        assert of_space["value"].median() < 0.02
+        assert (of_space["value"] < 0.05).mean() >= 0.95
+
+
 def _but_for_the_search(study: Study) -> Study:
-    """The examples' worst cases are of the time of one search from a few starts; `examples/README.md` says so."""
+    """The older examples' worst cases are of the time of one search from a few starts; `examples/README.md` says so."""
     worst_case = WorstCaseSettings(radii=[study.claims.rho])
     return study.model_copy(update={"measures": study.measures.model_copy(update={"worst_case": worst_case})})
 
