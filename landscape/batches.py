@@ -25,10 +25,27 @@ def takes_labels(model: nn.Module) -> bool:
 
 
 def batch_size(batch: Batch) -> int:
-    """Number of examples: the rows of the first tensor."""
-    for part in _tensors(batch):
-        return part.shape[0]
-    raise ValueError(f"batches: expected tensors with one row per example, got {type(batch).__name__} without any")
+    """Number of examples: the rows of the labels or targets, if the first tensor has an axis as long; else its own.
+
+    A tensor without axes (a temperature) or with one row for all (position numbers, shape (1, T)) comes first only
+    where there is no other.
+
+    >>> batch_size((torch.zeros(5, 8, 3), torch.zeros(8)))  # time first, as recurrent layers have it
+    8
+    """
+    tensors = [part for part in _tensors(batch) if part.ndim]
+    first = next((part for part in tensors if part.shape[0] != 1), tensors[0] if tensors else None)
+    if first is None:
+        raise ValueError(f"batches: expected tensors with one row per example, got {type(batch).__name__} without any")
+    targets = batch.get("labels") if isinstance(batch, Mapping) else batch[-1]
+    if isinstance(targets, Tensor) and targets.ndim and targets.shape[0] in first.shape:
+        return targets.shape[0]
+    return first.shape[0]
+
+
+def is_shared(tensor: Tensor, size: int) -> bool:
+    """Whether a tensor of a batch with ``size`` examples is one for all of them, and no row for each."""
+    return tensor.ndim == 0 or (tensor.shape[0] == 1 and size != 1)
 
 
 def _tensors(part: Any) -> Iterator[Tensor]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 from torch.func import functional_call
 
 from landscape.batches import map_tensors, takes_labels, to_device
@@ -17,6 +19,19 @@ if TYPE_CHECKING:
 
 _SAME_LOSS = 1e-3
 """Relative difference to which two ways of computing one loss agree."""
+
+
+def check_model(model: nn.Module, l2: float) -> None:
+    """Refuse models that cannot be evaluated at other weights than their own, and penalties that are no numbers."""
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        raise ValueError(f"model: expected a plain module, got {type(model).__name__} around one; pass model.module")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ValueError(
+            f"model: expected a module in Python, got TorchScript's {type(model).__name__}, which cannot be evaluated "
+            "at given weights; pass the module that it was made from"
+        )
+    if not math.isfinite(l2):
+        raise ValueError(f"l2: expected a finite number, got {l2}")
 
 
 def check_deterministic(risk: EmpiricalRisk) -> None:
@@ -63,7 +78,8 @@ def check_loss(risk: EmpiricalRisk, *, is_default: bool) -> None:
     if reported is None:
         return
     weights = risk.weights[0].double()
-    ours = float((risk.batch_losses(batch, parameters, order=0) * weights).sum() / weights.sum())
+    losses = risk.losses_of(risk.outputs(batch, parameters, order=0), batch)
+    ours = float((losses * weights).sum() / weights.sum())
     own = float(reported)
     if abs(ours - own) > _SAME_LOSS * max(abs(ours), abs(own)):
         raise ValueError(
@@ -99,6 +115,5 @@ def _check_reads_theta_only(risk: EmpiricalRisk, batch: Batch) -> None:
         if any(gradient is not None for gradient in gradients):
             raise ValueError(
                 "loss: it reads the model's own parameters (a weight penalty?) and not those at which it is "
-                "evaluated, so that its derivatives would miss that part; leave it out: c · |theta|² adds 2c to "
-                "every eigenvalue of the Hessian"
+                "evaluated, so that its derivatives would miss that part; leave it out and pass l2=c for c · |theta|²"
             )

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
@@ -19,6 +20,7 @@ def measuring(model: nn.Module, order: int) -> Iterator[None]:
     try:
         for module in model.modules():
             module.training = False
+            _differentiate_fully(module)
         with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.MATH] if fast else SDPBackend.MATH):
             yield
     finally:
@@ -28,6 +30,22 @@ def measuring(model: nn.Module, order: int) -> Iterator[None]:
             vars(module).update(attributes)
             for name, content in containers.items():
                 vars(module)[name][:] = content
+
+
+def _differentiate_fully(module: nn.Module) -> None:
+    """Let a table's gradient be the loss's derivative: dense, of every row, and not divided by counts.
+
+    What ``sparse``, ``padding_idx`` and ``scale_grad_by_freq`` do to the gradient helps training; the values are the
+    same. What is set here on the module is put back by `measuring`.
+    """
+    if type(module) is nn.Embedding:
+
+        def forward(tokens: Tensor) -> Tensor:
+            return F.embedding(tokens, module.weight, max_norm=module.max_norm, norm_type=module.norm_type)
+
+        module.forward = forward  # type: ignore[method-assign, assignment]
+    elif isinstance(module, nn.EmbeddingBag):
+        module.sparse = module.scale_grad_by_freq = False
 
 
 def _containers(module: nn.Module) -> dict[str, list[Any]]:

@@ -10,12 +10,15 @@ import torch
 from torch import Tensor
 from torch.func import grad_and_value, vmap
 
+from landscape.batches import is_shared
 from landscape.losses import Batch
 from landscape.risk import EmpiricalRisk
 
 _CPU_BUDGET = 64 * 2**20
 _VECTORS_PER_EXAMPLE = 5
 _FEWEST_TOGETHER = 4
+_SAME_LOSS = 1e-3
+"""Relative difference up to which an example's loss is the same alone and beside others."""
 
 
 def take_examples(risk: EmpiricalRisk, chosen: Tensor) -> list[Batch]:
@@ -33,10 +36,26 @@ def take_examples(risk: EmpiricalRisk, chosen: Tensor) -> list[Batch]:
     return [batch for batch, _ in _pieces(risk, chosen, max(risk.batch_sizes, default=1))]
 
 
+@torch.no_grad()
 def can_take_examples(risk: EmpiricalRisk) -> bool:
-    """Whether every tensor of every batch has one row per example."""
+    """Whether a loss is that of its example's rows: every tensor has one row per example, or one for all.
+
+    Shapes do not tell examples from times where there are as many, so two examples of the first batch are tried alone.
+    """
     sizes = zip(risk.batches, risk.batch_sizes, strict=True)
-    return all(tensor.shape[:1] == (size,) for batch, size in sizes for tensor in _tensors(batch))
+    shaped = all(
+        tensor.shape[:1] == (size,) or is_shared(tensor, size) for batch, size in sizes for tensor in _tensors(batch)
+    )
+    if not shaped or not risk.batches or risk.batch_sizes[0] == 1:
+        return shaped
+    size = risk.batch_sizes[0]
+    rows, parameters = torch.tensor([size - 1, 0]), risk.layout.split(risk.theta)
+    whole = risk.batch_losses(risk.batches[0], parameters, order=0)[rows.to(risk.device)]
+    try:
+        alone = risk.batch_losses(_take(risk.batches[0], rows, size), parameters, order=0)
+    except (RuntimeError, ValueError, IndexError):
+        return False
+    return bool((alone - whole).abs().max() <= _SAME_LOSS * whole.abs().max())
 
 
 def own_gradients(risk: EmpiricalRisk, chosen: Tensor) -> Iterator[tuple[Tensor, PointwiseGradient]]:
@@ -80,10 +99,14 @@ class PointwiseGradient:
     def _try_together(self, points: Tensor) -> tuple[Tensor, Tensor] | None:
         def loss(point: Tensor, tensors: list[Tensor]) -> Tensor:
             values = iter(tensors)
-            example = _by_part(lambda parts: next(values)[None] if isinstance(parts[0], Tensor) else parts[0], [batch])
+            example = _by_part(lambda parts: next(values)[None] if has_rows(parts[0]) else parts[0], [batch])
             return self._risk.batch_losses(example, self._risk.layout.split(point))[0]
 
-        batch, tensors = self._batch, list(_tensors(self._batch))
+        def has_rows(part: Any) -> bool:
+            return isinstance(part, Tensor) and not is_shared(part, self._size)
+
+        batch = self._batch
+        tensors = [tensor for tensor in _tensors(batch) if has_rows(tensor)]
         try:
             gradients, losses = vmap(grad_and_value(loss))(points, tensors)
         except RuntimeError:  # vmap's refusal; an error of the model's own comes again from the loop
@@ -109,11 +132,11 @@ def _pieces(risk: EmpiricalRisk, chosen: Tensor, limit: int) -> Iterator[tuple[B
         (places,) = torch.where((chosen >= start) & (chosen < end))
         if len(places):
             piece = _take(batch, chosen[places] - start, end - start)
-            pieces, where = groups.setdefault(_signature(piece), ([], []))
+            pieces, where = groups.setdefault(_signature(piece, len(places)), ([], []))
             pieces.append(piece)
             where.append(places)
     for pieces, where in groups.values():
-        whole, places = _concatenate(pieces), torch.cat(where)
+        whole, places = _concatenate(pieces, [len(rows) for rows in where]), torch.cat(where)
         for rows in torch.arange(len(places)).split(limit):
             yield _take(whole, rows, len(places)), places[rows]
 
@@ -121,7 +144,7 @@ def _pieces(risk: EmpiricalRisk, chosen: Tensor, limit: int) -> Iterator[tuple[B
 def _take(batch: Batch, rows: Tensor, size: int) -> Batch:
     def take(parts: Sequence[Any]) -> Any:
         part = parts[0]
-        if not isinstance(part, Tensor):
+        if not isinstance(part, Tensor) or is_shared(part, size):
             return part
         if part.shape[:1] != (size,):
             raise ValueError(
@@ -133,14 +156,25 @@ def _take(batch: Batch, rows: Tensor, size: int) -> Batch:
     return taken
 
 
-def _concatenate(pieces: Sequence[Batch]) -> Batch:
-    whole: Batch = _by_part(lambda parts: torch.cat(list(parts)) if isinstance(parts[0], Tensor) else parts[0], pieces)
+def _concatenate(pieces: Sequence[Batch], sizes: Sequence[int]) -> Batch:
+    def join(parts: Sequence[Any]) -> Any:
+        whole = isinstance(parts[0], Tensor) and not is_shared(parts[0], sizes[0])
+        return torch.cat(list(parts)) if whole else parts[0]
+
+    whole: Batch = _by_part(join, pieces)
     return whole
 
 
-def _signature(piece: Batch) -> str:
-    """What two pieces must share to be put together: keys, shapes of a row, and everything that is no tensor."""
-    return str(_by_part(lambda parts: parts[0].shape[1:] if isinstance(parts[0], Tensor) else parts[0], [piece]))
+def _signature(piece: Batch, size: int) -> str:
+    """What two pieces must share to be put together: keys, shapes of a row, and everything that is one for all."""
+
+    def describe(parts: Sequence[Any]) -> Any:
+        part = parts[0]
+        if not isinstance(part, Tensor):
+            return part
+        return ("shared", part.tolist()) if is_shared(part, size) else part.shape[1:]
+
+    return str(_by_part(describe, [piece]))
 
 
 def _by_part(function: Callable[[Sequence[Any]], Any], batches: Sequence[Any]) -> Any:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from landscape.batches import batch_size, call_arguments, map_tensors, refuse_dropped_examples, to_device
-from landscape.checks import check_deterministic, check_labels, check_loss
+from landscape.checks import check_deterministic, check_labels, check_loss, check_model
 from landscape.distributed import Group, Ranks
 from landscape.evaluation import measuring, renormed_embeddings
 from landscape.losses import Batch, PerExampleLoss, cross_entropy
@@ -44,6 +44,8 @@ class EmpiricalRisk:
             model that computes its own loss from ``labels`` disagrees.
         params: Weights that form :math:`\theta`; see `landscape.params.select_parameters`.
         dtype: Precision of the evaluation. Default: the model's own, or float32 for half-precision models.
+        l2: Weight c of a penalty :math:`c\,\|\theta\|_2^2`, part of every example's loss; a loss function of one's own
+            must not read the model's parameters.
         group: Processes that share the data; see `landscape.distributed.Ranks`.
         check: Evaluate the first batch a few times and refuse a model that is not deterministic, or another loss than
             the model's own by default.
@@ -53,8 +55,8 @@ class EmpiricalRisk:
         consistent: Kinds of curvature operators whose second derivatives have been checked on this model.
 
     Raises:
-        ValueError: No batches, an empty batch, a loader that drops examples, no parameter selected, a model that is
-            not deterministic, labels that the loss misreads, or a default loss that is not the model's own.
+        ValueError: A wrapped or scripted model, no batches, an empty batch, a loader that drops examples, no parameter
+            selected, a model that is not deterministic, labels that the loss misreads, or a default loss that is not the model's own.
 
     >>> model = nn.Linear(2, 3, bias=False)
     >>> risk = EmpiricalRisk(model, [(torch.zeros(4, 2), torch.tensor([0, 1, 2, 0]))])
@@ -70,9 +72,12 @@ class EmpiricalRisk:
         params: ParameterFilter | None = None,
         dtype: torch.dtype | None = None,
         *,
+        l2: float = 0.0,
         group: Group = "all",
         check: bool = True,
     ) -> None:
+        check_model(model, l2)
+        self.l2 = l2
         self.ranks = Ranks(group)
         selected = select_parameters(model, params)
         own = next(iter(selected.values())).dtype
@@ -151,7 +156,9 @@ class EmpiricalRisk:
 
     def _sibling(self, batches: Iterable[Batch], params: ParameterFilter) -> EmpiricalRisk:
         group = self.ranks.group
-        risk = EmpiricalRisk(self.model, batches, self.loss_function, params, self.dtype, group=group, check=False)
+        risk = EmpiricalRisk(
+            self.model, batches, self.loss_function, params, self.dtype, l2=self.l2, group=group, check=False
+        )
         risk.consistent = self.consistent
         return risk
 
@@ -201,7 +208,7 @@ class EmpiricalRisk:
         return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
 
     def losses_of(self, outputs: Any, batch: Batch) -> Tensor:
-        """Losses (n,) of a batch from the model's outputs.
+        """Losses (n,) of a batch from the model's outputs, without the penalty.
 
         Raises:
             ValueError: The loss function did not return one value per example.
@@ -217,7 +224,12 @@ class EmpiricalRisk:
     def batch_losses(self, batch: Batch, parameters: Mapping[str, Tensor], *, order: int = 2) -> Tensor:
         """Losses (n,) of one batch at the given weights, differentiable in them ``order`` times."""
         batch = to_device(batch, self.device)
-        return self.losses_of(self.outputs(batch, parameters, order=order), batch)
+        losses = self.losses_of(self.outputs(batch, parameters, order=order), batch)
+        return losses + self.penalty(parameters) if self.l2 else losses
+
+    def penalty(self, parameters: Mapping[str, Tensor]) -> Tensor:
+        r""":math:`c\,\|\theta\|_2^2` at the given weights."""
+        return self.l2 * torch.stack([part.square().sum() for part in parameters.values()]).sum()
 
     def check_used(self, used: bool) -> None:
         """Refuse a loss that no batch of any process computes from theta.

@@ -43,7 +43,7 @@ def check_second_derivatives(kind: type[RiskOperator[Any]], risk: EmpiricalRisk,
     few = map_tensors(risk.batches[0], lambda tensor: tensor[:_EXAMPLES] if tensor.shape[:1] == (size,) else tensor)
     try:
         small = EmpiricalRisk(
-            risk.model, [few], risk.loss_function, risk.layout.names, torch.float64, group=None, check=False
+            risk.model, [few], risk.loss_function, risk.layout.names, torch.float64, l2=risk.l2, group=None, check=False
         )
         theta = theta.detach().double()
         operator = kind(small, theta=theta, check=False)

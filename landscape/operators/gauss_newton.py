@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -50,7 +50,7 @@ class _JacobianOperator(RiskOperator[tuple[_Jacobian, Tensor]]):
     """An operator made of Jacobians of some function of theta."""
 
     @abstractmethod
-    def _function(self, outputs: object, batch: Batch) -> Tensor:
+    def _function(self, outputs: object, batch: Batch, parameters: Mapping[str, Tensor]) -> Tensor:
         """The function whose Jacobian it is, of one batch."""
 
     def value(self, epsilon: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ class _JacobianOperator(RiskOperator[tuple[_Jacobian, Tensor]]):
         parameters = self.risk.layout.split(self.theta.detach() + epsilon)
         with torch.no_grad():
             values = [
-                self._function(self.risk.outputs(batch, parameters, rest=self._rest), batch)
+                self._function(self.risk.outputs(batch, parameters, rest=self._rest), batch, parameters)
                 for batch in self.risk.batches
             ]
         return torch.cat([value.flatten() for value in values])
@@ -100,14 +100,19 @@ class GGNOperator(_JacobianOperator):
         ]
         return _pull([jacobian for jacobian, _ in curved], self.theta, cotangents, retain)
 
-    def _function(self, outputs: object, batch: Batch) -> Tensor:
+    def matvec(self, vector: Tensor) -> Tensor:
+        """Product (n,) with a vector (n,); a penalty is its own Gauss-Newton matrix."""
+        product = super().matvec(vector)
+        return product + 2 * self.risk.l2 * vector.to(product) if self.risk.l2 else product
+
+    def _function(self, outputs: object, batch: Batch, parameters: Mapping[str, Tensor]) -> Tensor:
         return logits_of(outputs)
 
 
 class EmpiricalFisherOperator(_JacobianOperator):
     r"""Empirical Fisher matrix :math:`\sum_i w_i \nabla\ell_i \nabla\ell_i^\top / \sum_i w_i`.
 
-    The second moment of the per-example gradients at the data's own labels (Kunstner et al. 2019, arXiv 1905.12558,
+    The second moment of the per-example gradients at the data's own labels, a penalty's included (Kunstner et al. 2019, arXiv 1905.12558,
     section 1), which is not the Fisher information in general; an example of a token loss is a whole sequence.
     Arguments, memory and errors: see `RiskOperator`.
     """
@@ -123,5 +128,5 @@ class EmpiricalFisherOperator(_JacobianOperator):
         cotangents = [weights * jacobian.push(vector) for jacobian, weights in graphs]
         return _pull([jacobian for jacobian, _ in graphs], self.theta, cotangents, retain)
 
-    def _function(self, outputs: object, batch: Batch) -> Tensor:
-        return self.risk.losses_of(outputs, batch)
+    def _function(self, outputs: object, batch: Batch, parameters: Mapping[str, Tensor]) -> Tensor:
+        return self.risk.losses_of(outputs, batch) + self.risk.penalty(parameters)

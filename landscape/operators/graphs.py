@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Generic, TypeVar
 
 import torch
@@ -52,6 +53,12 @@ class RiskOperator(SymmetricOperator, Generic[Graph]):
             check_second_derivatives(type(self), risk, self.theta)
         self._kept: list[Graph | None] = []
         self.kept_bytes = 0
+        with _second_derivatives():
+            self._keep_graphs(risk, graph_budget)
+        if self.kept_batches == len(risk.batches):
+            risk.check_used(any(graph is not None for graph in self._kept))
+
+    def _keep_graphs(self, risk: EmpiricalRisk, graph_budget: int) -> None:
         measured: dict[str, int] = {}
         for index in range(len(risk.batches) if graph_budget > 0 else 0):
             try:
@@ -65,8 +72,6 @@ class RiskOperator(SymmetricOperator, Generic[Graph]):
                 del self._kept[-1:]  # leave room for the graph that is rebuilt for every product
                 break
             self.kept_bytes += saved
-        if self.kept_batches == len(risk.batches):
-            risk.check_used(any(graph is not None for graph in self._kept))
 
     @property
     def kept_batches(self) -> int:
@@ -94,15 +99,16 @@ class RiskOperator(SymmetricOperator, Generic[Graph]):
         if vector.shape != (self.shape[0],):
             raise ValueError(f"vector: expected shape ({self.shape[0]},), got {tuple(vector.shape)}")
         vector = vector.to(self.dtype)
-        try:
-            product = self._apply(self._kept, vector, True)
-        except RuntimeError as error:
-            if not _is_out_of_memory(error) or not self._kept:
-                raise
-            self._kept, self.kept_bytes = [], 0
-            product = torch.zeros_like(vector)
-        for index in range(self.kept_batches, len(self.risk.batches)):
-            product += self._apply([self.build(index)], vector, False)
+        with _second_derivatives():
+            try:
+                product = self._apply(self._kept, vector, True)
+            except RuntimeError as error:
+                if not _is_out_of_memory(error) or not self._kept:
+                    raise
+                self._kept, self.kept_bytes = [], 0
+                product = torch.zeros_like(vector)
+            for index in range(self.kept_batches, len(self.risk.batches)):
+                product += self._apply([self.build(index)], vector, False)
         return self.risk.ranks.all_sum(product) / self.risk.total_weight
 
     def _apply(self, graphs: Sequence[Graph | None], vector: Tensor, retain: bool) -> Tensor:
@@ -113,8 +119,11 @@ class RiskOperator(SymmetricOperator, Generic[Graph]):
         """Model outputs and per-example losses (n_i,) of one batch, with their graph; checked to be finite."""
         batch = to_device(self.risk.batches[index], self.device)
         with torch.enable_grad():
-            outputs = self.risk.outputs(batch, self.risk.layout.split(self.theta), rest=self._rest)
+            parameters = self.risk.layout.split(self.theta)
+            outputs = self.risk.outputs(batch, parameters, rest=self._rest)
             losses = self.risk.losses_of(outputs, batch)
+            if self.risk.l2:
+                losses = losses + self.risk.penalty(parameters)
         if not bool(losses.isfinite().all()):
             raise FloatingPointError(
                 f"the loss of batch {index} is not finite at this point; its curvature is undefined there"
@@ -130,6 +139,24 @@ class RiskOperator(SymmetricOperator, Generic[Graph]):
                 self.build(index)
             measured[shapes] = saved.num_bytes
         return measured[shapes]
+
+
+@contextmanager
+def _second_derivatives() -> Iterator[None]:
+    """Say it in the user's terms where torch has no derivative of a backward function.
+
+    Raises:
+        ValueError: It has none.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "derivative for" not in str(error) or "not implemented" not in str(error):
+            raise
+        raise ValueError(
+            f"risk: torch cannot differentiate a part of the model twice ({str(error).rstrip('.')}); write that part "
+            "with plain operations (an EmbeddingBag as the mean of an Embedding), or choose params that it does not use"
+        ) from error
 
 
 class _SavedBytes:

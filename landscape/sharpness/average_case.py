@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from landscape.examples import take_examples
+from landscape.examples import can_take_examples, take_examples
 from landscape.params import Layout
 from landscape.risk import EmpiricalRisk
 from landscape.subspaces import BasisSubspace, Subspace
@@ -154,6 +154,11 @@ def m_sharpness(risk: EmpiricalRisk, rho: float, *, m: int, seed: int = 0) -> MS
     counts = risk.ranks.counts(risk.num_examples)
     if not 1 <= m <= sum(counts):
         raise ValueError(f"m: expected 1 <= m <= N = {sum(counts)} examples, got {m}")
+    if not all(risk.ranks.counts(can_take_examples(risk))):
+        raise ValueError(
+            "batches: expected one row per example in every tensor, whose loss does not depend on the rows beside it, so "
+            "that chunks can be formed; put the examples on the first axis"
+        )
     theta = risk.theta
     order = torch.randperm(sum(counts), generator=torch.Generator().manual_seed(seed))
     first = sum(counts[: risk.ranks.number])
