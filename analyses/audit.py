@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from analyses.claims import claims_document
 from analyses.cost import measure_cost
+from analyses.devices import check_device
 from analyses.executors import Failure, quieten, run_cells
 from analyses.files import new_folder, remove_leftovers
 from analyses.landscapes import measure_barriers
@@ -72,6 +73,7 @@ def check(study: Study) -> None:
     Raises:
         StudyError: The split is impossible, no layer is adapted, or the rank is too large.
     """
+    check_device(study.device)
     for train_size in study.train_sizes:
         model = build_task(study.task, train_size).new_model(0)
     names = target_layers(model, study.adapters.target_modules, study.adapters.modules_to_save)

@@ -89,7 +89,7 @@ def train(options: Namespace) -> int:
 def measure(options: Namespace) -> int:
     """Measure finished runs with their own study's settings and print the records."""
     kinds = _kinds(options.what)
-    records = pd.concat([_measured(path, kinds) for path in options.runs], ignore_index=True)
+    records = pd.concat([_measured(path, kinds, options.device) for path in options.runs], ignore_index=True)
     if options.csv:
         records.to_csv(options.csv, index=False)
         print(options.csv)
@@ -195,6 +195,8 @@ def _parser() -> ArgumentParser:
         if name == "audit":
             sub.add_argument("--seeds", type=int, help="number of paired seeds instead of the study's")
             sub.add_argument("--methods", type=str, nargs="+", help="only these of the study's methods (default: all)")
+        if name in ("audit", "train", "tune", "measure"):
+            sub.add_argument("--device", type=str, help="auto, cpu, cuda or cuda:N instead of the study's")
         if name in ("audit", "tune"):
             sub.add_argument("--jobs", type=int, default=2, help="worker processes, one thread each")
         if name == "train":
@@ -229,6 +231,8 @@ def _study(options: Namespace) -> Study:
     changes: dict[str, object] = {}
     if options.get("seeds") is not None:
         changes["seeds"] = options.seeds
+    if options.get("device"):
+        changes["device"] = options.device
     if options.get("methods"):
         changes["methods"] = _chosen(study, options.methods)
     try:
@@ -263,8 +267,11 @@ def _kinds(what: str | None) -> list[str]:
     return what.split(",")
 
 
-def _measured(path: Path, kinds: list[str]) -> pd.DataFrame:
+def _measured(path: Path, kinds: list[str], device: str | None = None) -> pd.DataFrame:
     """Records of one run, measured now unless they are there."""
+    import torch
+
+    from analyses.devices import check_device
     from analyses.executors import quieten
     from analyses.measures import measure_cell, with_needs
     from analyses.runs import read_run
@@ -273,7 +280,9 @@ def _measured(path: Path, kinds: list[str]) -> pd.DataFrame:
         raise StudyError(f"RUN: {path} is no run folder: it has no run.json")
     quieten()
     description = read_run(path)
-    study = Study.model_validate(description["settings"])
+    study = Study.model_validate(description["settings"] | ({"device": device} if device else {}))
+    if not torch.cuda.is_initialized():  # later runs see the one GPU that the first has taken
+        check_device(study.device)
     cell = Cell(description["method"], description["seed"], description["train_size"])
     folder = StudyFolder(path.resolve().parent.parent)
     if not folder.base(study).exists():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from analyses.devices import take_device
 from analyses.records import records_frame, write_records
 from analyses.runs import method_config
 from analyses.study import Study, StudyFolder
@@ -25,10 +26,11 @@ def measure_cost(study: Study, folder: StudyFolder, progress: Progress) -> None:
     top of the parameters, gradients and optimizer state, plus these.
     """
     task = build_task(study.task, study.train_sizes[0])
-    batch = task.collate(task.dataset("train")[: study.training.batch_size])
+    device = take_device(study.device)
+    batch = {k: v.to(device) for k, v in task.collate(task.dataset("train")[: study.training.batch_size]).items()}
     steps = {
         name: MethodStep(
-            build_method(task.load_base(folder.base(study)), method_config(study, name), seed=0),
+            build_method(task.load_base(folder.base(study)).to(device), method_config(study, name), seed=0),
             batch,
             lr=study.methods[name].learning_rate,
         )

@@ -12,12 +12,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from analyses.devices import take_device
 from analyses.records import read_records, write_atomically
 from analyses.runs import load_minimum
 from analyses.study import Cell, Study, StudyFolder
 from analyses.tasks import Task, build_task
 from bilora import Minimum
 from landscape import EmpiricalRisk
+from landscape.batches import to_device
 
 Progress = Callable[[int, int], None]
 Rows = Iterator[dict[str, Any]]
@@ -32,10 +34,12 @@ class Subject:
     folder: StudyFolder
     minimum: Minimum
     task: Task
+    device: torch.device
 
     def risk(self, split: str = "train", **options: Any) -> EmpiricalRisk:
         """Risk of the merged model over the adapted layers' weights."""
-        return self.minimum.risk(self.task.batches(split), **options)
+        batches = [to_device(batch, self.device) for batch in self.task.batches(split)]
+        return self.minimum.risk(batches, **options)
 
     @property
     def graph_budget(self) -> int:
@@ -45,8 +49,9 @@ class Subject:
 
 def load_subject(study: Study, cell: Cell, folder: StudyFolder) -> Subject:
     """Load a run's minimum with its task."""
-    minimum = load_minimum(study, cell, folder)
-    return Subject(study, cell, folder, minimum, build_task(study.task, cell.train_size))
+    minimum, device = load_minimum(study, cell, folder), take_device(study.device)
+    minimum.model.to(device)
+    return Subject(study, cell, folder, minimum, build_task(study.task, cell.train_size), device)
 
 
 def store_vectors(subject: Subject, kind: str, vectors: Mapping[str, Tensor]) -> None:
@@ -57,7 +62,7 @@ def store_vectors(subject: Subject, kind: str, vectors: Mapping[str, Tensor]) ->
 
 def measured_vectors(subject: Subject, kind: str) -> dict[str, Tensor]:
     """What `store_vectors` kept."""
-    return load_file(_vectors_path(subject, kind))
+    return load_file(_vectors_path(subject, kind), device=str(subject.device))
 
 
 def lanczos_eigenvalues(subject: Subject) -> dict[int, float]:

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from analyses.devices import take_device
 from analyses.files import new_folder
 from analyses.records import read_json, write_json
 from analyses.study import Cell, Study, StudyFolder
@@ -73,7 +74,7 @@ def train_cell(study: Study, cell: Cell, folder: StudyFolder, progress: Progress
             logging_strategy="no",
             report_to=[],
             disable_tqdm=True,
-            use_cpu=True,
+            use_cpu=take_device(study.device).type == "cpu",
             remove_unused_columns=False,
         )
         clock = _StepClock(progress)

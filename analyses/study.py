@@ -90,7 +90,11 @@ class TuningSettings(Settings):
 
 
 class Study(Settings):
-    """Everything that determines the numbers of an audit."""
+    """Everything that determines the numbers of an audit.
+
+    ``device`` says where it runs: ``auto`` (a GPU if there is one), ``cpu``, ``cuda`` or ``cuda:N``. It is part of no
+    file's name: numbers of two devices differ by rounding.
+    """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
     task: TaskSettings
@@ -102,6 +106,7 @@ class Study(Settings):
     measures: MeasureSettings
     claims: ClaimSettings
     tuning: TuningSettings | None = None
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
 
     @field_validator("methods")
     @classmethod

@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from analyses.audit import check, exclusive, prepare
+from analyses.devices import take_device
 from analyses.executors import quieten, run_cells
 from analyses.progress import ProgressFile
 from analyses.records import read_json, write_atomically, write_json
@@ -126,6 +127,7 @@ def _try(study: Study, folder: StudyFolder, point: GridPoint, progress: Progress
     if not folder.run(variant, cell).exists():
         train_cell(variant, cell, folder, progress.stage("train"))
     minimum, task = load_minimum(variant, cell, folder), build_task(variant.task, cell.train_size)
+    minimum.model.to(take_device(study.device))
     validation = task.batches("validation")
     numbers = {
         "train_loss": EmpiricalRisk(minimum.model, task.batches("train")).loss(),

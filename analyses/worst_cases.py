@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -78,7 +79,7 @@ def _one(
         began = time.perf_counter()
         result = worst_case_sharpness(risk, rho, subspace=subspace, seed=subject.cell.seed, **_OPTIONS[ball], **effort)
         write_atomically(path, partial(_save, result, time.perf_counter() - began))
-    return _load(path)
+    return _load(path, risk.device)
 
 
 def _save(result: SharpnessResult, seconds: float, path: Path) -> None:
@@ -88,10 +89,11 @@ def _save(result: SharpnessResult, seconds: float, path: Path) -> None:
     save_file(tensors, path, metadata={"numbers": json.dumps(numbers)})
 
 
-def _load(path: Path) -> tuple[SharpnessResult, float]:
+def _load(path: Path, device: torch.device) -> tuple[SharpnessResult, float]:
     with safe_open(path, framework="pt") as file:
         numbers = json.loads(file.metadata()["numbers"])
         vectors = {name: file.get_tensor(name) for name in _VECTORS}
+        vectors["epsilon"] = vectors["epsilon"].to(device)
         own = OwnWorstCases(**{name: file.get_tensor(f"own/{name}") for name in _OWN})
     seconds = numbers.pop("seconds")
     numbers["search_losses"] = tuple(numbers["search_losses"])

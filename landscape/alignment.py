@@ -151,7 +151,7 @@ def weighted_capture(eigenvalues: Tensor, eigenvectors: Tensor, subspace: LowRan
     """
     if eigenvectors.dim() != 2 or eigenvalues.shape != eigenvectors.shape[1:]:
         raise ValueError(f"eigenvectors: expected shape (n, {len(eigenvalues)}), got {tuple(eigenvectors.shape)}")
-    weights = eigenvalues.double().abs()
+    weights = eigenvalues.double().abs().cpu()
     if not float(weights.sum()) > 0:
         raise ValueError("eigenvalues: expected at least one that is not zero")
     shares = [alignment(vector, subspace, num_samples=0).pooled.captured for vector in eigenvectors.T]
@@ -215,6 +215,7 @@ def _null(
     """Captured squared norms (num_samples,) of random subspaces."""
     if num_samples == 0:
         return torch.zeros(0, dtype=torch.float64)
+    squares = squares.cpu()  # where the generator draws
 
     def basis(dimension: int, rank: int) -> Tensor:
         draws = torch.randn(num_samples, dimension, rank, generator=generator, dtype=torch.float64)

@@ -43,11 +43,6 @@ def batch_size(batch: Batch) -> int:
     return first.shape[0]
 
 
-def is_shared(tensor: Tensor, size: int) -> bool:
-    """Whether a tensor of a batch with ``size`` examples is one for all of them, and no row for each."""
-    return tensor.ndim == 0 or (tensor.shape[0] == 1 and size != 1)
-
-
 def _tensors(part: Any) -> Iterator[Tensor]:
     if isinstance(part, Tensor):
         yield part

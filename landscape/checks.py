@@ -37,11 +37,15 @@ def check_model(model: nn.Module, l2: float) -> None:
 def check_deterministic(risk: EmpiricalRisk) -> None:
     """Two evaluations of the first batch must agree to rounding and draw no random numbers."""
     state = torch.get_rng_state()
+    on_device = torch.cuda.get_rng_state(risk.device) if risk.device.type == "cuda" else state
     parameters = risk.layout.split(risk.theta)
     with torch.no_grad():
         first, second = (risk.batch_losses(risk.batches[0], parameters, order=0) for _ in range(2))
     difference = (first - second).abs().max()
-    if not torch.equal(state, torch.get_rng_state()) or difference > 1e-5 * first.abs().max():
+    drawn = not torch.equal(state, torch.get_rng_state())
+    if risk.device.type == "cuda":
+        drawn = drawn or not torch.equal(on_device, torch.cuda.get_rng_state(risk.device))
+    if drawn or difference > 1e-5 * first.abs().max():
         torch.set_rng_state(state)
         raise ValueError(
             "model: it draws random numbers in eval mode, or two evaluations of one batch differ (by "

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -21,7 +22,8 @@ def measuring(model: nn.Module, order: int) -> Iterator[None]:
         for module in model.modules():
             module.training = False
             _differentiate_fully(module)
-        with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.MATH] if fast else SDPBackend.MATH):
+        kernels = [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH] if fast else [SDPBackend.MATH]
+        with sdpa_kernel(kernels), exact_products():
             yield
     finally:
         for module, attributes, containers in kept:
@@ -30,6 +32,18 @@ def measuring(model: nn.Module, order: int) -> Iterator[None]:
             vars(module).update(attributes)
             for name, content in containers.items():
                 vars(module)[name][:] = content
+
+
+@contextmanager
+def exact_products() -> Iterator[None]:
+    """Products of matrices and convolutions in the precision of their numbers: GPUs keep 10 bits of float32 in TF32."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    kept = matmul.allow_tf32, cudnn.allow_tf32
+    try:
+        matmul.allow_tf32 = cudnn.allow_tf32 = False
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = kept
 
 
 def _differentiate_fully(module: nn.Module) -> None:

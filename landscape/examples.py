@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.func import grad_and_value, vmap
 
-from landscape.batches import is_shared
+from landscape.evaluation import exact_products
 from landscape.losses import Batch
 from landscape.risk import EmpiricalRisk
 
@@ -38,17 +38,15 @@ def take_examples(risk: EmpiricalRisk, chosen: Tensor) -> list[Batch]:
 
 @torch.no_grad()
 def can_take_examples(risk: EmpiricalRisk) -> bool:
-    """Whether a loss is that of its example's rows: every tensor has one row per example, or one for all.
+    """Whether every tensor of every batch has one row per example, and an example's loss is that of its rows.
 
     Shapes do not tell examples from times where there are as many, so two examples of the first batch are tried alone.
     """
-    sizes = zip(risk.batches, risk.batch_sizes, strict=True)
-    shaped = all(
-        tensor.shape[:1] == (size,) or is_shared(tensor, size) for batch, size in sizes for tensor in _tensors(batch)
-    )
-    if not shaped or not risk.batches or risk.batch_sizes[0] == 1:
-        return shaped
-    size = risk.batch_sizes[0]
+    if not has_rows(risk):
+        return False
+    size = risk.batch_sizes[0] if risk.batches else 1
+    if size == 1:
+        return True
     rows, parameters = torch.tensor([size - 1, 0]), risk.layout.split(risk.theta)
     whole = risk.batch_losses(risk.batches[0], parameters, order=0)[rows.to(risk.device)]
     try:
@@ -56,6 +54,12 @@ def can_take_examples(risk: EmpiricalRisk) -> bool:
     except (RuntimeError, ValueError, IndexError):
         return False
     return bool((alone - whole).abs().max() <= _SAME_LOSS * whole.abs().max())
+
+
+def has_rows(risk: EmpiricalRisk) -> bool:
+    """Whether the first axis of every tensor of every batch is as long as the batch has examples."""
+    sizes = zip(risk.batches, risk.batch_sizes, strict=True)
+    return all(tensor.shape[:1] == (size,) for batch, size in sizes for tensor in _tensors(batch))
 
 
 def own_gradients(risk: EmpiricalRisk, chosen: Tensor) -> Iterator[tuple[Tensor, PointwiseGradient]]:
@@ -99,16 +103,13 @@ class PointwiseGradient:
     def _try_together(self, points: Tensor) -> tuple[Tensor, Tensor] | None:
         def loss(point: Tensor, tensors: list[Tensor]) -> Tensor:
             values = iter(tensors)
-            example = _by_part(lambda parts: next(values)[None] if has_rows(parts[0]) else parts[0], [batch])
+            example = _by_part(lambda parts: next(values)[None] if isinstance(parts[0], Tensor) else parts[0], [batch])
             return self._risk.batch_losses(example, self._risk.layout.split(point))[0]
 
-        def has_rows(part: Any) -> bool:
-            return isinstance(part, Tensor) and not is_shared(part, self._size)
-
-        batch = self._batch
-        tensors = [tensor for tensor in _tensors(batch) if has_rows(tensor)]
+        batch, tensors = self._batch, list(_tensors(self._batch))
         try:
-            gradients, losses = vmap(grad_and_value(loss))(points, tensors)
+            with exact_products():
+                gradients, losses = vmap(grad_and_value(loss))(points, tensors)
         except RuntimeError:  # vmap's refusal; an error of the model's own comes again from the loop
             self._together = False
             return None
@@ -117,7 +118,7 @@ class PointwiseGradient:
     def _one(self, index: int, point: Tensor) -> tuple[Tensor, Tensor]:
         example = _take(self._batch, torch.tensor([index]), self._size)
         point = point.detach().requires_grad_()
-        with torch.enable_grad():
+        with torch.enable_grad(), exact_products():
             losses = self._risk.batch_losses(example, self._risk.layout.split(point), order=1)
             if not losses.requires_grad:  # the weights may be an expert's that the example does not use
                 return losses[0], torch.zeros_like(point)
@@ -132,11 +133,11 @@ def _pieces(risk: EmpiricalRisk, chosen: Tensor, limit: int) -> Iterator[tuple[B
         (places,) = torch.where((chosen >= start) & (chosen < end))
         if len(places):
             piece = _take(batch, chosen[places] - start, end - start)
-            pieces, where = groups.setdefault(_signature(piece, len(places)), ([], []))
+            pieces, where = groups.setdefault(_signature(piece), ([], []))
             pieces.append(piece)
             where.append(places)
     for pieces, where in groups.values():
-        whole, places = _concatenate(pieces, [len(rows) for rows in where]), torch.cat(where)
+        whole, places = _concatenate(pieces), torch.cat(where)
         for rows in torch.arange(len(places)).split(limit):
             yield _take(whole, rows, len(places)), places[rows]
 
@@ -144,7 +145,7 @@ def _pieces(risk: EmpiricalRisk, chosen: Tensor, limit: int) -> Iterator[tuple[B
 def _take(batch: Batch, rows: Tensor, size: int) -> Batch:
     def take(parts: Sequence[Any]) -> Any:
         part = parts[0]
-        if not isinstance(part, Tensor) or is_shared(part, size):
+        if not isinstance(part, Tensor):
             return part
         if part.shape[:1] != (size,):
             raise ValueError(
@@ -156,25 +157,14 @@ def _take(batch: Batch, rows: Tensor, size: int) -> Batch:
     return taken
 
 
-def _concatenate(pieces: Sequence[Batch], sizes: Sequence[int]) -> Batch:
-    def join(parts: Sequence[Any]) -> Any:
-        whole = isinstance(parts[0], Tensor) and not is_shared(parts[0], sizes[0])
-        return torch.cat(list(parts)) if whole else parts[0]
-
-    whole: Batch = _by_part(join, pieces)
+def _concatenate(pieces: Sequence[Batch]) -> Batch:
+    whole: Batch = _by_part(lambda parts: torch.cat(list(parts)) if isinstance(parts[0], Tensor) else parts[0], pieces)
     return whole
 
 
-def _signature(piece: Batch, size: int) -> str:
-    """What two pieces must share to be put together: keys, shapes of a row, and everything that is one for all."""
-
-    def describe(parts: Sequence[Any]) -> Any:
-        part = parts[0]
-        if not isinstance(part, Tensor):
-            return part
-        return ("shared", part.tolist()) if is_shared(part, size) else part.shape[1:]
-
-    return str(_by_part(describe, [piece]))
+def _signature(piece: Batch) -> str:
+    """What two pieces must share to be put together: keys, shapes of a row, and everything that is no tensor."""
+    return str(_by_part(lambda parts: parts[0].shape[1:] if isinstance(parts[0], Tensor) else parts[0], [piece]))
 
 
 def _by_part(function: Callable[[Sequence[Any]], Any], batches: Sequence[Any]) -> Any:

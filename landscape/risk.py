@@ -12,7 +12,7 @@ from torch.func import functional_call
 from landscape.batches import batch_size, call_arguments, map_tensors, refuse_dropped_examples, to_device
 from landscape.checks import check_deterministic, check_labels, check_loss, check_model
 from landscape.distributed import Group, Ranks
-from landscape.evaluation import measuring, renormed_embeddings
+from landscape.evaluation import exact_products, measuring, renormed_embeddings
 from landscape.losses import Batch, PerExampleLoss, cross_entropy
 from landscape.params import Layout, ParameterFilter, select_parameters, transposed_weights
 
@@ -56,7 +56,8 @@ class EmpiricalRisk:
 
     Raises:
         ValueError: A wrapped or scripted model, no batches, an empty batch, a loader that drops examples, no parameter
-            selected, a model that is not deterministic, labels that the loss misreads, or a default loss that is not the model's own.
+            selected, a model that is not deterministic, labels that the loss misreads, or a default loss that is not
+            the model's own.
 
     >>> model = nn.Linear(2, 3, bias=False)
     >>> risk = EmpiricalRisk(model, [(torch.zeros(4, 2), torch.tensor([0, 1, 2, 0]))])
@@ -271,7 +272,7 @@ class EmpiricalRisk:
         point = (self.theta if theta is None else theta.detach().clone()).requires_grad_()
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         gradient = torch.zeros_like(point, requires_grad=False)
-        with torch.enable_grad():
+        with torch.enable_grad(), exact_products():
             used = False
             for index, (batch, weights) in enumerate(zip(self.batches, self.weights, strict=True)):
                 losses = self.batch_losses(batch, self.layout.split(point), order=1) * weights

@@ -112,9 +112,9 @@ class GGNOperator(_JacobianOperator):
 class EmpiricalFisherOperator(_JacobianOperator):
     r"""Empirical Fisher matrix :math:`\sum_i w_i \nabla\ell_i \nabla\ell_i^\top / \sum_i w_i`.
 
-    The second moment of the per-example gradients at the data's own labels, a penalty's included (Kunstner et al. 2019, arXiv 1905.12558,
-    section 1), which is not the Fisher information in general; an example of a token loss is a whole sequence.
-    Arguments, memory and errors: see `RiskOperator`.
+    The second moment of the per-example gradients, a penalty's included, at the data's own labels (Kunstner et al.
+    2019, arXiv 1905.12558, section 1), which is not the Fisher information in general; an example of a token loss is a
+    whole sequence. Arguments, memory and errors: see `RiskOperator`.
     """
 
     def build(self, index: int) -> tuple[_Jacobian, Tensor] | None:

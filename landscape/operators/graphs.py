@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from landscape.batches import map_tensors, to_device
+from landscape.evaluation import exact_products
 from landscape.operators.base import SymmetricOperator
 from landscape.operators.consistency import check_second_derivatives
 from landscape.risk import EmpiricalRisk
@@ -53,7 +54,7 @@ class RiskOperator(SymmetricOperator, Generic[Graph]):
             check_second_derivatives(type(self), risk, self.theta)
         self._kept: list[Graph | None] = []
         self.kept_bytes = 0
-        with _second_derivatives():
+        with _second_derivatives(), exact_products():
             self._keep_graphs(risk, graph_budget)
         if self.kept_batches == len(risk.batches):
             risk.check_used(any(graph is not None for graph in self._kept))
@@ -99,7 +100,7 @@ class RiskOperator(SymmetricOperator, Generic[Graph]):
         if vector.shape != (self.shape[0],):
             raise ValueError(f"vector: expected shape ({self.shape[0]},), got {tuple(vector.shape)}")
         vector = vector.to(self.dtype)
-        with _second_derivatives():
+        with _second_derivatives(), exact_products():
             try:
                 product = self._apply(self._kept, vector, True)
             except RuntimeError as error:

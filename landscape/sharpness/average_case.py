@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from landscape.examples import can_take_examples, take_examples
+from landscape.examples import can_take_examples, has_rows, take_examples
 from landscape.params import Layout
 from landscape.risk import EmpiricalRisk
 from landscape.subspaces import BasisSubspace, Subspace
@@ -154,10 +154,10 @@ def m_sharpness(risk: EmpiricalRisk, rho: float, *, m: int, seed: int = 0) -> MS
     counts = risk.ranks.counts(risk.num_examples)
     if not 1 <= m <= sum(counts):
         raise ValueError(f"m: expected 1 <= m <= N = {sum(counts)} examples, got {m}")
-    if not all(risk.ranks.counts(can_take_examples(risk))):
+    if has_rows(risk) and not can_take_examples(risk):
         raise ValueError(
-            "batches: expected one row per example in every tensor, whose loss does not depend on the rows beside it, so "
-            "that chunks can be formed; put the examples on the first axis"
+            "batches: expected examples on the first axis of every tensor, whose losses do not depend on the rows "
+            "beside them, so that chunks can be formed; two of them have other losses alone"
         )
     theta = risk.theta
     order = torch.randperm(sum(counts), generator=torch.Generator().manual_seed(seed))

@@ -1,0 +1,34 @@
+"""Where a study runs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import yaml
+
+from analyses.audit import check
+from analyses.cli import BAD_USAGE, main
+from analyses.devices import check_device, take_device
+from analyses.study import Cell, StudyError, load_preset, parse_study
+
+
+def test_the_device_is_a_setting_that_renames_nothing() -> None:
+    study = load_preset("digits")
+    assert study.device == "auto"
+    cell = Cell("bilora", 0, 100)
+    moved = parse_study(yaml.safe_dump(study.model_dump(mode="json") | {"device": "cuda:1"}), source="study")
+    assert moved.device == "cuda:1" and moved.run_name(cell) == study.run_name(cell)
+    with pytest.raises(StudyError, match="device"):
+        parse_study(yaml.safe_dump(study.model_dump(mode="json") | {"device": "gpu"}), source="study")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
+def test_a_gpu_that_is_not_there_is_refused_before_any_work(capsys: pytest.CaptureFixture[str], tmp_path) -> None:
+    assert take_device("auto") == take_device("cpu") == torch.device("cpu")
+    check_device("auto")
+    with pytest.raises(StudyError, match="expected auto, cpu or one of 0 CUDA devices, got 'cuda:1'"):
+        check(load_preset("digits").model_copy(update={"device": "cuda:1"}))
+    out = tmp_path / "out"
+    assert main(["audit", "--preset", "digits", "--device", "cuda", "--out", str(out)]) == BAD_USAGE
+    assert "got 'cuda'" in capsys.readouterr().err
+    assert not out.exists()
