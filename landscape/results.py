@@ -20,6 +20,7 @@ class EigenResult:
         num_matvecs: Products with H that were computed.
         tol: Residual asked for.
         resolution: s, the size below which ``tol`` times an eigenvalue would be the products' rounding.
+        storage: How the algorithm kept its vectors.
     """
 
     eigenvalues: Tensor
@@ -29,6 +30,7 @@ class EigenResult:
     num_matvecs: int
     tol: float
     resolution: float = 0.0
+    storage: str = "float64"
 
     @property
     def error_bounds(self) -> Tensor:

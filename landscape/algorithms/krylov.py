@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
+from landscape.algorithms.storage import Rows, Storage, chosen_storage
 from landscape.operators.base import SymmetricOperator
 
 Callback = Callable[[int, float], object]
@@ -19,44 +20,59 @@ _MISS_PROBABILITY = 1e-3
 class KrylovBasis:
     """Orthonormal vectors q, their products Hq and the projection QᵀHQ; grows by one product a vector.
 
-    Vectors and products are float64 rows on the operator's device, the projection is on the CPU; products are computed
-    in the operator's own precision. Memory: 16 · n bytes a vector, 8 · n without products.
+    The projection is float64 on the CPU; products are computed in the operator's own precision. Memory: 16 · n bytes a
+    vector in float64, 8 · n in float32, half of that without products.
 
     Args:
         operator: H (n, n).
         capacity: Most vectors.
         seed: Of the random vectors.
         keep_products: Whether products are kept; without them there are no Ritz vectors' products and no probe.
+        storage: Where vectors and products lie; inner products are taken in float64 everywhere.
 
     Attributes:
         size: Vectors now.
         num_matvecs: Products so far.
         last: Product of the newest vector.
+        storage: Where vectors and products lie.
     """
 
     last: Tensor
 
     def __init__(
-        self, operator: SymmetricOperator, capacity: int, seed: int | torch.Generator, *, keep_products: bool = True
+        self,
+        operator: SymmetricOperator,
+        capacity: int,
+        seed: int | torch.Generator,
+        *,
+        keep_products: bool = True,
+        storage: Storage = "auto",
     ) -> None:
         self.operator, self.capacity = operator, capacity
         self.generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
         self.size, self.num_matvecs = 0, 0
-        # Rows, not columns: memory that is never written to is never taken from the machine.
-        shape = (capacity, operator.shape[0])
-        self._vectors = torch.empty(shape, dtype=torch.float64, device=operator.device)
-        self._products = torch.empty(shape if keep_products else (0, 0), dtype=torch.float64, device=operator.device)
+        self.storage = chosen_storage(operator, capacity * (1 + keep_products), storage)
+        self._vectors = Rows(capacity, operator, self.storage)
+        self._products = Rows(capacity if keep_products else 0, operator, self.storage)
         self._projected = torch.zeros(capacity, capacity, dtype=torch.float64)
 
-    @property
-    def vectors(self) -> Tensor:
-        """(size, n), orthonormal rows."""
-        return self._vectors[: self.size]
+    def along(self, vector: Tensor) -> Tensor:
+        """Qᵀv (size,) on the operator's device."""
+        return self._vectors.inner(vector, self.size)
 
-    @property
-    def products(self) -> Tensor:
-        """(size, n), H times each row."""
-        return self._products[: self.size]
+    def combined(self, coefficients: Tensor) -> Tensor:
+        """Qy (n,) for coefficients y (size,)."""
+        return self._vectors.combine(coefficients[:, None], self.size)[:, 0]
+
+    def image(self, coefficients: Tensor, which: Sequence[int] | None = None) -> Tensor:
+        """HQy (n,) for coefficients y (size,), or of the vectors named."""
+        return self._products.combine(coefficients[:, None], self.size if which is None else which)[:, 0]
+
+    def outside(self, vector: Tensor) -> Tensor:
+        """What a vector has outside the basis; removed twice, which is enough (Parlett 1998)."""
+        for _ in range(2):
+            vector = vector - self.combined(self.along(vector)) if self.size else vector
+        return vector
 
     @property
     def projected(self) -> Tensor:
@@ -80,23 +96,23 @@ class KrylovBasis:
         self._vectors[index] = unit
         self.last = product(self.operator, unit)
         self.num_matvecs += 1
-        row = self.vectors @ self.last
+        row = self.along(self.last)
         if len(self._products):
             self._products[index] = self.last
-            row = (row + self.products @ unit) / 2
+            row = (row + self._products.inner(unit, self.size)) / 2
         self._projected[index, : self.size] = self._projected[: self.size, index] = row.cpu()
 
     def ritz(self, rotation: Tensor) -> tuple[Tensor, Tensor]:
         """Vectors Qy and their products HQy, both (n, m), for coefficients y (size, m)."""
-        rotation = rotation.to(self._vectors.device)
-        return (rotation.T @ self.vectors).T, (rotation.T @ self.products).T
+        return self._vectors.combine(rotation, self.size), self._products.combine(rotation, self.size)
 
     def compress(self, rotation: Tensor) -> None:
         """Keep the combinations given by the orthonormal columns of ``rotation`` (size, m) only."""
         vectors, images = self.ritz(rotation)
         projected = rotation.T @ self.projected @ rotation
         self.size = rotation.shape[1]
-        self._vectors[: self.size], self._products[: self.size] = vectors.T, images.T
+        for index in range(self.size):
+            self._vectors[index], self._products[index] = vectors[:, index], images[:, index]
         self._projected[: self.size, : self.size] = (projected + projected.T) / 2
 
     def check_symmetric(self) -> None:
@@ -106,7 +122,8 @@ class KrylovBasis:
             FloatingPointError: It is.
         """
         # A float32 Hessian-vector product is symmetric to a few hundred units of rounding; 1e-2 is far above that.
-        overlap = self.vectors @ self.products.T
+        unit = torch.eye(self.size, dtype=torch.float64)
+        overlap = torch.stack([self.along(self.image(column)) for column in unit], dim=1)
         asymmetry = (overlap - overlap.T).abs().max()
         if asymmetry > 1e-2 * overlap.abs().max():
             raise FloatingPointError(
@@ -119,7 +136,7 @@ class KrylovBasis:
         limit = torch.finfo(self.operator.dtype).eps * scale
         before = direction.norm()
         while before > limit:
-            direction = direction - self.vectors.T @ (self.vectors @ direction)
+            direction = direction - self.combined(self.along(direction)) if self.size else direction
             after = direction.norm()
             if after > 0.7 * before:  # what a sweep hardly shortens is orthogonal (Parlett 1998, section 6.9)
                 return direction / after
@@ -127,7 +144,9 @@ class KrylovBasis:
         return None
 
     def _random(self) -> Tensor:
-        return random_unit(self.operator, self.generator, self.vectors.T)
+        drawn = torch.randn(self.operator.shape[0], dtype=torch.float64, generator=self.generator)
+        new = self.outside(drawn.to(self.operator.device))
+        return new / new.norm()
 
 
 class OutsideProbe:
@@ -188,8 +207,7 @@ class OutsideProbe:
 
     def _residual(self, coefficients: Tensor) -> Tensor:
         """What the product of a combination of its vectors has outside the basis."""
-        image = coefficients.to(self._basis.vectors.device) @ self._basis.products[self._rows]
-        return orthogonalise(image, self._basis.vectors.T)
+        return self._basis.outside(self._basis.image(coefficients, self._rows))
 
     def _pairs(self, sign: int) -> tuple[Tensor, Tensor]:
         values, vectors = torch.linalg.eigh(sign * self._basis.projected[self._rows][:, self._rows])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -15,6 +16,7 @@ from landscape.algorithms.eigenpairs import (
     start_columns,
 )
 from landscape.algorithms.krylov import Callback, KrylovBasis, OutsideProbe
+from landscape.algorithms.storage import Storage
 from landscape.operators.base import SymmetricOperator
 from landscape.results import EigenResult
 
@@ -40,12 +42,13 @@ def lanczos(
     basis_size: int | None = None,
     block_size: int = 1,
     start: Tensor | None = None,
+    storage: Storage = "auto",
     seed: int = 0,
     callback: Callback | None = None,
 ) -> EigenResult:
     r"""Compute k extreme eigenpairs in a Krylov space that is restarted with its best Ritz vectors.
 
-    The basis Q and the products W = HQ are kept in float64, every new vector is orthogonalised against the whole
+    The basis Q and the products W = HQ are kept (see ``storage``), every new vector is orthogonalised against the whole
     basis twice (so no ghost copies arise), and :math:`Q^\top W` is diagonalised. The space grows by the residual of
     the first wanted Ritz pair that has not converged: in a Krylov space every residual points along the next Lanczos
     vector, and from a ``start`` block the pairs are improved one after the other. At ``basis_size`` columns the
@@ -62,10 +65,14 @@ def lanczos(
             ``tol`` where that is more.
         max_matvecs: Products after which the best pairs so far are returned.
         basis_size: Columns of Q; by default 60, fewer where they would take more than 1 GiB, at least 2k + 10.
-            Memory: 2 · n · basis_size float64 numbers.
+            Memory: 2 · n · basis_size numbers, and a few vectors of length n.
         block_size: Vectors added at a time. A block finds as many copies of a repeated eigenvalue as it is wide.
         start: Vectors (n, m) to begin with, such as the eigenvectors at an earlier point of a trajectory; a random
             vector is added to them, so that directions they miss can appear. Default: random.
+        storage: Where Q and W lie: ``float64`` or ``float32`` on the operator's device, or ``cpu``, float64 in main
+            memory while products run on a device; inner products are taken in float64 everywhere. ``auto`` is float64
+            unless that is more than a quarter of the free memory for a float32 operator, whose products have no more
+            digits; the result's ``storage`` says which.
         seed: Seed of the random vectors.
         callback: Called as ``callback(num_matvecs, worst_residual)`` after every step (for a progress bar); a true
             answer ends the run with the best pairs so far.
@@ -92,7 +99,7 @@ def lanczos(
     least = max(k, starts.shape[1]) + 2 * block_size
     affordable = _BASIS_BYTES // (2 * 8 * n)
     size = min(n, max(basis_size or max(2 * k + 10, min(60, affordable)), least))
-    basis = KrylovBasis(operator, size, seed)
+    basis = KrylovBasis(operator, size, seed, storage=storage)
     for column in starts.T:
         basis.grow(column)
     for _ in range(min(size - basis.size, max(1, block_size - basis.size))):
@@ -107,9 +114,10 @@ def lanczos(
         chosen = _order(values, which)[:k]
         vectors, images = basis.ritz(rotation[:, chosen])
         scale = float(values.abs().max())
-        return eigen_result(
+        result = eigen_result(
             operator, vectors, images, values[chosen], basis.num_matvecs, tol, scale=scale, confirmed=confirmed
         )
+        return replace(result, storage=basis.storage)
 
 
 def _converge(

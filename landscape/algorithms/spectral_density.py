@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from landscape.algorithms.krylov import Callback, KrylovBasis, orthogonalise
+from landscape.algorithms.krylov import Callback, KrylovBasis
+from landscape.algorithms.storage import Storage
 from landscape.operators.base import SymmetricOperator
 from landscape.results import SpectralDensity
 
@@ -22,6 +23,7 @@ def spectral_density(
     num_probes: int = 4,
     width: float | None = None,
     num_points: int = 1_000,
+    storage: Storage = "auto",
     seed: int = 0,
     callback: Callback | None = None,
 ) -> SpectralDensity:
@@ -39,6 +41,8 @@ def spectral_density(
         width: Standard deviation σ of the Gaussian, in units of the eigenvalues; default 1 % of their range.
         num_points: Points of the grid, which covers the range found and 5 σ on either side; more where neighbours would
             be farther apart than σ/2, so that the density's integral stays 1.
+        storage: Where a probe's vectors lie; see `landscape.algorithms.lanczos.lanczos`. Memory: 8 · n bytes a step,
+            4 · n in float32.
         seed: Seed of the probes.
         callback: Called as ``callback(num_matvecs, 0.0)`` after every product; a true answer ends the run with the
             probes so far (two at least).
@@ -65,7 +69,9 @@ def spectral_density(
     generator = torch.Generator().manual_seed(seed)
     probes, num_matvecs = [], 0
     for probe in range(num_probes):
-        basis = KrylovBasis(operator, min(num_steps, operator.shape[0]), generator, keep_products=False)
+        basis = KrylovBasis(
+            operator, min(num_steps, operator.shape[0]), generator, keep_products=False, storage=storage
+        )
         ritz_values, shares, stopped = _quadrature(basis, num_matvecs, callback)
         num_matvecs += len(ritz_values)
         probes.append((ritz_values, shares))
@@ -106,7 +112,7 @@ def _quadrature(basis: KrylovBasis, before: int, callback: Callback | None) -> t
         stopped = bool(callback and callback(before + basis.size, 0.0))
         if stopped or basis.size == basis.capacity:
             break
-        rest = orthogonalise(basis.last, basis.vectors.T)
+        rest = basis.outside(basis.last)
         rounding = torch.finfo(basis.operator.dtype).eps * float(basis.projected.diagonal().abs().max())
         if float(rest.norm()) <= rounding:  # the vector's measure has no more points
             break

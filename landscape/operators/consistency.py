@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from landscape.batches import batch_size, map_tensors
+from landscape.memory import SHARE, free_bytes
 from landscape.risk import EmpiricalRisk
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ _STEPS = (1e-4, 1e-6, 1e-8)
 """Central differences' steps, over 1 + |theta|. A kink of a ReLU spoils some: the best one counts."""
 
 _TOLERANCE = 1e-3
+_VECTORS = 12
+"""Vectors of weights in float64 that the check holds at a time."""
 
 
 def check_second_derivatives(kind: type[RiskOperator[Any]], risk: EmpiricalRisk, theta: Tensor) -> None:
@@ -27,7 +30,8 @@ def check_second_derivatives(kind: type[RiskOperator[Any]], risk: EmpiricalRisk,
     Autograd is wrong or silent about second derivatives where a custom function's backward is not differentiable, a
     part of the graph is detached on the way back, or a layer is rebuilt from something else: products are then
     asymmetric, or zero. Of the first batch the first few examples are looked at, with random u and v; models that do
-    not run in float64, or not on a part of a batch, are taken as they are.
+    not run in float64, or not on a part of a batch, are taken as they are, and so are those of which a dozen vectors of
+    weights in float64 would take a quarter of the free memory.
 
     Args:
         kind: Operator to ask.
@@ -38,6 +42,8 @@ def check_second_derivatives(kind: type[RiskOperator[Any]], risk: EmpiricalRisk,
         ValueError: They differ.
     """
     if kind in risk.consistent or risk.ranks.count > 1 or not risk.batches:
+        return
+    if _VECTORS * 8 * risk.num_params > SHARE * free_bytes(risk.device):
         return
     size = batch_size(risk.batches[0])
     few = map_tensors(risk.batches[0], lambda tensor: tensor[:_EXAMPLES] if tensor.shape[:1] == (size,) else tensor)

@@ -12,8 +12,12 @@ from scipy.optimize import brentq
 from torch import Tensor
 
 from landscape.algorithms.krylov import KrylovBasis, OutsideProbe
+from landscape.algorithms.storage import Storage, affordable_vectors
 from landscape.operators.base import SymmetricOperator
 from landscape.risk import EmpiricalRisk
+
+_FEWEST = 20
+"""Vectors that are kept whatever the free memory."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,7 @@ def trust_region_maximum(
     *,
     tol: float = 1e-4,
     max_matvecs: int = 100,
+    storage: Storage = "auto",
     seed: int = 0,
 ) -> TrustRegionResult:
     r"""Maximise :math:`g^\top\epsilon + \frac12\epsilon^\top H\epsilon` over :math:`\|\epsilon\|_2\le\rho`.
@@ -83,7 +88,9 @@ def trust_region_maximum(
         gradient: g (n,).
         rho: Radius in the units of the weights, at least 0.
         tol: Residual at which the maximiser counts as converged.
-        max_matvecs: Products after which the best point so far is returned. Memory: 16 · n bytes each.
+        max_matvecs: Products after which the best point so far is returned; fewer where the basis would take more than
+            a quarter of the free memory. Memory: 16 · n bytes each, 8 · n in float32.
+        storage: Where the basis lies; see `landscape.algorithms.lanczos.lanczos`.
         seed: Seed of the random vectors.
 
     Returns:
@@ -106,16 +113,19 @@ def trust_region_maximum(
     if rho == 0:
         centre = torch.zeros(n, dtype=operator.dtype, device=operator.device)
         return TrustRegionResult(rho, 0.0, centre, math.inf, 0.0, True, 0, False)
-    basis = KrylovBasis(operator, min(n, max_matvecs), seed)
+    capacity = min(n, max_matvecs)
+    if storage == "auto":
+        capacity = min(capacity, max(_FEWEST, affordable_vectors(operator) // 2))
+    basis = KrylovBasis(operator, capacity, seed, storage=storage)
     probe = OutsideProbe(basis, tol)
     basis.grow(g)
     while True:
         values, rotation = np.linalg.eigh(basis.projected.numpy())
-        coefficients = rotation.T @ (basis.vectors @ g).cpu().numpy()
+        coefficients = rotation.T @ basis.along(g).cpu().numpy()
         solution, multiplier, shift = _maximise(values, coefficients, rho)
         weights = torch.from_numpy(rotation @ solution).to(operator.device)
-        epsilon = basis.vectors.T @ weights
-        residual = multiplier * epsilon - basis.products.T @ weights - g
+        epsilon = basis.combined(weights)
+        residual = multiplier * epsilon - basis.image(weights) - g
         scale = max(float(g.norm()), multiplier * rho)
         relative = float(residual.norm()) / scale if scale > 0 else 0.0
         stationary = relative <= tol

@@ -1,0 +1,79 @@
+"""Where the vectors of a Krylov basis lie, and products with them in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from landscape.memory import SHARE, free_bytes
+from landscape.operators.base import SymmetricOperator
+
+Storage = Literal["auto", "float64", "float32", "cpu"]
+"""Where a basis lies: in float64 or float32 on the operator's device, or in float64 in main memory."""
+
+
+def chosen_storage(operator: SymmetricOperator, num_vectors: int, storage: Storage) -> Storage:
+    """What ``auto`` means: float64, or float32 for a float32 operator whose basis would take a quarter of the memory.
+
+    Raises:
+        ValueError: The storage is unknown.
+    """
+    if storage not in get_args(Storage):
+        raise ValueError(f"storage: expected one of {', '.join(get_args(Storage))}, got {storage!r}")
+    if storage != "auto":
+        return storage
+    fits = num_vectors * operator.shape[0] * 8 <= SHARE * free_bytes(operator.device)
+    return "float64" if fits or operator.dtype == torch.float64 else "float32"
+
+
+def affordable_vectors(operator: SymmetricOperator) -> int:
+    """How many vectors of the operator's precision fit into a quarter of the free memory."""
+    return int(SHARE * free_bytes(operator.device)) // (operator.shape[0] * operator.dtype.itemsize)
+
+
+class Rows:
+    """Vectors (count, n) in some precision at some place, multiplied in float64 one at a time.
+
+    Rows, not columns: memory that is never written to is never taken from the machine.
+
+    Args:
+        capacity: Most vectors.
+        operator: Its n and device count; products come out on its device.
+        storage: Not ``auto``.
+    """
+
+    def __init__(self, capacity: int, operator: SymmetricOperator, storage: Storage) -> None:
+        dtype = torch.float32 if storage == "float32" else torch.float64
+        place = torch.device("cpu") if storage == "cpu" else operator.device
+        self._rows = torch.empty((capacity, operator.shape[0]), dtype=dtype, device=place)
+        self._device = operator.device
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __setitem__(self, index: int, vector: Tensor) -> None:
+        self._rows[index] = vector
+
+    def inner(self, vector: Tensor, count: int) -> Tensor:
+        """Products (count,) float64 of the first rows with a vector (n,)."""
+        vector = vector.to(self._rows.device)
+        if self._rows.dtype == torch.float64:
+            return (self._rows[:count] @ vector).to(self._device)
+        products = [row.double() @ vector for row in self._rows[:count]]
+        return torch.stack(products).to(self._device) if products else vector.new_zeros(0)
+
+    def combine(self, coefficients: Tensor, which: Sequence[int] | int) -> Tensor:
+        """Sums (n, m) float64 of rows, the first so many or those named, with coefficients (rows, m)."""
+        rows = range(which) if isinstance(which, int) else which
+        coefficients = coefficients.to(self._rows.device)
+        if self._rows.dtype == torch.float64:
+            chosen = self._rows[:which] if isinstance(which, int) else self._rows[list(which)]
+            return (coefficients.T @ chosen).T.to(self._device)
+        sums = torch.zeros(coefficients.shape[1], self._rows.shape[1], dtype=torch.float64, device=self._rows.device)
+        for row, shares in zip(rows, coefficients, strict=True):
+            for total, share in zip(sums, shares.tolist(), strict=True):
+                total.add_(self._rows[row], alpha=share)
+        return sums.T.to(self._device)
