@@ -1,7 +1,8 @@
 """Peak memory on a GPT-2 of 124M random weights and 8 sequences of 64 tokens.
 
-``python benchmarks/memory.py [--products 6] [--json FILE]`` measures each section in a process of its own, by the high-water
-mark of resident memory that Linux keeps. A few products show the peak: memory does not grow once a basis is full.
+``python benchmarks/memory.py [--products 6] [--json FILE]`` measures each section in a process of its own, by the
+high-water mark of resident memory that Linux keeps. A few products show the peak: memory does not grow once a basis is
+full.
 """
 
 from __future__ import annotations
