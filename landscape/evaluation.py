@@ -54,10 +54,10 @@ def _differentiate_fully(module: nn.Module) -> None:
     """
     if type(module) is nn.Embedding:
 
-        def forward(tokens: Tensor) -> Tensor:
-            return F.embedding(tokens, module.weight, max_norm=module.max_norm, norm_type=module.norm_type)
+        def forward(input: Tensor) -> Tensor:  # named as torch has it: models may pass it by name
+            return F.embedding(input, module.weight, max_norm=module.max_norm, norm_type=module.norm_type)
 
-        module.forward = forward  # type: ignore[method-assign, assignment]
+        module.forward = forward  # type: ignore[method-assign]
     elif isinstance(module, nn.EmbeddingBag):
         module.sparse = module.scale_grad_by_freq = False
 

@@ -25,7 +25,7 @@ class Tokens(nn.Module):
         self.table, self.head = table, nn.Linear(4, 2)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        hidden = torch.tanh(self.table(tokens))
+        hidden = torch.tanh(self.table(input=tokens))
         return self.head(hidden.mean(1) if hidden.ndim == 3 else hidden)
 
 
