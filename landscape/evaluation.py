@@ -37,13 +37,17 @@ def measuring(model: nn.Module, order: int) -> Iterator[None]:
 @contextmanager
 def exact_products() -> Iterator[None]:
     """Products of matrices and convolutions in the precision of their numbers: GPUs keep 10 bits of float32 in TF32."""
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    kept = matmul.allow_tf32, cudnn.allow_tf32
+    # Not `allow_tf32`, which torch refuses to read once a user has set the precision by its newer name.
+    cudnn: Any = torch.backends.cudnn  # torch's stubs do not know its parts
+    kinds: tuple[Any, ...] = (torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn)
+    kept = [kind.fp32_precision for kind in kinds]
     try:
-        matmul.allow_tf32 = cudnn.allow_tf32 = False
+        for kind in kinds:
+            kind.fp32_precision = "ieee"
         yield
     finally:
-        matmul.allow_tf32, cudnn.allow_tf32 = kept
+        for kind, precision in zip(kinds, kept, strict=True):
+            kind.fp32_precision = precision
 
 
 def _differentiate_fully(module: nn.Module) -> None:
