@@ -22,7 +22,8 @@ from bilora.config import BiLoraConfig
 from bilora.methods.base import Method
 
 _CONFIG, _STATE = "bilora.json", "bilora_state.json"
-_INITIAL = "bilora_initial.safetensors"
+INITIAL = "bilora_initial.safetensors"
+"""Initial factors of an adapter that changed the frozen weights, in a checkpoint."""
 _ADAPTER, _ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
@@ -125,7 +126,7 @@ def write_state(method: Method, checkpoint: Path) -> None:
     (checkpoint / _STATE).write_text(json.dumps(method.state()) + "\n")
     initial = initial_factors(method.model)
     if initial:
-        save_file(_named(initial), checkpoint / _INITIAL)
+        save_file(_named(initial), checkpoint / INITIAL)
 
 
 def load_state(method: Method, checkpoint: Path) -> None:
@@ -144,7 +145,7 @@ def _named(factors: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
 
 
 def _check_initial(model: PeftModel, checkpoint: Path) -> None:
-    file = checkpoint / _INITIAL
+    file = checkpoint / INITIAL
     mine = _named(initial_factors(model))
     if not file.is_file():
         return

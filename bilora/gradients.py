@@ -87,8 +87,12 @@ class StepGradients:
             self._sums[name] = self._sums[name].add_(contribution) if name in self._sums else contribution
 
     def of_layers(self) -> dict[str, Tensor]:
-        """G (out, in) by layer, in the model's order."""
+        """G (out, in) by layer, in the model's order; layers that no backward pass reached are left out."""
         ranks = Ranks()
         scale = 1 / (self._method.loss_scale * ranks.count)
-        names = [name for name in adapted_layers(self._method.model) if name in self._sums]
-        return {name: ranks.all_sum(self._sums[name]).mul(scale) for name in names}
+        layers = adapted_layers(self._method.model)
+        if ranks.count > 1:  # all ranks have to sum the same layers, also one whose batch did not use an expert
+            for name, layer in layers.items():
+                shape, device = (layer.out_features, layer.in_features), layer.get_base_layer().weight.device
+                self._sums.setdefault(name, torch.zeros(shape, device=device))
+        return {name: ranks.all_sum(self._sums[name]).mul(scale) for name in layers if name in self._sums}

@@ -13,12 +13,12 @@ import torch
 import transformers
 from peft import PeftModel
 from peft.utils import load_peft_weights
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer
 
 from bilora.adapters import AUXILIARY, PRIMARY, adapted_layers, adapter_factors, frozen_weight
 from bilora.attaching import initial_factors
+from bilora.checkpoints import INITIAL
 from landscape import EmpiricalRisk, Layout, LowRankSubspace, orthonormal_basis
 from landscape.subspaces import Kind
 
@@ -171,8 +171,7 @@ def _from_folder(folder: Path, base: nn.Module | None) -> Minimum:
 
 
 def _refuse_moved_base(folder: Path) -> None:
-    initial = folder / "bilora_initial.safetensors"
-    if initial.is_file() and load_file(initial):
+    if (folder / INITIAL).is_file():
         raise ValueError(
             f"source: {folder} is a checkpoint of an adapter that changed the frozen weights when it was made; use "
             "what trainer.save_model writes, or the trainer itself"

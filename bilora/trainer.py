@@ -111,6 +111,7 @@ class BiLoraTrainer(Trainer):
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """The parent's training; afterwards the model is what the method deploys, the auxiliary off."""
         self.method.engage()
+        self._probe = None  # of a step that an earlier training did not finish
         try:
             return super().train(*args, **kwargs)
         finally:
