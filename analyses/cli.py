@@ -10,7 +10,7 @@ import pandas as pd
 from jsonargparse import ArgumentParser, Namespace
 from pydantic import ValidationError
 
-from analyses.records import read_json, read_records, write_json
+from analyses.records.store import read_json, read_records, write_json
 from analyses.study import (
     Cell,
     MethodSettings,
@@ -50,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def audit(options: Namespace) -> int:
     """Train, measure, judge and report a whole study; what is done already is kept."""
-    from analyses.audit import run_audit
+    from analyses.running.audit import run_audit
 
     study, folder = _study(options), _folder(options)
     outcome = run_audit(study, folder, jobs=options.jobs)
@@ -66,8 +66,8 @@ def audit(options: Namespace) -> int:
 
 def train(options: Namespace) -> int:
     """Train one cell of a study into its run folder."""
-    from analyses.audit import check, exclusive, prepare, train_only
-    from analyses.executors import run_cells
+    from analyses.running.audit import check, exclusive, prepare, train_only
+    from analyses.running.executors import run_cells
 
     study, folder = _study(options), _folder(options)
     cell = Cell(options.method, options.seed, options.train_size or study.train_sizes[0])
@@ -121,8 +121,8 @@ def compare(options: Namespace) -> int:
 
 def tune(options: Namespace) -> int:
     """Run the study's tuning grid on its validation split and write the table."""
-    from analyses.tuning import best_settings, write_table
-    from analyses.tuning import tune as run_grid
+    from analyses.running.tuning import best_settings, write_table
+    from analyses.running.tuning import tune as run_grid
 
     study, folder = _study(options), _folder(options)
     table = run_grid(study, folder, jobs=options.jobs)
@@ -137,7 +137,7 @@ def tune(options: Namespace) -> int:
 
 def report(options: Namespace) -> int:
     """Judge the claims and draw figures, tables and the page again from a folder's records."""
-    from analyses.claims import claims_document
+    from analyses.judging.claims import claims_document
 
     records = options.directory / "records.parquet"
     if not records.is_file():
@@ -257,7 +257,7 @@ def _folder(options: Namespace) -> StudyFolder:
 
 def _kinds(what: str | None) -> list[str]:
     """Kinds of measurement named on the command line, comma-separated; by default all but the pictures."""
-    from analyses.measures import MEASURES
+    from analyses.measures.registry import MEASURES
 
     if what is None:
         return [kind for kind in MEASURES if kind != "surface"]
@@ -271,10 +271,10 @@ def _measured(path: Path, kinds: list[str], device: str | None = None) -> pd.Dat
     """Records of one run, measured now unless they are there."""
     import torch
 
-    from analyses.devices import check_device
-    from analyses.executors import quieten
-    from analyses.measures import measure_cell, with_needs
-    from analyses.runs import read_run
+    from analyses.measures.registry import measure_cell, with_needs
+    from analyses.running.executors import quieten
+    from analyses.training.devices import check_device
+    from analyses.training.runs import read_run
 
     if not (path / "run.json").is_file():
         raise StudyError(f"RUN: {path} is no run folder: it has no run.json")

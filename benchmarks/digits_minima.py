@@ -14,10 +14,10 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-from analyses.executors import quieten
-from analyses.minima import load_subject
-from analyses.settings import DigitsTask
+from analyses.measures.minima import load_subject
+from analyses.running.executors import quieten
 from analyses.study import Cell, StudyFolder, load_study
+from analyses.study.base import DigitsTask
 from analyses.tasks.digits import Digits
 from landscape import EmpiricalRisk
 

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from analyses.executors import quieten
-from analyses.settings import DigitsTask
+from analyses.running.executors import quieten
+from analyses.study.base import DigitsTask
 from analyses.tasks.digits import Digits, Examples, fit
 
 LEARNING_RATES = (3e-4, 1e-3, 3e-3)

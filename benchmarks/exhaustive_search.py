@@ -22,7 +22,7 @@ import torch
 from digits_minima import FOLDER, NAMES, RADII, load_risk
 from torch import Tensor
 
-from analyses.executors import quieten
+from analyses.running.executors import quieten
 from landscape import EmpiricalRisk
 
 TABLE = FOLDER / "exhaustive.csv"

@@ -26,8 +26,8 @@ import torch
 from sharpness_found import found_over_exhaustive
 from torch import Tensor, nn
 
-from analyses.executors import quieten
-from analyses.settings import DigitsTask
+from analyses.running.executors import quieten
+from analyses.study.base import DigitsTask
 from analyses.tasks.digits import Digits
 from landscape import EmpiricalRisk
 from landscape.sharpness.ascent import Climb, PassCounter

@@ -13,7 +13,7 @@ import joblib
 from digits_minima import NAMES, RADII, load_risk
 from exhaustive_search import reference
 
-from analyses.executors import quieten
+from analyses.running.executors import quieten
 from landscape import sharpness_curve
 
 

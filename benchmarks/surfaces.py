@@ -28,8 +28,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from analyses.executors import quieten
-from analyses.settings import DigitsTask
+from analyses.running.executors import quieten
+from analyses.study.base import DigitsTask
 from analyses.tasks.digits import Digits
 from landscape import EmpiricalRisk, loss_surface, random_direction
 

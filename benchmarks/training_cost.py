@@ -35,8 +35,8 @@ from transformers import (
     TrainingArguments,
 )
 
-from analyses.executors import quieten
-from analyses.settings import DigitsTask
+from analyses.running.executors import quieten
+from analyses.study.base import DigitsTask
 from analyses.tasks.digits import Digits
 from bilora import METHODS, BiLoraConfig, BiLoraTrainer, build_method
 from bilora.cost import MethodStep

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from analyses.records import is_rise, write_atomically
+from analyses.records.store import is_rise, write_atomically
 from reports.style import mean_interval, method_order, method_style
 
 NOTHING, UNBOUNDED = "–", "unbounded"

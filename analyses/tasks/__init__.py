@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from analyses.settings import Settings
+from analyses.study.base import Settings
 from analyses.tasks.base import Examples, Task
 from analyses.tasks.digits import Digits
 from analyses.tasks.minilm_sentiment import MinilmSentiment

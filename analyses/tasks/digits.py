@@ -21,7 +21,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from transformers import ViTConfig, ViTForImageClassification
 
-from analyses.settings import DigitsTask, StudyError
+from analyses.study.base import DigitsTask, StudyError
 from analyses.tasks.base import Examples, Progress
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from analyses.alignment import layer_pairing
+from analyses.measures.alignment import layer_pairing
 from landscape import Layout, LowRankSubspace, orthonormal_basis
 
 LAYERS, SHAPE, RANK = 6, (12, 9), 2

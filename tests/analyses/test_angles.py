@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from analyses.angles import distances, dominant_columns
+from analyses.measures.angles import distances, dominant_columns
 from landscape import captured_energy, orthonormal_basis
 
 

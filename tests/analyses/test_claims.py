@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from analyses.claims import claims_document, judge
-from analyses.records import records_frame
-from analyses.statistics import fieller, paired
+from analyses.judging.claims import claims_document, judge
+from analyses.judging.statistics import fieller, paired
+from analyses.records.store import records_frame
 from analyses.study import ClaimSettings
 
 SETTINGS = ClaimSettings(rho=0.1)

@@ -9,8 +9,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from analyses.running.tuning import best_settings
 from analyses.study import load_preset, preset_names
-from analyses.tuning import best_settings
 from tests.analyses.mini import MINI, landscape, written
 
 

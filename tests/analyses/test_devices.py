@@ -6,10 +6,10 @@ import pytest
 import torch
 import yaml
 
-from analyses.audit import check
 from analyses.cli import BAD_USAGE, main
-from analyses.devices import check_device, take_device
+from analyses.running.audit import check
 from analyses.study import Cell, StudyError, load_preset, parse_study
+from analyses.training.devices import check_device, take_device
 
 
 def test_the_device_is_a_setting_that_renames_nothing() -> None:

@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 import torch
 
-from analyses.dynamics import angles_to_final, settled_at
-from analyses.propositions import judge_propositions
-from analyses.records import records_frame
+from analyses.judging.propositions import judge_propositions
+from analyses.measures.dynamics import angles_to_final, settled_at
+from analyses.records.store import records_frame
 
 
 def test_angles_of_a_rotating_line() -> None:

@@ -9,10 +9,10 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from analyses.claims import claims_document
-from analyses.measure_settings import WorstCaseSettings
-from analyses.records import read_json, read_records
+from analyses.judging.claims import claims_document
+from analyses.records.store import read_json, read_records
 from analyses.study import Study, load_preset, load_study, preset_names
+from analyses.study.measure_settings import WorstCaseSettings
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 OLDER = {"digits-ablation", "digits-lowdata", "digits-rank", "minilm-sentiment"}

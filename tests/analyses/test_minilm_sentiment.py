@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from analyses.audit import check, prepare
-from analyses.runs import load_minimum, train_cell
-from analyses.settings import MinilmSentimentTask
+from analyses.running.audit import check, prepare
 from analyses.study import Cell, Study, StudyFolder, load_preset
+from analyses.study.base import MinilmSentimentTask
 from analyses.tasks.minilm_sentiment import PACKAGES, MinilmSentiment
+from analyses.training.runs import load_minimum, train_cell
 from landscape import EmpiricalRisk
 from landscape.losses import zero_one
 

@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from transformers import BertConfig
 
-from analyses.measures import is_third_opinion_cell, kinds_at
-from analyses.settings import DigitsTask, MinilmSentimentTask, StudyError, TaskSettings
+from analyses.measures.curvature import is_third_opinion_cell
+from analyses.measures.registry import kinds_at
 from analyses.study import AdapterSettings, Study, fingerprint, load_preset
+from analyses.study.base import DigitsTask, MinilmSentimentTask, StudyError, TaskSettings
 from analyses.tasks import TASKS, build_task, minilm_sentiment
 from analyses.tasks.mean_pooling import MeanPoolingClassifier
 from analyses.tasks.minilm_sentiment import MinilmSentiment, package_folder

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from analyses.audit import check
-from analyses.runs import method_config
+from analyses.running.audit import check
 from analyses.study import Cell, StudyError, load_preset, parse_study
+from analyses.training.runs import method_config
 
 SWEEPS = ["digits-ablation", "digits-lowdata", "digits-rank"]
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from analyses.minima import Progress, Rows, Subject, lanczos_eigenvalues, low_rank_factors, measured_vectors
+from analyses.measures.minima import Progress, Rows, Subject, lanczos_eigenvalues, low_rank_factors, measured_vectors
 from bilora.adapters import AUXILIARY, PRIMARY
 from landscape import (
     chordal_distance,

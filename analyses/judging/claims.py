@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analyses.propositions import judge_propositions
-from analyses.records import is_rise
-from analyses.statistics import fieller, paired
+from analyses.judging.propositions import judge_propositions
+from analyses.judging.statistics import fieller, paired
+from analyses.judging.verdicts import Claim, Evidence, Part, both, higher_is_better, lower_is_better, verdicts
+from analyses.records.store import is_rise
 from analyses.study import ClaimSettings
-from analyses.verdicts import Claim, Evidence, Part, both, higher_is_better, lower_is_better, verdicts
 
 Array = NDArray[np.float64]
 BILORA, LORA = "bilora", "lora"
@@ -25,7 +25,7 @@ CONTROLS = ("dual_lora", "random_aux", "lora_2r")
 def judge(records: pd.DataFrame, settings: ClaimSettings) -> list[Claim]:
     """Judge every claim of which the study has Bi-LoRA and a method to compare it with.
 
-    See `analyses.verdicts.verdicts`.
+    See `analyses.judging.verdicts.verdicts`.
 
     Args:
         records: Records of the study.

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, FiniteFloat, field_validator, model_validator
 
-from analyses.settings import Count, Positive, Settings
+from analyses.study.base import Count, Positive, Settings
 
 BallName = Literal["l2", "relative", "elementwise", "filter"]
 L2: BallName = "l2"

@@ -11,18 +11,18 @@ from functools import partial
 import pandas as pd
 from tqdm import tqdm
 
-from analyses.claims import claims_document
-from analyses.cost import measure_cost
-from analyses.devices import check_device
-from analyses.executors import Failure, quieten, run_cells
-from analyses.files import new_folder, remove_leftovers
-from analyses.landscapes import measure_barriers
-from analyses.measures import kinds_at, measure_cell
-from analyses.progress import ProgressFile
-from analyses.records import read_records, write_atomically, write_json, write_records
-from analyses.runs import environment, method_config, train_cell
+from analyses.judging.claims import claims_document
+from analyses.measures.cost import measure_cost
+from analyses.measures.landscapes import measure_barriers
+from analyses.measures.registry import kinds_at, measure_cell
+from analyses.records.files import new_folder, remove_leftovers
+from analyses.records.store import read_records, write_atomically, write_json, write_records
+from analyses.running.executors import Failure, quieten, run_cells
+from analyses.running.progress import ProgressFile
 from analyses.study import Cell, Study, StudyError, StudyFolder
 from analyses.tasks import build_task
+from analyses.training.devices import check_device
+from analyses.training.runs import environment, method_config, train_cell
 from bilora import METHODS
 from bilora.attaching import target_layers
 

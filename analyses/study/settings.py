@@ -7,17 +7,13 @@ import json
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
-from importlib import resources
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import Field, FiniteFloat, ValidationError, field_validator, model_validator
+from pydantic import Field, FiniteFloat, field_validator, model_validator
 
-from analyses.measure_settings import MeasureSettings
-from analyses.records import write_atomically
-from analyses.settings import Count, Positive, Settings, StudyError, TaskSettings
+from analyses.study.base import Count, Positive, Settings, TaskSettings
+from analyses.study.cells import Cell
+from analyses.study.measure_settings import MeasureSettings
 from bilora import METHODS
 from bilora.config import Clip, RhoSchedule
 
@@ -197,116 +193,7 @@ def _named(settings: Settings, *always: str) -> dict[str, Any]:
     return settings.model_dump(include=set(always)) | settings.model_dump(exclude=set(always), exclude_none=True)
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One training run of a study."""
-
-    method: str
-    seed: int
-    train_size: int
-
-    def __str__(self) -> str:
-        return f"{self.method}-seed{self.seed}-n{self.train_size}"
-
-
-@dataclass(frozen=True)
-class StudyFolder:
-    """Where the files of a study lie."""
-
-    root: Path
-
-    @property
-    def settings(self) -> Path:
-        return self.root / "study.yaml"
-
-    @property
-    def runs(self) -> Path:
-        return self.root / "runs"
-
-    @property
-    def progress(self) -> Path:
-        return self.root / ".progress"
-
-    def base(self, study: Study) -> Path:
-        return self.root / "base" / study.base_name()
-
-    def run(self, study: Study, cell: Cell) -> Path:
-        return self.runs / study.run_name(cell)
-
-    def measurement(self, study: Study, cell: Cell, kind: str) -> Path:
-        return self.root / "measurements" / study.run_name(cell) / f"{study.measurement_name(kind)}.parquet"
-
-    def cost(self, study: Study) -> Path:
-        return self.root / "measurements" / f"{study.cost_name()}.parquet"
-
-    def barriers(self, study: Study) -> Path:
-        return self.root / "measurements" / f"{study.barriers_name()}.parquet"
-
-    def claim(self, study: Study) -> None:
-        """Make the folder this study's, or refuse.
-
-        Raises:
-            StudyError: The folder holds something else.
-        """
-        if self.settings.exists():
-            there = load_study(self.settings)
-            if there.name != study.name:
-                raise StudyError(
-                    f"--out: {self.root} holds the study {there.name!r}, not {study.name!r}; choose another folder"
-                )
-        elif self.root.exists() and (not self.root.is_dir() or any(self.root.iterdir())):
-            raise StudyError(f"--out: {self.root} exists and is not a study's folder; choose another or empty it")
-        text = yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False)
-        write_atomically(self.settings, lambda temporary: temporary.write_text(text))
-
-
 def fingerprint(settings: Any) -> str:
     """Eight hexadecimal digits that change with the settings."""
     text = json.dumps(settings, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
-
-
-def preset_names() -> list[str]:
-    """Names of the studies that come with the package."""
-    folder = resources.files("analyses") / "presets"
-    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
-
-
-def load_preset(name: str) -> Study:
-    """Read a bundled study.
-
-    Raises:
-        StudyError: There is no preset of that name.
-    """
-    if name not in preset_names():
-        raise StudyError(f"--preset: expected one of {', '.join(preset_names())}; got {name!r}")
-    return parse_study((resources.files("analyses") / "presets" / f"{name}.yaml").read_text(), source=name)
-
-
-def load_study(path: Path) -> Study:
-    """Read a study from a YAML file.
-
-    Raises:
-        StudyError: The file cannot be read, or its settings are wrong.
-    """
-    try:
-        text = path.read_text()
-    except OSError as error:
-        raise StudyError(f"--config: cannot read {path}: {error.strerror}") from error
-    return parse_study(text, source=str(path))
-
-
-def parse_study(text: str, *, source: str) -> Study:
-    """Read a study from YAML text; every problem is named with its key."""
-    try:
-        content = yaml.safe_load(text)
-        return Study.model_validate(content)
-    except yaml.YAMLError as error:
-        raise StudyError(f"{source}: not valid YAML: {error}") from error
-    except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(str(part) for part in problem['loc']) or 'study'}: {problem['msg']}"
-            + ("" if isinstance(problem["input"], dict) else f" (got {problem['input']!r})")
-            for problem in error.errors()
-        )
-        raise StudyError(f"{source}: {problems}") from None

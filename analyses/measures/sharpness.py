@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from analyses.measure_settings import L2, BallName
-from analyses.minima import Progress, Rows, Subject, low_rank_factors, store_vectors
-from analyses.worst_cases import Searched, searched
+from analyses.measures.minima import Progress, Rows, Subject, low_rank_factors, store_vectors
+from analyses.measures.worst_cases import Searched, searched
+from analyses.study.measure_settings import L2, BallName
 from bilora.adapters import AUXILIARY, PRIMARY
 from bilora.minima import factor_subspace
 from landscape import Subspace, average_sharpness

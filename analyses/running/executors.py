@@ -13,7 +13,7 @@ import joblib
 import torch
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 
-from analyses.progress import ProgressBars, ProgressFile
+from analyses.running.progress import ProgressBars, ProgressFile
 from analyses.study import StudyFolder
 
 Item = TypeVar("Item", bound=Hashable)

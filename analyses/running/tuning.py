@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from analyses.audit import check, exclusive, prepare
-from analyses.devices import take_device
-from analyses.executors import quieten, run_cells
-from analyses.progress import ProgressFile
-from analyses.records import read_json, write_atomically, write_json
-from analyses.runs import load_minimum, train_cell
+from analyses.records.store import read_json, write_atomically, write_json
+from analyses.running.audit import check, exclusive, prepare
+from analyses.running.executors import quieten, run_cells
+from analyses.running.progress import ProgressFile
 from analyses.study import Cell, MethodSettings, Study, StudyError, StudyFolder, TuningSettings
 from analyses.tasks import build_task
+from analyses.training.devices import take_device
+from analyses.training.runs import load_minimum, train_cell
 from bilora import METHODS
 from bilora.methods.bilora import BiLora, RandomAuxiliary
 from landscape import EmpiricalRisk

@@ -18,11 +18,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from analyses.devices import take_device
-from analyses.files import new_folder
-from analyses.records import read_json, write_json
+from analyses.records.files import new_folder
+from analyses.records.store import read_json, write_json
 from analyses.study import Cell, Study, StudyFolder
 from analyses.tasks import build_task
+from analyses.training.devices import take_device
 from bilora import METHODS, BiLoraConfig, BiLoraTrainer, Minimum, SnapshotCallback, minimum
 from bilora.adapters import PRIMARY
 from bilora.attaching import target_layers

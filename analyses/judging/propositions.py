@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from analyses.statistics import Comparison, paired
-from analyses.verdicts import Claim, Draft, Evidence, higher_is_better, lower_is_better, verdicts
+from analyses.judging.statistics import Comparison, paired
+from analyses.judging.verdicts import Claim, Draft, Evidence, higher_is_better, lower_is_better, verdicts
 
 FORMULA_ERROR = 0.1
 """Relative error up to which proposition 1's formula is taken to describe LoRA-SAM's perturbation."""

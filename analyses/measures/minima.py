@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from analyses.devices import take_device
-from analyses.records import read_records, write_atomically
-from analyses.runs import load_minimum
+from analyses.records.store import read_records, write_atomically
 from analyses.study import Cell, Study, StudyFolder
 from analyses.tasks import Task, build_task
+from analyses.training.devices import take_device
+from analyses.training.runs import load_minimum
 from bilora import Minimum
 from landscape import EmpiricalRisk
 from landscape.batches import to_device

@@ -6,7 +6,7 @@ import os
 
 import torch
 
-from analyses.settings import StudyError
+from analyses.study.base import StudyError
 
 
 def check_device(name: str) -> None:

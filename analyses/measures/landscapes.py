@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from analyses.measure_settings import SurfaceSettings
-from analyses.minima import Progress, Rows, Subject, load_subject, low_rank_factors, measured_vectors
-from analyses.records import records_frame, write_records
-from analyses.runs import SNAPSHOTS
+from analyses.measures.minima import Progress, Rows, Subject, load_subject, low_rank_factors, measured_vectors
+from analyses.records.store import records_frame, write_records
 from analyses.study import Cell, Study, StudyFolder
+from analyses.study.measure_settings import SurfaceSettings
+from analyses.training.runs import SNAPSHOTS
 from bilora import load_snapshots
 from bilora.adapters import PRIMARY
 from bilora.minima import factor_subspace

@@ -8,7 +8,7 @@ from typing import Literal
 
 from statsmodels.stats.multitest import multipletests
 
-from analyses.statistics import Comparison
+from analyses.judging.statistics import Comparison
 
 Verdict = Literal["supported", "contradicted", "undecided"]
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from analyses.minima import (
+from analyses.measures.minima import (
     Progress,
     Rows,
     Subject,
@@ -16,7 +16,7 @@ from analyses.minima import (
     low_rank_factors,
     measured_vectors,
 )
-from analyses.runs import SNAPSHOTS
+from analyses.training.runs import SNAPSHOTS
 from bilora import load_snapshots
 from bilora.adapters import AUXILIARY, PRIMARY
 from bilora.minima import factor_subspace

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from analyses.devices import take_device
-from analyses.records import records_frame, write_records
-from analyses.runs import method_config
+from analyses.records.store import records_frame, write_records
 from analyses.study import Study, StudyFolder
 from analyses.tasks import build_task
+from analyses.training.devices import take_device
+from analyses.training.runs import method_config
 from bilora import build_method
 from bilora.cost import MethodStep
 

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from analyses.minima import Progress, Rows, Subject
-from analyses.runs import SNAPSHOTS, read_run
+from analyses.measures.minima import Progress, Rows, Subject
+from analyses.training.runs import SNAPSHOTS, read_run
 from bilora import load_snapshots
 from landscape import orthonormal_basis, principal_angles
 

@@ -1,0 +1,1 @@
+"""Many cells: audits and tuning."""

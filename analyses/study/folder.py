@@ -1,0 +1,65 @@
+"""Where the files of a study lie."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from analyses.records.store import write_atomically
+from analyses.study.base import StudyError
+from analyses.study.cells import Cell
+from analyses.study.presets import load_study
+from analyses.study.settings import Study
+
+
+@dataclass(frozen=True)
+class StudyFolder:
+    """Where the files of a study lie."""
+
+    root: Path
+
+    @property
+    def settings(self) -> Path:
+        return self.root / "study.yaml"
+
+    @property
+    def runs(self) -> Path:
+        return self.root / "runs"
+
+    @property
+    def progress(self) -> Path:
+        return self.root / ".progress"
+
+    def base(self, study: Study) -> Path:
+        return self.root / "base" / study.base_name()
+
+    def run(self, study: Study, cell: Cell) -> Path:
+        return self.runs / study.run_name(cell)
+
+    def measurement(self, study: Study, cell: Cell, kind: str) -> Path:
+        return self.root / "measurements" / study.run_name(cell) / f"{study.measurement_name(kind)}.parquet"
+
+    def cost(self, study: Study) -> Path:
+        return self.root / "measurements" / f"{study.cost_name()}.parquet"
+
+    def barriers(self, study: Study) -> Path:
+        return self.root / "measurements" / f"{study.barriers_name()}.parquet"
+
+    def claim(self, study: Study) -> None:
+        """Make the folder this study's, or refuse.
+
+        Raises:
+            StudyError: The folder holds something else.
+        """
+        if self.settings.exists():
+            there = load_study(self.settings)
+            if there.name != study.name:
+                raise StudyError(
+                    f"--out: {self.root} holds the study {there.name!r}, not {study.name!r}; choose another folder"
+                )
+        elif self.root.exists() and (not self.root.is_dir() or any(self.root.iterdir())):
+            raise StudyError(f"--out: {self.root} exists and is not a study's folder; choose another or empty it")
+        text = yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False)
+        write_atomically(self.settings, lambda temporary: temporary.write_text(text))
