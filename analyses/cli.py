@@ -113,7 +113,7 @@ def compare(options: Namespace) -> int:
             rises["ball"].fillna("l2"), rises["rho"], rises["subspace"], rises["value"], strict=True
         ):
             rows[f"worst_case_rise {ball} rho={rho:g} {space}"] = value
-        rows["top hessian_eigenvalue"] = _first(records[lanczos & (records["k"] == 1)])
+        rows["top hessian_eigenvalue"] = _first(records[lanczos & (records["index"] == 1)])
         columns[path.name] = rows
     print(pd.DataFrame(columns).to_string(float_format="{:.5g}".format))
     return DONE

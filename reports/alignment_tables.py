@@ -27,7 +27,7 @@ def alignment_table(records: pd.DataFrame) -> Tables:
         own = _own(mine)
 
         def share(measure: str, other: str, mine: pd.DataFrame = mine) -> tuple[float, float]:
-            chosen = mine[(mine["measure"] == measure) & (mine["other"] == other) & (mine["k"].fillna(1) >= 1)]
+            chosen = mine[(mine["measure"] == measure) & (mine["component"] == other) & (mine["index"].fillna(1) >= 1)]
             return _over_runs(chosen)
 
         columns = {
@@ -79,7 +79,7 @@ def angle_table(records: pd.DataFrame) -> Tables:
     shown, plain = {}, {}
     for method in method_order(chosen["method"]):
         own = _own(records[records["method"] == method])
-        mine = chosen[(chosen["method"] == method) & (chosen["other"] == own)]
+        mine = chosen[(chosen["method"] == method) & (chosen["component"] == own)]
         columns = {
             name: (*_over_runs(mine[mine["measure"] == measure], scale), digits)
             for name, (measure, scale, digits) in measures.items()
@@ -109,7 +109,7 @@ def module_table(records: pd.DataFrame) -> Tables:
 
 
 def _own(records: pd.DataFrame) -> str:
-    return "auxiliary" if (records["other"] == "auxiliary").any() else "primary"
+    return "auxiliary" if (records["component"] == "auxiliary").any() else "primary"
 
 
 def _over_runs(chosen: pd.DataFrame, scale: float = 100.0) -> tuple[float, float]:

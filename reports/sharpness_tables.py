@@ -24,8 +24,8 @@ def measures_table(records: pd.DataFrame, *, rho: float) -> Tables:
     columns = {
         "worst case": (here["measure"] == "worst_case_rise", 1.0, 3),
         "effective examples": (here["measure"] == "effective_examples", 1.0, 1),
-        "largest example (%)": ((here["measure"] == "largest_share") & (here["k"] == 1), 100.0, 0),
-        "five largest (%)": ((here["measure"] == "largest_share") & (here["k"] == 5), 100.0, 0),
+        "largest example (%)": ((here["measure"] == "largest_share") & (here["index"] == 1), 100.0, 0),
+        "five largest (%)": ((here["measure"] == "largest_share") & (here["index"] == 5), 100.0, 0),
         "mean of own worst cases": (here["measure"] == "own_worst_case_rise", 1.0, 3),
         "average case": (here["measure"] == "average_case_rise", 1.0, None),
         "SAM's one step": (here["measure"] == "one_step_rise", 1.0, 3),
@@ -43,7 +43,7 @@ def measures_table(records: pd.DataFrame, *, rho: float) -> Tables:
             numbers |= {f"{name} mean": mean, f"{name} half-width": half}
             if chosen["stderr"].notna().any():  # of the estimate at one minimum, beside the spread over runs
                 numbers[f"{name} median stderr"] = float(chosen["stderr"].median())
-        sample = float(here.loc[own & (here["measure"] == "own_worst_case_rise"), "k"].astype(float).median())
+        sample = float(here.loc[own & (here["measure"] == "own_worst_case_examples"), "value"].astype(float).median())
         texts["examples in that mean"] = f"{sample:.0f}"
         shown[method_style(method).label], plain[method] = texts, numbers | {"examples in that mean": sample}
     return by_row(shown, "method"), by_row(plain, "method")
@@ -99,7 +99,7 @@ def ball_table(records: pd.DataFrame) -> Tables:
 def few_examples(records: pd.DataFrame, *, rho: float) -> str:
     """A sentence on the minima whose worst case a single example carries; empty without records of it."""
     here = _of_full_l2_ball(records)
-    shares = here[(here["measure"] == "largest_share") & (here["k"] == 1).fillna(False)]
+    shares = here[(here["measure"] == "largest_share") & (here["index"] == 1).fillna(False)]
     shares = shares[np.isclose(shares["rho"].astype(float), rho)]
     if shares.empty:
         return ""

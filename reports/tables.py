@@ -37,7 +37,7 @@ def main_table(records: pd.DataFrame, *, rho: float) -> tuple[pd.DataFrame, pd.D
 
     Text has the mean ± half-width of the 95 % interval over seeds, the second frame plain numbers.
     """
-    top = (records["measure"] == "hessian_eigenvalue") & (records["algorithm"] == "lanczos") & (records["k"] == 1)
+    top = (records["measure"] == "hessian_eigenvalue") & (records["algorithm"] == "lanczos") & (records["index"] == 1)
     columns = {
         "test accuracy (%)": (records["measure"] == "test_accuracy", 100.0, 1),
         "test loss": (records["measure"] == "test_loss", 1.0, 3),
@@ -131,7 +131,7 @@ def cost_table(records: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
 def agreement_table(records: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """How the eigensolvers agree: residuals, and the largest relative difference from Lanczos among resolved pairs."""
     chosen = records[records["measure"].isin(["hessian_eigenvalue", "hessian_residual"])]
-    keys = ["method", "train_size", "seed", "k"]
+    keys = ["method", "train_size", "seed", "index"]
     values, residuals = (
         chosen[chosen["measure"] == measure].pivot_table(index=keys, columns="algorithm", values="value")
         for measure in ("hessian_eigenvalue", "hessian_residual")
@@ -160,7 +160,7 @@ def agreement_table(records: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
 def pyhessian_table(records: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The cell that PyHessian measured, eigenvalue by eigenvalue, beside the other algorithms."""
     values = records[records["measure"] == "hessian_eigenvalue"].pivot_table(
-        index=["method", "train_size", "seed", "k"], columns="algorithm", values="value"
+        index=["method", "train_size", "seed", "index"], columns="algorithm", values="value"
     )
     values = values.reindex(columns=list(ALGORITHMS)).dropna(subset="pyhessian").reset_index()
     shown, plain = [], []
@@ -169,7 +169,7 @@ def pyhessian_table(records: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
         plain.append(row | {"relative_difference": difference})
         shown.append(
             {"run": f"{method_style(row['method']).label}, seed {row['seed']}, {row['train_size']} examples"}
-            | {"k": str(row["k"])}
+            | {"index": str(row["index"])}
             | {name.replace("_", " "): _number(row[name], 4) for name in ALGORITHMS}
             | {"PyHessian against Lanczos": _scientific(difference)}
         )

@@ -66,8 +66,8 @@ class _Values:
         """Values by seed and training-set size (rows) and step (columns)."""
         chosen = self._records[(self._records["measure"] == measure) & (self._records["method"] == method)]
         if other is not None:
-            chosen = chosen[(chosen["other"] == other) & (chosen["subspace"] == "column")]
-        return chosen.pivot_table(index=["train_size", "seed"], columns="k", values="value", dropna=False)
+            chosen = chosen[(chosen["component"] == other) & (chosen["subspace"] == "column")]
+        return chosen.pivot_table(index=["train_size", "seed"], columns="step", values="value", dropna=False)
 
     def means(self, measure: str, method: str, other: str | None = None) -> pd.Series:
         return self.steps(measure, method, other).mean(axis=1)

@@ -49,7 +49,7 @@ def alignment(subject: Subject, progress: Progress) -> Rows:
 
     ``captured_energy`` and its null and optimum are those of the column space of the auxiliary (of the primary for
     methods without one), by layer and over all. The ``alignment`` measures are over all layers, for every kind of
-    subspace and for each of the factors (column ``other``); ``k`` 0 is the worst case at the claims' radius. The
+    subspace and for each of the factors (column ``component``); index 0 is the worst case at the claims' radius. The
     p-value and z-score of the first eigenvector come from random bases of the same ranks. Further: the pairing of
     layers (`layer_pairing`), the shares along training (`along_training`), the largest eigenvalue inside the space,
     and the Gauss-Newton matrix's eigenvectors.
@@ -70,7 +70,7 @@ def alignment(subject: Subject, progress: Progress) -> Rows:
     top = torch.tensor([max(eigenvalues.values(), key=abs)])
     for kind in ("column", "tangent"):
         inside = restricted_curvature(operator, subspaces[headline, kind], top, start=vectors[:1].T, tol=1e-2)
-        common = {"other": headline, "subspace": kind, "k": 1}
+        common = {"component": headline, "subspace": kind, "index": 1}
         yield common | {"measure": "restricted_eigenvalue", "value": float(inside.eigenvalues[0])}
         yield common | {"measure": "restricted_eigenvalue_ratio", "value": float(inside.ratios[0])}
         yield common | {"measure": "restricted_residual", "value": float(inside.residuals[0])}
@@ -102,7 +102,7 @@ def shares(
                 weighted[name, kind] += abs(eigenvalues[k]) * found.pooled.captured
             if k > 0 and (name, kind) == (headline, "column"):
                 yield from captured_by_layer(found, k)
-            share, common = found.pooled, {"other": name, "subspace": kind, "layer": "all", "k": k}
+            share, common = found.pooled, {"component": name, "subspace": kind, "layer": "all", "index": k}
             yield common | {"measure": "alignment", "value": share.captured}
             yield common | {"measure": "alignment_expected", "value": share.expected}
             yield common | {"measure": "alignment_optimum", "value": share.optimum}
@@ -111,7 +111,7 @@ def shares(
                 yield common | {"measure": "alignment_p_value", "value": share.p_value}
     total = sum(abs(value) for value in eigenvalues.values())
     for (name, kind), share_sum in weighted.items():
-        common = {"other": name, "subspace": kind, "layer": "all"}
+        common = {"component": name, "subspace": kind, "layer": "all"}
         yield common | {"measure": "alignment_weighted", "value": share_sum / total}
 
 
@@ -119,7 +119,7 @@ def captured_by_layer(found: AlignmentResult, k: int) -> Rows:
     """Share of the k-th eigenvector's blocks, by layer and pooled."""
     layers = {name.removesuffix(".weight"): share for name, share in found.layers.items()}
     for layer, share in (layers | {"all": found.pooled}).items():
-        common = {"k": k, "layer": layer, "subspace": "column"}
+        common = {"index": k, "layer": layer, "subspace": "column"}
         yield common | {"measure": "captured_energy", "value": share.captured}
         yield common | {"measure": "captured_energy_null", "value": share.expected}
         yield common | {"measure": "captured_energy_optimum", "value": share.optimum}
@@ -177,7 +177,7 @@ def along_training(subject: Subject, layout: Layout, vectors: Tensor, weights: T
             space = factor_subspace(layout, factors, "column")
             inside = torch.stack([space.project(vector).double().square().sum() for vector in vectors])
             share = float((weights * inside).sum() / weights.sum())
-            common = {"other": adapter, "subspace": "column", "k": step}
+            common = {"component": adapter, "subspace": "column", "step": step}
             yield common | {"measure": "alignment_along_training", "value": share}
 
 
@@ -188,12 +188,12 @@ def gauss_newton(subject: Subject, risk: EmpiricalRisk, subspaces: Subspaces) ->
     found = lanczos(operator, settings.k, which="LM", tol=settings.lanczos_tol, seed=subject.cell.seed)
     weights = found.eigenvalues.double().abs()
     for k, (value, residual) in enumerate(zip(found.eigenvalues, found.residuals, strict=True), 1):
-        yield {"measure": "gauss_newton_eigenvalue", "k": k, "value": float(value)}
-        yield {"measure": "gauss_newton_residual", "k": k, "value": float(residual)}
+        yield {"measure": "gauss_newton_eigenvalue", "index": k, "value": float(value)}
+        yield {"measure": "gauss_newton_residual", "index": k, "value": float(residual)}
     for (name, kind), space in subspaces.items():
         if kind == "column":
             inside = torch.stack([space.project(vector).double().square().sum() for vector in found.eigenvectors.T])
-            common = {"other": name, "subspace": kind, "layer": "all"}
+            common = {"component": name, "subspace": kind, "layer": "all"}
             share = float((weights * inside).sum() / weights.sum())
             yield common | {"measure": "gauss_newton_weighted", "value": share}
 

@@ -34,7 +34,7 @@ def angles(subject: Subject, progress: Progress) -> Rows:
         for name, (_, factor) in low_rank_factors(subject, adapter).items():
             space = orthonormal_basis(factor.double())
             best = dominant_columns([block[name] for block in blocks], weights, space.shape[1])
-            common = {"other": adapter, "subspace": "column", "layer": name.removesuffix(".weight")}
+            common = {"component": adapter, "subspace": "column", "layer": name.removesuffix(".weight")}
             yield from (common | row for row in distances(space, best))
         progress(index + 1, len(adapters))
 

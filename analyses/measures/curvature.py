@@ -30,7 +30,7 @@ def curvature(subject: Subject, progress: Progress) -> Rows:
         result = solve()
         seconds = time.perf_counter() - began
         for index in range(settings.k):
-            common = {"k": index + 1, "algorithm": algorithm, "subspace": "full"}
+            common = {"index": index + 1, "algorithm": algorithm, "subspace": "full"}
             cost = {"seconds": seconds, "num_passes": result.num_matvecs}
             value, residual = float(result.eigenvalues[index]), float(result.residuals[index])
             yield common | cost | {"measure": "hessian_eigenvalue", "value": value}

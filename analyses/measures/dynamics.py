@@ -36,15 +36,15 @@ def dynamics(subject: Subject, progress: Progress) -> Rows:
     for row in read_run(directory)["history"].get("dynamics", []):
         for key, measure in _MEASURES.items():
             if key in row:
-                yield {"measure": measure, "k": int(row["step"]), "value": row[key]}
+                yield {"measure": measure, "step": int(row["step"]), "value": row[key]}
     if (directory / SNAPSHOTS).is_dir():
         snapshots = load_snapshots(directory / SNAPSHOTS)
         for adapter in dict.fromkeys(key.split("/")[0] for key in snapshots[0]):
             for space, factor in (("column", "B"), ("row", "A")):
                 angles = angles_to_final(snapshots, f"{adapter}/", f"/{factor}")
-                common = {"other": adapter, "subspace": space}
+                common = {"component": adapter, "subspace": space}
                 for step, angle in angles.items():
-                    yield common | {"measure": "angle_to_final", "k": step, "value": math.degrees(angle)}
+                    yield common | {"measure": "angle_to_final", "step": step, "value": math.degrees(angle)}
                 yield common | {"measure": "settled_at", "value": settled_at(angles)}
     progress(1, 1)
 

@@ -87,9 +87,9 @@ def trajectory(subject: Subject, risk: EmpiricalRisk) -> Rows:
     points = torch.stack([_merged_change(risk, factors, scaling) for factors in snapshots.values()])
     plane = trajectory_plane(points)
     for step, (alpha, beta) in zip(snapshots, plane.coordinates.tolist(), strict=True):
-        yield {"measure": "trajectory", "k": step, "alpha": alpha, "beta": beta}
+        yield {"measure": "trajectory", "step": step, "alpha": alpha, "beta": beta}
     for number, share in enumerate(plane.explained_variance.tolist(), 1):
-        yield {"measure": "trajectory_variance", "k": number, "value": share}
+        yield {"measure": "trajectory_variance", "index": number, "value": share}
     count = (subject.study.measures.surface or SurfaceSettings()).grid_points
     low, high = plane.coordinates.min(dim=0).values, plane.coordinates.max(dim=0).values
     margin = 0.15 * (high - low).max()

@@ -69,7 +69,7 @@ def lanczos_eigenvalues(subject: Subject) -> dict[int, float]:
     """The Hessian eigenvalues whose eigenvectors the measurement ``curvature`` kept, by index from 1."""
     records = read_records(subject.folder.measurement(subject.study, subject.cell, "curvature"))
     chosen = records[(records["measure"] == "hessian_eigenvalue") & (records["algorithm"] == "lanczos")]
-    return {int(k): float(value) for k, value in zip(chosen["k"], chosen["value"], strict=True)}
+    return {int(k): float(value) for k, value in zip(chosen["index"], chosen["value"], strict=True)}
 
 
 def _vectors_path(subject: Subject, kind: str) -> Path:

@@ -80,12 +80,13 @@ def _rows(found: Searched) -> Rows:
     cost: dict[str, Any] = {"num_passes": result.num_passes, "seconds": found.seconds}
     yield {"measure": "worst_case_rise", "value": result.rise, "algorithm": result.winner} | cost
     for number, rise in enumerate(result.search_rises, 1):
-        yield {"measure": "worst_case_search_rise", "k": number, "value": rise}
+        yield {"measure": "worst_case_search_rise", "index": number, "value": rise}
     yield {"measure": "worst_case_gap", "value": result.gap}
     yield {"measure": "worst_case_converged", "value": float(result.converged)}
     yield {"measure": "effective_examples", "value": result.effective_examples}
-    yield {"measure": "largest_share", "k": 1, "value": result.carried_by(1)}
-    yield {"measure": "largest_share", "k": _FEW, "value": result.carried_by(_FEW)}
+    yield {"measure": "largest_share", "index": 1, "value": result.carried_by(1)}
+    yield {"measure": "largest_share", "index": _FEW, "value": result.carried_by(_FEW)}
     own = result.own
-    yield {"measure": "own_worst_case_rise", "k": len(own.rises), "value": own.mean, "stderr": own.stderr}
+    yield {"measure": "own_worst_case_examples", "value": len(own.rises)}
+    yield {"measure": "own_worst_case_rise", "value": own.mean, "stderr": own.stderr}
     yield {"measure": "one_step_rise", "value": result.one_step_rise, "num_passes": 2}

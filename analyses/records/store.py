@@ -12,15 +12,20 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from analyses.records.upgrade import upgraded
+
 COLUMNS: dict[str, str] = {
     "study": "string",
+    "run": "string",
     "method": "string",
     "seed": "int64",
     "train_size": "int64",
     "measure": "string",
     "ball": "string",
     "rho": "float64",
-    "k": "Int64",
+    "index": "Int64",
+    "step": "Int64",
+    "component": "string",
     "layer": "string",
     "subspace": "string",
     "algorithm": "string",
@@ -32,7 +37,12 @@ COLUMNS: dict[str, str] = {
     "seconds": "float64",
     "num_passes": "float64",
 }
-"""Columns of the records and their types; what does not apply to a measure is missing there."""
+"""Columns of the records and their types; what does not apply to a measure is missing there.
+
+``run`` is the name of the run's folder, ``index`` counts eigenpairs, searches or examples from 1 (0 is the worst case
+where directions are counted), ``step`` is an optimizer step, ``component`` names the factors (primary, auxiliary,
+gradient) that a number speaks of, ``other`` the second run of a pair.
+"""
 
 
 def records_frame(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
@@ -81,7 +91,7 @@ def write_records(frame: pd.DataFrame, path: Path) -> None:
 
 def read_records(path: Path) -> pd.DataFrame:
     """Read records; the columns come back with the types of `COLUMNS`, and those that older files lack are missing."""
-    return pd.read_parquet(path).reindex(columns=list(COLUMNS)).astype(COLUMNS)
+    return upgraded(pd.read_parquet(path)).reindex(columns=list(COLUMNS)).astype(COLUMNS)
 
 
 def is_rise(records: pd.DataFrame, subspace: str | None = None, rho: float | None = None) -> pd.Series:

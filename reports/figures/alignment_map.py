@@ -22,7 +22,7 @@ def plot_alignment_map(records: pd.DataFrame) -> Figure:
     chosen = records[(records["subspace"] == "column") & (records["layer"] != "all")]
     methods = [method for method in SHOWN if (chosen["method"] == method).any()] or sorted(set(chosen["method"]))[:3]
     layers = list(dict.fromkeys(chosen.loc[chosen["measure"] == "captured_energy", "layer"]))
-    highest = _means(chosen[chosen["method"].isin(methods)], "captured_energy", ["method", "k"], layers).max().max()
+    highest = _means(chosen[chosen["method"].isin(methods)], "captured_energy", ["method", "index"], layers).max().max()
     with plot_context():
         figure, axes = plt.subplots(
             len(methods), 1, figsize=(TWO_COLUMNS, 0.9 + 1.05 * len(methods)), sharex=True, squeeze=False
@@ -30,7 +30,7 @@ def plot_alignment_map(records: pd.DataFrame) -> Figure:
         for ax, method in zip(axes.flat, methods, strict=True):
             own = chosen[chosen["method"] == method]
             share, null = (
-                _means(own, measure, ["k"], layers) for measure in ("captured_energy", "captured_energy_null")
+                _means(own, measure, ["index"], layers) for measure in ("captured_energy", "captured_energy_null")
             )
             shown = ax.imshow(share.to_numpy(dtype=float), aspect="auto", cmap="viridis", vmin=0, vmax=highest)
             below = np.argwhere((share <= null).to_numpy())

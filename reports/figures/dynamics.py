@@ -63,15 +63,15 @@ def _by_adapter(ax: Axes, records: pd.DataFrame, shown: Mapping[str, tuple[str, 
     others = [] if known & set(records["method"]) else method_order(records["method"])
     for adapter, methods in shown.items():
         for method in others or methods:
-            own = records[(records["other"] == adapter) & (records["method"] == method)]
+            own = records[(records["component"] == adapter) & (records["method"] == method)]
             _curve(ax, own, method, f"{method_style(method).label}, {adapter}", dashed=adapter == "auxiliary")
 
 
 def _curve(ax: Axes, own: pd.DataFrame, method: str, label: str | None, *, dashed: bool = False) -> None:
     if own.empty:
         return
-    steps = sorted(int(step) for step in own["k"].unique())
-    summary = [mean_interval(own.loc[own["k"] == step, "value"]) for step in steps]
+    steps = sorted(int(step) for step in own["step"].unique())
+    summary = [mean_interval(own.loc[own["step"] == step, "value"]) for step in steps]
     style = method_style(method)
     line = "--" if dashed else style.line
     ax.plot(steps, [mean for mean, _ in summary], color=style.colour, ls=line, lw=1.1, label=label or style.label)

@@ -18,7 +18,7 @@ def plot_eigenvalues(records: pd.DataFrame) -> Figure:
     with plot_context():
         figure, ax = plt.subplots(figsize=(ONE_COLUMN, 3.4))
         for index, method in enumerate(methods):
-            groups = chosen[chosen["method"] == method].groupby("k")["value"]
+            groups = chosen[chosen["method"] == method].groupby("index")["value"]
             positions = np.array([k for k, _ in groups], dtype=float) + 0.07 * (index - (len(methods) - 1) / 2)
             summary = np.array([mean_interval(values) for _, values in groups])
             style = method_style(method)

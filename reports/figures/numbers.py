@@ -6,7 +6,10 @@ import pandas as pd
 
 from reports.style import mean_interval
 
-DIMENSIONS = ("method", "train_size", "measure", "other", "subspace", "layer", "rho", "k", "alpha", "beta")
+DIMENSIONS = (
+    *("method", "train_size", "measure", "component", "other", "subspace", "layer", "rho", "index", "step"),
+    *("alpha", "beta"),
+)
 
 
 def figure_numbers(chosen: pd.DataFrame) -> pd.DataFrame:

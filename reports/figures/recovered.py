@@ -35,8 +35,8 @@ def captured_over_rank(records: pd.DataFrame, *, rho: float) -> pd.DataFrame:
     swept = over_rank(pd.concat([records, recovered_shares(records)], ignore_index=True))
     recovered = swept[(swept["measure"] == "recovered_share") & np.isclose(swept["rho"], rho)]
     shares = swept[swept["measure"].isin(["alignment_weighted", "alignment_expected", "alignment_optimum"])]
-    shares = shares[(shares["subspace"] == "column") & (shares["layer"] == "all") & (shares["k"].fillna(1) > 0)]
-    of_adapters = (shares["measure"] == "alignment_weighted") | (shares["other"] != "gradient")
+    shares = shares[(shares["subspace"] == "column") & (shares["layer"] == "all") & (shares["index"].fillna(1) > 0)]
+    of_adapters = (shares["measure"] == "alignment_weighted") | (shares["component"] != "gradient")
     return pd.concat([shares[of_adapters], recovered])
 
 
@@ -52,7 +52,7 @@ def plot_capture(chosen: pd.DataFrame) -> Figure:
         for curve in method_order(weighted["curve"]):
             own, style = weighted[weighted["curve"] == curve], method_style(curve)
             for other, line, marker in (("auxiliary", "--", "*"), ("primary", "-", "o"), ("gradient", ":", "^")):
-                part = own[own["other"] == other]
+                part = own[own["component"] == other]
                 if len(part):
                     name = "gradient's top r" if other == "gradient" else other
                     marks = replace(style, line=line, marker=marker)

@@ -38,7 +38,7 @@ def plot_trajectories(records: pd.DataFrame) -> Figure:
                 cmap="viridis",
                 extend="both",
             )
-            way = own[own["measure"] == "trajectory"].sort_values("k")
+            way = own[own["measure"] == "trajectory"].sort_values("step")
             ax.plot(way["alpha"], way["beta"], color="white", marker=".", ms=3, lw=0.8)
             ax.plot(0, 0, color="white", marker="*", ms=7)
             shares = own.loc[own["measure"] == "trajectory_variance", "value"]

@@ -39,7 +39,7 @@ def made_up(rises: dict[str, float], *, seeds: int = 6, noise: float = 0.02, ste
             seconds = {"bilora": step, "lora_sam": 2.0}.get(method, 1.0) * (1 + 0.01 * generator.normal())
             rows.append(base | {"measure": "step_seconds", "value": seconds})
             for k in range(1, 3):
-                energy = base | {"k": k, "layer": "all", "subspace": "column"}
+                energy = base | {"index": k, "layer": "all", "subspace": "column"}
                 rows.append(energy | {"measure": "captured_energy", "value": 0.2 + 0.01 * generator.normal()})
                 rows.append(energy | {"measure": "captured_energy_null", "value": 0.05})
                 rows.append(energy | {"measure": "captured_energy_optimum", "value": 0.8})

@@ -109,18 +109,18 @@ def test_the_quadratic_model_is_right_at_small_radii(finished: Path) -> None:
 def test_alignment_of_every_space_with_every_direction(finished: Path) -> None:
     records = pd.read_parquet(finished / "out" / "records.parquet")
     pooled = records[records["layer"] == "all"]
-    keys = ["method", "seed", "k"]
+    keys = ["method", "seed", "index"]
     for method, own in (("bilora", "auxiliary"), ("lora", "primary")):
         mine = pooled[pooled["method"] == method]
         spaces = mine[mine["measure"] == "alignment"]
-        assert set(spaces["other"]) == {own, "primary", "gradient"}
-        assert set(zip(spaces["subspace"], spaces["k"], strict=True)) == {
+        assert set(spaces["component"]) == {own, "primary", "gradient"}
+        assert set(zip(spaces["subspace"], spaces["index"], strict=True)) == {
             (kind, k) for kind in ("column", "row", "core", "tangent") for k in (0, 1, 2)
         }
         best = mine[mine["measure"] == "alignment_optimum"]
-        both = spaces.merge(best, on=[*keys, "other", "subspace"])
+        both = spaces.merge(best, on=[*keys, "component", "subspace"])
         assert len(both) == len(spaces) and (both["value_x"] <= both["value_y"] + 1e-9).all()
-        column = spaces[(spaces["other"] == own) & (spaces["subspace"] == "column")].set_index(keys)["value"]
+        column = spaces[(spaces["component"] == own) & (spaces["subspace"] == "column")].set_index(keys)["value"]
         headline = mine[mine["measure"] == "captured_energy"].set_index(keys)["value"]
         pd.testing.assert_series_equal(headline, column.loc[headline.index])
         p_values = mine[mine["measure"] == "alignment_p_value"]
@@ -131,14 +131,14 @@ def test_alignment_of_every_space_with_every_direction(finished: Path) -> None:
 
 def test_alignment_along_training_ends_at_the_minimums(finished: Path) -> None:
     records = pd.read_parquet(finished / "out" / "records.parquet")
-    keys = ["method", "seed", "other"]
+    keys = ["method", "seed", "component"]
     steps = records[records["measure"] == "alignment_along_training"]
-    assert set(zip(steps["method"], steps["other"], strict=True)) == {
+    assert set(zip(steps["method"], steps["component"], strict=True)) == {
         ("lora", "primary"), ("bilora", "primary"), ("bilora", "auxiliary"),
     }  # fmt: skip
-    assert set(steps["k"]) == {0, 2, 4}
-    assert (steps.loc[steps["k"] == 0, "value"] == 0).all()  # B starts at zero
-    last = steps[steps["k"] == 4].set_index(keys)["value"]
+    assert set(steps["step"]) == {0, 2, 4}
+    assert (steps.loc[steps["step"] == 0, "value"] == 0).all()  # B starts at zero
+    last = steps[steps["step"] == 4].set_index(keys)["value"]
     at_minimum = records[(records["measure"] == "alignment_weighted") & (records["subspace"] == "column")]
     expected = at_minimum.set_index(keys)["value"].reindex(last.index)
     pd.testing.assert_series_equal(last, expected, rtol=1e-3)  # float16 snapshots
@@ -150,7 +150,7 @@ def test_gauss_newton_eigenpairs_are_positive_and_resolved(finished: Path) -> No
     assert len(values) == len(residuals) == 2 * 2 * 2
     assert (values["value"] > 0).all() and (residuals["value"] < 0.01).all()
     captured = records[records["measure"] == "gauss_newton_weighted"]
-    assert {method: set(own["other"]) for method, own in captured.groupby("method")} == {
+    assert {method: set(own["component"]) for method, own in captured.groupby("method")} == {
         "lora": {"primary", "gradient"}, "bilora": {"primary", "auxiliary", "gradient"},
     }  # fmt: skip
     assert captured["value"].between(0, 1).all()
@@ -168,7 +168,7 @@ def test_measure_only_what_is_asked_for(finished: Path) -> None:
 def test_solvers_agree_within_their_residuals(finished: Path) -> None:
     records = pd.read_parquet(finished / "out" / "records.parquet")
     chosen = records[records["measure"].str.startswith("hessian")]
-    wide = chosen.pivot_table(index=["method", "seed", "k"], columns=["measure", "algorithm"], values="value")
+    wide = chosen.pivot_table(index=["method", "seed", "index"], columns=["measure", "algorithm"], values="value")
     values, residuals = wide["hessian_eigenvalue"], wide["hessian_residual"]
     gap = (values["lanczos"] - values["power_iteration"]).abs() / values["lanczos"].abs()
     assert (gap <= residuals["lanczos"] + residuals["power_iteration"] + 1e-5).all()

@@ -57,9 +57,9 @@ def made_up(gain: float, ascent: float, settled: tuple[float, float]) -> pd.Data
                 }  # fmt: skip
                 if method == "lora_sam":
                     noted = {"formula_error": 0.02 * noise}
-                rows += [base | {"measure": name, "value": value, "k": step} for name, value in noted.items()]
+                rows += [base | {"measure": name, "value": value, "step": step} for name, value in noted.items()]
             adapter, share = ("auxiliary", settled[1]) if method == "bilora" else ("primary", settled[0])
-            settles = {"measure": "settled_at", "subspace": "column", "other": adapter}
+            settles = {"measure": "settled_at", "subspace": "column", "component": adapter}
             rows.append(base | settles | {"value": share + 0.01 * generator.normal()})
     return records_frame(rows)
 

@@ -77,9 +77,10 @@ def _who_carries(method: str, sharp: float) -> Iterator[dict[str, Any]]:
         yield common | {"measure": "worst_case_gap", "value": 0.01}
         yield common | {"measure": "worst_case_converged", "value": 1.0}
         yield common | {"measure": "effective_examples", "value": 1.1 if alone else 12.0}
-        yield common | {"measure": "largest_share", "k": 1, "value": 0.97 if alone else 0.2}
-        yield common | {"measure": "largest_share", "k": 5, "value": 1.0 if alone else 0.6}
-        yield common | {"measure": "own_worst_case_rise", "k": 100, "value": 3 * sharp, "stderr": 0.2}
+        yield common | {"measure": "largest_share", "index": 1, "value": 0.97 if alone else 0.2}
+        yield common | {"measure": "largest_share", "index": 5, "value": 1.0 if alone else 0.6}
+        yield common | {"measure": "own_worst_case_examples", "value": 100}
+        yield common | {"measure": "own_worst_case_rise", "value": 3 * sharp, "stderr": 0.2}
         yield common | {"measure": "average_case_rise", "value": 1e-3 * sharp, "stderr": 1e-5}
 
 
@@ -87,7 +88,7 @@ def _eigenvalues(sharp: float, *, with_pyhessian: bool) -> Iterator[dict[str, An
     errors = {"lanczos": 0.0, "power_iteration": 1e-5} | ({"pyhessian": 2e-4} if with_pyhessian else {})
     for algorithm, error in errors.items():
         for k in range(1, 6):
-            common = {"algorithm": algorithm, "subspace": "full", "k": k}
+            common = {"algorithm": algorithm, "subspace": "full", "index": k}
             yield common | {"measure": "hessian_eigenvalue", "value": 60 * sharp / k * (1 + error)}
             yield common | {"measure": "hessian_residual", "value": error + 1e-7}
 
@@ -96,7 +97,7 @@ def _alignment(method: str, rng: np.random.Generator) -> Iterator[dict[str, Any]
     excess = 0.25 if method == "bilora" else 0.05
     for layer in (*LAYERS, "all"):
         for k in range(1, 6):
-            common = {"layer": layer, "k": k, "subspace": "column"}
+            common = {"layer": layer, "index": k, "subspace": "column"}
             yield common | {"measure": "captured_energy", "value": 0.125 + excess * rng.uniform(0.5, 1.5)}
             yield common | {"measure": "captured_energy_null", "value": 0.125}
             yield common | {"measure": "captured_energy_optimum", "value": 0.9}

@@ -29,12 +29,12 @@ def test_alignment_is_of_the_own_space_and_weighted() -> None:
         for method, run in _runs():
             column = run | {"subspace": "column"}
             for other, value in {OWN[method]: 0.4, "primary": 0.3, "gradient": 0.7}.items():
-                pooled = column | {"layer": "all", "other": other}
+                pooled = column | {"layer": "all", "component": other}
                 yield pooled | {"measure": "alignment_weighted", "value": value}
                 # k = 0 is the worst-case perturbation, which is no eigenvector.
                 for k in (0, 1, 2):
-                    yield pooled | {"measure": "alignment_expected", "k": k, "value": 0.1 * (k > 0)}
-            exchanged = column | {"layer": "16", "other": OWN[method]}
+                    yield pooled | {"measure": "alignment_expected", "index": k, "value": 0.1 * (k > 0)}
+            exchanged = column | {"layer": "16", "component": OWN[method]}
             yield exchanged | {"measure": "pairing_expected", "value": 0.15}
             yield exchanged | {"measure": "pairing_p_value", "value": 0.01 * (1 + run["seed"])}
 
@@ -51,7 +51,7 @@ def test_alignment_is_of_the_own_space_and_weighted() -> None:
 def test_what_is_inside_is_a_share_of_the_full_at_the_same_run_and_radius() -> None:
     def rows() -> Iterator[dict[str, Any]]:
         for method, run in _runs():
-            eigenvalue = run | {"measure": "restricted_eigenvalue_ratio", "other": OWN[method], "k": 1}
+            eigenvalue = run | {"measure": "restricted_eigenvalue_ratio", "component": OWN[method], "index": 1}
             yield eigenvalue | {"subspace": "column", "value": 0.25}
             yield eigenvalue | {"subspace": "tangent", "value": 0.5}
             for rho, scale in ((0.1, 1.0), (0.2, 100.0)):
@@ -71,7 +71,7 @@ def test_modules_are_averaged_over_blocks_and_shown_beside_chance() -> None:
     def rows() -> Iterator[dict[str, Any]]:
         for _, run in _runs():
             for layer, share in (("0.query", 0.2), ("1.query", 0.4), ("0.up", 0.1), ("all", 0.9)):
-                common = run | {"subspace": "column", "layer": layer, "k": 1}
+                common = run | {"subspace": "column", "layer": layer, "index": 1}
                 yield common | {"measure": "captured_energy", "value": share}
                 yield common | {"measure": "captured_energy_null", "value": 0.06}
 
@@ -86,12 +86,12 @@ def test_angles_are_those_of_the_own_space_or_of_none() -> None:
         for method, run in _runs():
             for layer, angle in (("0.query", 40.0), ("1.query", 60.0)):
                 common = run | {"subspace": "column", "layer": layer, "measure": "principal_angle_smallest"}
-                yield common | {"other": "primary", "value": angle}
-                yield common | {"other": OWN[method], "value": angle}
+                yield common | {"component": "primary", "value": angle}
+                yield common | {"component": OWN[method], "value": angle}
             # An auxiliary at zero has captured shares of 0 and no angles.
             ended = run | {"method": "bilora_cosine", "subspace": "column"}
-            yield ended | {"other": "auxiliary", "layer": "all", "k": 1, "measure": "alignment", "value": 0.0}
-            yield ended | {"other": "primary", "layer": "0", "measure": "principal_angle_smallest", "value": 1.0}
+            yield ended | {"component": "auxiliary", "layer": "all", "index": 1, "measure": "alignment", "value": 0.0}
+            yield ended | {"component": "primary", "layer": "0", "measure": "principal_angle_smallest", "value": 1.0}
 
     shown, plain = angle_table(_records(rows()))
     assert plain["smallest angle (°)"].tolist()[:2] == [50, 50]

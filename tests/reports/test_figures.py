@@ -112,7 +112,7 @@ def test_eigenvalues_are_those_of_lanczos(records: pd.DataFrame) -> None:
     figure = plot_eigenvalues(records)
     chosen = records[(records["measure"] == "hessian_eigenvalue") & (records["algorithm"] == "lanczos")]
     means, ends = _container(figure.axes[0], "bilora")
-    expected = chosen[chosen["method"] == "bilora"].groupby("k")["value"].mean()
+    expected = chosen[chosen["method"] == "bilora"].groupby("index")["value"].mean()
     np.testing.assert_allclose(means, expected.to_numpy())
     assert (ends[:, 0] < means).all() and (ends[:, 1] > means).all()
     assert _legend_is_outside(figure)

@@ -81,10 +81,10 @@ def test_dynamics_draws_a_line_for_every_adapter() -> None:
             base = {"study": "s", "method": method, "seed": seed, "train_size": 10}
             for step in (0, 5, 10):
                 for adapter in adapters:
-                    angle = {"measure": "angle_to_final", "other": adapter, "subspace": "column", "k": step}
+                    angle = {"measure": "angle_to_final", "component": adapter, "subspace": "column", "step": step}
                     rows.append(base | angle | {"value": 90.0 - 9 * step + seed})
                 if method == "bilora":
-                    rows.append(base | {"measure": "cos_auxiliary_gradient", "k": step, "value": 0.1})
+                    rows.append(base | {"measure": "cos_auxiliary_gradient", "step": step, "value": 0.1})
     figure = plot_dynamics(records_frame(rows))
     left, right = figure.axes
     lines = {line.get_label(): line for line in left.get_lines()}
@@ -101,9 +101,9 @@ def test_trajectories_end_at_the_origin_of_their_panel() -> None:
     for method in ("lora", "bilora"):
         base = {"study": "s", "method": method, "seed": 0, "train_size": 10}
         for step, (alpha, beta) in enumerate([(-2.0, 1.0), (-1.0, 0.5), (0.0, 0.0)]):
-            rows.append(base | {"measure": "trajectory", "k": step, "alpha": alpha, "beta": beta})
+            rows.append(base | {"measure": "trajectory", "step": step, "alpha": alpha, "beta": beta})
         for number, share in ((1, 0.7), (2, 0.2)):
-            rows.append(base | {"measure": "trajectory_variance", "k": number, "value": share})
+            rows.append(base | {"measure": "trajectory_variance", "index": number, "value": share})
         for alpha in (-2.0, 0.0, 1.0):
             for beta in (-1.0, 0.0, 1.0):
                 value = 0.1 + alpha**2 + beta**2
@@ -152,7 +152,7 @@ def test_alignment_map_marks_what_chance_explains() -> None:
     for layer, share in (("vit.layers.0.q_proj", 0.5), ("vit.layers.1.q_proj", 0.05)):
         for k in (1, 2):
             for seed in (0, 1):
-                base = {"study": "s", "method": "bilora", "seed": seed, "train_size": 10, "k": k, "layer": layer}
+                base = {"study": "s", "method": "bilora", "seed": seed, "train_size": 10, "index": k, "layer": layer}
                 for measure, value in (("captured_energy", share + 0.01 * seed), ("captured_energy_null", 0.1)):
                     rows.append(base | {"subspace": "column", "measure": measure, "value": value})
     figure = plot_alignment_map(records_frame(rows))

@@ -48,13 +48,13 @@ def _cell(rank: int, seed: int, *, auxiliary: bool) -> Iterator[dict[str, Any]]:
         for subspace, value in {"full": 1.0, **inside}.items():
             yield {"measure": "worst_case_rise", "rho": rho, "subspace": subspace, "value": value * full}
     for other in ("primary", "gradient", *(["auxiliary"] if auxiliary else [])):
-        pooled = {"subspace": "column", "layer": "all", "other": other}
+        pooled = {"subspace": "column", "layer": "all", "component": other}
         yield pooled | {"measure": "alignment_weighted", "value": share}
         for k in (0, 1):
-            yield pooled | {"measure": "alignment_expected", "k": k, "value": 0.02 * rank if k else 9.0}
-            yield pooled | {"measure": "alignment_optimum", "k": k, "value": 0.8 if k else 9.0}
+            yield pooled | {"measure": "alignment_expected", "index": k, "value": 0.02 * rank if k else 9.0}
+            yield pooled | {"measure": "alignment_optimum", "index": k, "value": 0.8 if k else 9.0}
         for step in (0, 10, 20):
-            yield pooled | {"measure": "alignment_along_training", "k": step, "value": share * step / 20}
+            yield pooled | {"measure": "alignment_along_training", "step": step, "value": share * step / 20}
 
 
 def test_recovered_share_divides_by_the_full_rise_of_the_same_run(swept: pd.DataFrame) -> None:

@@ -71,7 +71,7 @@ def test_agreement_measures_the_distance_from_lanczos(records: pd.DataFrame) -> 
 def test_an_unresolved_pair_is_counted_and_not_compared(records: pd.DataFrame) -> None:
     records = records.copy()
     pair = (records["algorithm"] == "power_iteration") & (records["method"] == "sam") & (records["seed"] == 0)
-    pair &= records["k"] == 5
+    pair &= records["index"] == 5
     records.loc[pair & (records["measure"] == "hessian_eigenvalue"), "value"] *= -1
     records.loc[pair & (records["measure"] == "hessian_residual"), "value"] = 1.7
     row = agreement_table(records)[1].set_index("algorithm").loc["power_iteration"]
@@ -90,7 +90,7 @@ def test_agreement_without_lanczos_or_residuals(records: pd.DataFrame) -> None:
 
 def test_pyhessian_cell_is_shown_eigenvalue_by_eigenvalue(records: pd.DataFrame) -> None:
     shown, plain = pyhessian_table(records)
-    assert plain["k"].tolist() == [1, 2, 3, 4, 5]
+    assert plain["index"].tolist() == [1, 2, 3, 4, 5]
     assert set(plain["method"]) == {"bilora"}
     np.testing.assert_allclose(plain["relative_difference"], 2e-4, rtol=1e-6)
     assert shown.loc[0, "run"] == "Bi-LoRA, seed 0, 100 examples"
