@@ -38,7 +38,8 @@ def write_report(folder: Path) -> Path:
     Returns:
         Path of ``report.html``.
     """
-    records, claims = read_records(folder / "records.parquet"), {"propositions": []} | read_json(folder / "claims.json")
+    records = read_records(folder / "records.parquet")
+    claims = {"propositions": [], "sentence": ""} | read_json(folder / "claims.json")
     figures = draw_all(records, rho=claims["rho"], folder=folder / "figures")
     tables = {
         "main": main_table(records, rho=claims["rho"]),
@@ -85,8 +86,9 @@ def claims_text(claims: Mapping[str, Any]) -> str:
         "claims": "Claims (effect, 95 % interval; p after Holm's correction)",
         "propositions": "Propositions, from what was recorded along training",
     }
+    opening = [claims["sentence"], ""] if claims.get("sentence") else []
     blocks = [[title, "-" * len(title), *_lines(claims[key])] for key, title in titles.items() if key in claims]
-    return "\n".join(line for block in blocks for line in block)
+    return "\n".join([*opening, *(line for block in blocks for line in block)])
 
 
 def _lines(claims: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from analyses.judging.propositions import judge_propositions
 from analyses.judging.statistics import fieller, paired
-from analyses.judging.verdicts import Claim, Evidence, Part, both, higher_is_better, lower_is_better, verdicts
+from analyses.judging.verdicts import Claim, Evidence, Part, both, higher_is_better, verdicts
 from analyses.records.store import is_rise
 from analyses.study import ClaimSettings
 
@@ -48,6 +48,7 @@ def claims_document(records: pd.DataFrame, settings: ClaimSettings) -> dict[str,
     return {
         "rho": settings.rho,
         "alpha": settings.alpha,
+        "sentence": answer(records, settings),
         "claims": [asdict(claim) for claim in judge(records, settings)],
         "propositions": [asdict(claim) for claim in judge_propositions(records, alpha=settings.alpha)],
     }
@@ -97,15 +98,64 @@ class _Values:
 
 def _below(*others: str) -> Callable[[_Values, ClaimSettings], list[Evidence]]:
     def evidence(values: _Values, settings: ClaimSettings) -> list[Evidence]:
-        found = []
-        for other in others:
-            ours, theirs = values.pairs((BILORA, "worst_case_rise"), (other, "worst_case_rise"))
-            relative = _percent(ours.mean() / theirs.mean() - 1) if len(ours) and theirs.mean() else "–"
-            reading = f"worst-case rise of bilora minus {other}'s: {relative} of {other}'s"
-            found.append(lower_is_better(paired(ours - theirs), f"bilora − {other}", "nats", reading))
-        return found
+        return [rise_ratio(values, other, settings) for other in others]
 
     return evidence
+
+
+def rise_ratio(values: _Values, other: str, settings: ClaimSettings) -> Evidence:
+    """Bi-LoRA's worst-case rise over another method's, as a ratio of geometric means.
+
+    Rises span decades, so that a difference in nats is that of the sharpest seed; t-tests are on log ratios. A pair of
+    which a rise is not positive has no logarithm and is left out, as ``reading`` says.
+    """
+    pairs = values.pairs((BILORA, "worst_case_rise"), (other, "worst_case_rise"))
+    kept = (pairs[0] > 0) & (pairs[1] > 0)
+    logs = paired(np.log(pairs[0][kept] / pairs[1][kept]))
+    left_out = int((~kept).sum())
+    reading = f"worst-case rise of bilora over {other}'s, ratio of geometric means; margin {settings.rise_margin:g}"
+    reading += f"; {left_out} pairs without a rise left out" if left_out else ""
+    effect, low, high = (_exp(value) for value in (logs.effect, logs.low, logs.high))
+    part = Part(
+        f"bilora / {other}",
+        effect,
+        low,
+        high,
+        "ratio",
+        logs.n,
+        both(logs.p_below, logs.p_above),
+        reading,
+        logs.p_outside(math.log(settings.rise_margin)),
+        _exp(logs.smallest_effect(settings.alpha)),
+    )
+    return Evidence(part, logs.p_below, logs.p_above)
+
+
+def answer(records: pd.DataFrame, settings: ClaimSettings) -> str:
+    """The question in one sentence: how sharp Bi-LoRA's minima are against full-space SAM's and LoRA's.
+
+    Each ratio is judged alone, at the settings' level; empty where the study has neither comparison.
+    """
+    table, present, found = _Values(records, settings.rho), set(records["method"]), []
+    for other, name in (("lora_sam_full", "full-space SAM's"), (LORA, "LoRA's")):
+        if {BILORA, other} <= present:
+            (judged,) = verdicts([(1, "", [rise_ratio(table, other, settings)])], alpha=settings.alpha, family="")
+            part = judged.parts[0]
+            if math.isfinite(part.high) and part.n:
+                words = {
+                    "supported": "flatter",
+                    "contradicted": "sharper",
+                    "equivalent": f"equal within a factor of {settings.rise_margin:g}",
+                    "undecided": "undecided",
+                }
+                shown = f"{part.effect:.2f} × [{part.low:.2f}, {part.high:.2f}]"
+                found.append(f"{shown} as sharp as {name} ({words[judged.verdict]})")
+    if not found:
+        return ""
+    rho = f"{settings.rho:g}"
+    return (
+        f"Bi-LoRA's minima are {' and '.join(found)}: ratios of worst-case loss rises at rho = {rho}, 95 % intervals."
+    )
 
 
 def _recovered(values: _Values, settings: ClaimSettings) -> list[Evidence]:

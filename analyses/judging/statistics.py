@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
+from statsmodels.stats.power import TTestPower
 
 Array = NDArray[np.float64]
+_ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
@@ -29,11 +31,36 @@ class Comparison:
     high: float
     p_above: float
     n: int
+    error: float = math.nan
+    """Standard error of the mean."""
 
     @property
     def p_below(self) -> float:
         """One-sided p-value of the hypothesis that the mean is at least 0."""
         return 1.0 - self.p_above
+
+    def p_outside(self, margin: float) -> float:
+        """P-value of two one-sided t-tests of a mean outside ±margin (Schuirmann 1987): small when it lies inside.
+
+        It is 1 where the differences leave no standard error.
+
+        >>> paired(np.array([0.01, -0.02, 0.015, 0.0])).p_outside(0.2) < 0.001
+        True
+        """
+        if not self.error > 0:
+            return 1.0
+        above, below = (self.effect + margin) / self.error, (self.effect - margin) / self.error
+        return float(max(stats.t.sf(above, self.n - 1), stats.t.cdf(below, self.n - 1)))
+
+    def smallest_effect(self, alpha: float, *, power: float = 0.8) -> float:
+        """Mean that a two-sided t-test at ``alpha`` on as many pairs with this spread finds with the power asked for.
+
+        Not a number without a spread or with fewer than two pairs.
+        """
+        if not self.error > 0:
+            return math.nan
+        size = TTestPower().solve_power(nobs=self.n, alpha=alpha, power=power)
+        return float(np.max(size)) * self.error * math.sqrt(self.n)
 
 
 def paired(differences: Array, *, level: float = 0.95) -> Comparison:
@@ -51,10 +78,11 @@ def paired(differences: Array, *, level: float = 0.95) -> Comparison:
         return Comparison(math.nan, math.nan, math.nan, 0.5, 0)
     mean = float(np.mean(differences))
     error = float(np.std(differences, ddof=1)) / math.sqrt(n) if n > 1 else 0.0
-    if error == 0:
+    # A spread of rounding alone would be infinite evidence.
+    if error <= _ROUNDING * float(np.max(np.abs(differences))):
         return Comparison(mean, -math.inf, math.inf, 0.5, n)
     half = float(stats.t.ppf((1 + level) / 2, n - 1)) * error
-    return Comparison(mean, mean - half, mean + half, float(stats.t.sf(mean / error, n - 1)), n)
+    return Comparison(mean, mean - half, mean + half, float(stats.t.sf(mean / error, n - 1)), n, error)
 
 
 def fieller(numerators: Array, denominators: Array, *, level: float = 0.95) -> tuple[float, float, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -10,7 +11,7 @@ from statsmodels.stats.multitest import multipletests
 
 from analyses.judging.statistics import Comparison
 
-Verdict = Literal["supported", "contradicted", "undecided"]
+Verdict = Literal["supported", "contradicted", "equivalent", "undecided"]
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,9 @@ class Part:
         n: Number of pairs.
         p_value: Two-sided p-value of this comparison alone.
         reading: The comparison in words.
+        p_equivalent: P-value of two one-sided tests against the margin; 1 where the claim has none.
+        smallest_effect: Smallest effect that these pairs find with 80 % power, in ``unit``; unknown (NaN) without a
+            spread.
     """
 
     name: str
@@ -36,6 +40,8 @@ class Part:
     n: int
     p_value: float
     reading: str
+    p_equivalent: float = 1.0
+    smallest_effect: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -72,6 +78,10 @@ def verdicts(drafts: Sequence[Draft], *, alpha: float, family: str) -> list[Clai
     is its p-value; Holm's step-down procedure adjusts it for the size of the family, and what is then below ``alpha``
     decides. The intervals are per comparison and not adjusted.
 
+    A claim is equivalent if all its parts lie within their margins (the largest p-value of their two one-sided tests).
+    The smaller of its two p-values is adjusted, and equivalence, where it is shown, goes before a direction: a
+    difference within the margin is none that matters.
+
     Args:
         drafts: The hypotheses.
         alpha: Level.
@@ -82,21 +92,19 @@ def verdicts(drafts: Sequence[Draft], *, alpha: float, family: str) -> list[Clai
     """
     if not drafts:
         return []
-    raw = [_two_sided(evidence) for _, _, evidence in drafts]
-    adjusted = multipletests([p for p, _ in raw], alpha=alpha, method="holm")[1]
+    raw = [_p_values(evidence) for _, _, evidence in drafts]
+    smallest = [min(directed, equivalent) for directed, equivalent, _ in raw]
+    adjusted = multipletests(smallest, alpha=alpha, method="holm")[1]
     test = f"paired Student t over seeds, Holm over {len(drafts)} {family}"
-    return [
-        Claim(
-            number,
-            statement,
-            direction if p_adjusted < alpha else "undecided",
-            p,
-            float(p_adjusted),
-            test,
-            [item.part for item in evidence],
-        )
-        for (number, statement, evidence), (p, direction), p_adjusted in zip(drafts, raw, adjusted, strict=True)
-    ]
+    judged = []
+    for (number, statement, evidence), tested, p, p_adjusted in zip(drafts, raw, smallest, adjusted, strict=True):
+        directed, equivalent, direction = tested
+        # Holm multiplied this claim's smaller p-value; the other one is held to the same level.
+        level = alpha * p / p_adjusted if p_adjusted > 0 else alpha
+        verdict: Verdict = "equivalent" if equivalent < level else direction if directed < level else "undecided"
+        parts = [item.part for item in evidence]
+        judged.append(Claim(number, statement, verdict, p, float(p_adjusted), test, parts))
+    return judged
 
 
 def lower_is_better(result: Comparison, name: str, unit: str, reading: str) -> Evidence:
@@ -116,10 +124,12 @@ def _evidence(result: Comparison, name: str, unit: str, reading: str, p_for: flo
     )
 
 
-def _two_sided(evidence: list[Evidence]) -> tuple[float, Literal["supported", "contradicted"]]:
+def _p_values(evidence: list[Evidence]) -> tuple[float, float, Verdict]:
+    """P-values of a direction and of equivalence, and the direction."""
     supports = max(item.p_for for item in evidence)
     contradicts = min(1.0, len(evidence) * min(item.p_against for item in evidence))
-    return both(supports, contradicts), "supported" if supports < contradicts else "contradicted"
+    equivalent = max(item.part.p_equivalent for item in evidence)
+    return both(supports, contradicts), equivalent, "supported" if supports < contradicts else "contradicted"
 
 
 def both(p_for: float, p_against: float) -> float:

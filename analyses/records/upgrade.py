@@ -28,7 +28,7 @@ def upgraded(records: pd.DataFrame) -> pd.DataFrame:
     records = records.rename(columns={"k": "index"})
     sampled = records["measure"] == "own_worst_case_rise"
     samples = records[sampled].assign(measure="own_worst_case_examples")
-    samples = samples.assign(value=samples["index"].astype(float), index=pd.NA, stderr=float("nan"))
+    samples = samples.assign(value=samples["index"].astype(float), index=None, stderr=float("nan"))
     records["index"] = records["index"].mask(sampled)
     by_step = records["measure"].isin(_BY_STEP)
     records["step"] = records["index"].where(by_step)

@@ -67,11 +67,15 @@ class MethodSettings(Settings):
 
 
 class ClaimSettings(Settings):
-    """Thresholds fixed before the data are seen."""
+    """Thresholds fixed before the data are seen.
+
+    Two worst-case rises count as equal up to a factor of ``rise_margin``.
+    """
 
     rho: Positive
     alpha: Annotated[FiniteFloat, Field(gt=0, lt=1)] = 0.05
     recovered_share: FiniteFloat = 0.5
+    rise_margin: Annotated[FiniteFloat, Field(gt=1)] = 1.25
     step_ratio: Positive = 1.25
 
 

@@ -24,10 +24,10 @@ RISES = {
 def made_up(rises: dict[str, float], *, seeds: int = 6, noise: float = 0.02, step: float = 1.1) -> pd.DataFrame:
     generator, rows = np.random.default_rng(0), []
     for seed in range(seeds):
-        shared = generator.normal(0, 0.3)  # a seed's own level, which pairing removes
+        shared = math.exp(generator.normal(0, 0.3))  # a seed's own level, which pairing removes
         for method, rise in rises.items():
             base = {"study": "s", "method": method, "seed": seed, "train_size": 100}
-            value = rise + shared + noise * generator.normal()
+            value = rise * shared * math.exp(noise * generator.normal())
             rows.append(base | {"measure": "worst_case_rise", "rho": 0.1, "subspace": "full", "value": value})
             rows.append(base | {"measure": "worst_case_rise", "rho": 0.2, "subspace": "full", "value": 50.0})
             rows.append(
@@ -54,7 +54,7 @@ def test_planted_effects_are_supported() -> None:
     claims = judge(made_up(RISES), SETTINGS)
     assert {claim.verdict for claim in claims} == {"supported"}
     first = claims[0].parts[0]
-    assert first.low < -0.6 < first.high and first.effect == pytest.approx(-0.6, abs=0.05)
+    assert first.unit == "ratio" and first.low < 0.4 < first.high and first.effect == pytest.approx(0.4, abs=0.05)
     assert claims[2].parts[0].effect == pytest.approx(0.6 / 0.7, abs=0.1)
     assert len(claims[6].parts) == 3
 
@@ -69,6 +69,60 @@ def test_noise_decides_nothing() -> None:
     same = dict.fromkeys(RISES, 1.0)
     found = verdicts(made_up(same, noise=0.3))
     assert {found[n] for n in (1, 2, 3, 7)} == {"undecided"}
+
+
+def test_equal_rises_are_equivalent_and_a_small_difference_is_none_that_matters() -> None:
+    claims = judge(made_up(dict.fromkeys(RISES, 1.0), noise=0.01), SETTINGS)
+    assert [claims[n].verdict for n in (0, 1, 6)] == ["equivalent"] * 3
+    assert max(part.p_equivalent for part in claims[6].parts) < 1e-3
+    slightly = judge(made_up(dict.fromkeys(RISES, 1.0) | {"bilora": 0.93}, noise=0.001), SETTINGS)[0]
+    assert slightly.parts[0].high < 1 and slightly.verdict == "equivalent"
+
+
+def test_a_ratio_of_rises_is_scipys_t_test_on_logarithms() -> None:
+    records = made_up(RISES)
+    full = records[(records["measure"] == "worst_case_rise") & (records["subspace"] == "full") & records["ball"].isna()]
+    rises = full[full["rho"] == 0.1].pivot_table(index="seed", columns="method", values="value")
+    logs = np.log(rises["bilora"] / rises["lora"])
+    part, reference = judge(records, SETTINGS)[0].parts[0], stats.ttest_1samp(logs, 0)
+    interval = reference.confidence_interval(0.95)
+    assert part.p_value == pytest.approx(reference.pvalue)
+    assert (part.low, part.high) == pytest.approx((math.exp(interval.low), math.exp(interval.high)))
+    margin = math.log(SETTINGS.rise_margin)
+    above = stats.ttest_1samp(logs, -margin, alternative="greater").pvalue
+    below = stats.ttest_1samp(logs, margin, alternative="less").pvalue
+    assert part.p_equivalent == pytest.approx(max(above, below))
+
+
+def test_the_smallest_effect_is_found_with_its_power() -> None:
+    generator = np.random.default_rng(3)
+    smallest = paired(np.array([-1.0, 1.0] * 4)).smallest_effect(0.05)
+    draws = generator.normal(smallest, math.sqrt(8 / 7), (4000, 8))
+    assert np.mean(stats.ttest_1samp(draws, 0, axis=1).pvalue < 0.05) == pytest.approx(0.8, abs=0.02)
+
+
+def test_the_judge_errs_at_most_at_its_level() -> None:
+    """Lognormal rises of 2,000 studies: a direction where there is none, and equivalence on the margin itself."""
+    generator, margin = np.random.default_rng(4), math.log(SETTINGS.rise_margin)
+    wrong_direction = wrong_equivalence = 0
+    for _ in range(2000):
+        level = paired(generator.normal(0, 0.3, 12))
+        wrong_direction += 2 * min(level.p_above, level.p_below) < 0.05
+        wrong_equivalence += paired(generator.normal(margin, 0.1, 12)).p_outside(margin) < 0.05
+    assert wrong_direction / 2000 < 0.065 and wrong_equivalence / 2000 < 0.065
+
+
+def test_a_spread_of_rounding_is_no_evidence() -> None:
+    same = paired(0.1 + 1e-16 * np.arange(6))
+    assert same.p_above == 0.5 and same.low == -math.inf and same.p_outside(1.0) == 1.0
+    assert math.isnan(same.smallest_effect(0.05))
+
+
+def test_the_sentence_answers_the_question() -> None:
+    sentence = str(claims_document(made_up(RISES | {"bilora": 1.0}), SETTINGS)["sentence"])
+    assert "as sharp as full-space SAM's (sharper)" in sentence and "LoRA's (equal within a factor of 1.25)" in sentence
+    assert claims_document(made_up({"lora": 1.0}), SETTINGS)["sentence"] == ""
+    assert claims_document(made_up(RISES, seeds=1), SETTINGS)["sentence"] == ""
 
 
 def test_one_control_that_does_as_well_blocks_claim_7() -> None:
