@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
 import numpy as np
@@ -45,11 +45,12 @@ def judge(records: pd.DataFrame, settings: ClaimSettings) -> list[Claim]:
 
 def claims_document(records: pd.DataFrame, settings: ClaimSettings) -> dict[str, object]:
     """The judged claims and propositions as plain data, with the settings that decided."""
+    judged = judge(records, settings)
     return {
         "rho": settings.rho,
         "alpha": settings.alpha,
-        "sentence": answer(records, settings),
-        "claims": [asdict(claim) for claim in judge(records, settings)],
+        "sentence": answer(records, settings, judged),
+        "claims": [asdict(claim) for claim in judged],
         "propositions": [asdict(claim) for claim in judge_propositions(records, alpha=settings.alpha)],
     }
 
@@ -131,16 +132,18 @@ def rise_ratio(values: _Values, other: str, settings: ClaimSettings) -> Evidence
     return Evidence(part, logs.p_below, logs.p_above)
 
 
-def answer(records: pd.DataFrame, settings: ClaimSettings) -> str:
+def answer(records: pd.DataFrame, settings: ClaimSettings, judged: Sequence[Claim]) -> str:
     """The question in one sentence: how sharp Bi-LoRA's minima are against full-space SAM's and LoRA's.
 
-    Each ratio is judged alone, at the settings' level; empty where the study has neither comparison.
+    Against LoRA the verdict is claim 1's; the ratio to full-space SAM is no claim's and judged alone, at the settings'
+    level. Empty where the study has neither comparison.
     """
     table, present, found = _Values(records, settings.rho), set(records["method"]), []
     for other, name in (("lora_sam_full", "full-space SAM's"), (LORA, "LoRA's")):
         if {BILORA, other} <= present:
-            (judged,) = verdicts([(1, "", [rise_ratio(table, other, settings)])], alpha=settings.alpha, family="")
-            part = judged.parts[0]
+            alone = verdicts([(1, "", [rise_ratio(table, other, settings)])], alpha=settings.alpha, family="ratios")
+            verdict = next(claim.verdict for claim in (judged if other == LORA else alone) if claim.number == 1)
+            part = alone[0].parts[0]
             if math.isfinite(part.high) and part.n:
                 words = {
                     "supported": "flatter",
@@ -149,7 +152,7 @@ def answer(records: pd.DataFrame, settings: ClaimSettings) -> str:
                     "undecided": "undecided",
                 }
                 shown = f"{part.effect:.2f} × [{part.low:.2f}, {part.high:.2f}]"
-                found.append(f"{shown} as sharp as {name} ({words[judged.verdict]})")
+                found.append(f"{shown} as sharp as {name} ({words[verdict]})")
     if not found:
         return ""
     rho = f"{settings.rho:g}"

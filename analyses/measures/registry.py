@@ -22,7 +22,13 @@ from bilora.methods.bilora import BiLora
 def measure_cell(study: Study, cell: Cell, folder: StudyFolder, kind: str, progress: Progress) -> None:
     """Measure one kind at one run and write its records."""
     subject = load_subject(study, cell, folder)
-    fixed = {"study": study.name, "method": cell.method, "seed": cell.seed, "train_size": cell.train_size}
+    fixed = {
+        "study": study.name,
+        "run": study.run_name(cell),
+        "method": cell.method,
+        "seed": cell.seed,
+        "train_size": cell.train_size,
+    }
     rows = [fixed | row for row in MEASURES[kind](subject, progress)]
     write_records(records_frame(rows), folder.measurement(study, cell, kind))
 
