@@ -110,7 +110,7 @@ def fieller(numerators: Array, denominators: Array, *, level: float = 0.95) -> t
     ratio = x / y if y else math.nan
     if n == 1:
         return ratio, -math.inf, math.inf
-    (xx, xy), (_, yy) = np.cov(numerators, denominators, ddof=1) / n
+    (xx, xy), (_, yy) = (np.cov(numerators, denominators, ddof=1) / n).tolist()
     t2 = float(stats.t.ppf((1 + level) / 2, n - 1)) ** 2
     a, b, c = y * y - t2 * yy, x * y - t2 * xy, x * x - t2 * xx
     if a <= 0:
