@@ -10,7 +10,7 @@ import pandas as pd
 from jsonargparse import ArgumentParser, Namespace
 from pydantic import ValidationError
 
-from analyses.records.store import read_json, read_records, write_json
+from analyses.records import read_json, read_records, write_json
 from analyses.study import (
     Cell,
     MethodSettings,

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from analyses.judging.propositions import judge_propositions
 from analyses.judging.statistics import fieller, paired
 from analyses.judging.verdicts import Claim, Evidence, Part, both, higher_is_better, verdicts
-from analyses.records.store import is_rise
+from analyses.records import is_rise
 from analyses.study import ClaimSettings
 
 Array = NDArray[np.float64]
@@ -99,12 +99,12 @@ class _Values:
 
 def _below(*others: str) -> Callable[[_Values, ClaimSettings], list[Evidence]]:
     def evidence(values: _Values, settings: ClaimSettings) -> list[Evidence]:
-        return [rise_ratio(values, other, settings) for other in others]
+        return [_rise_ratio(values, other, settings) for other in others]
 
     return evidence
 
 
-def rise_ratio(values: _Values, other: str, settings: ClaimSettings) -> Evidence:
+def _rise_ratio(values: _Values, other: str, settings: ClaimSettings) -> Evidence:
     """Bi-LoRA's worst-case rise over another method's, as a ratio of geometric means.
 
     Rises span decades, so that a difference in nats is that of the sharpest seed; t-tests are on log ratios. A pair of
@@ -117,6 +117,7 @@ def rise_ratio(values: _Values, other: str, settings: ClaimSettings) -> Evidence
     reading = f"worst-case rise of bilora over {other}'s, ratio of geometric means; margin {settings.rise_margin:g}"
     reading += f"; {left_out} pairs without a rise left out" if left_out else ""
     effect, low, high = (_exp(value) for value in (logs.effect, logs.low, logs.high))
+    smallest = logs.smallest_effect(settings.alpha)
     part = Part(
         f"bilora / {other}",
         effect,
@@ -127,7 +128,7 @@ def rise_ratio(values: _Values, other: str, settings: ClaimSettings) -> Evidence
         both(logs.p_below, logs.p_above),
         reading,
         logs.p_outside(math.log(settings.rise_margin)),
-        _exp(logs.smallest_effect(settings.alpha)),
+        None if smallest is None else _exp(smallest),
     )
     return Evidence(part, logs.p_below, logs.p_above)
 
@@ -135,13 +136,13 @@ def rise_ratio(values: _Values, other: str, settings: ClaimSettings) -> Evidence
 def answer(records: pd.DataFrame, settings: ClaimSettings, judged: Sequence[Claim]) -> str:
     """The question in one sentence: how sharp Bi-LoRA's minima are against full-space SAM's and LoRA's.
 
-    Against LoRA the verdict is claim 1's; the ratio to full-space SAM is no claim's and judged alone, at the settings'
-    level. Empty where the study has neither comparison.
+    Against LoRA the verdict is claim 1's; the ratio to full-space SAM is no claim's: it is judged alone, at the
+    settings' level, and has its p-value beside it. Empty where the study has neither comparison.
     """
     table, present, found = _Values(records, settings.rho), set(records["method"]), []
     for other, name in (("lora_sam_full", "full-space SAM's"), (LORA, "LoRA's")):
         if {BILORA, other} <= present:
-            alone = verdicts([(1, "", [rise_ratio(table, other, settings)])], alpha=settings.alpha, family="ratios")
+            alone = verdicts([(1, "", [_rise_ratio(table, other, settings)])], alpha=settings.alpha, family="ratios")
             verdict = next(claim.verdict for claim in (judged if other == LORA else alone) if claim.number == 1)
             part = alone[0].parts[0]
             if math.isfinite(part.high) and part.n:
@@ -152,7 +153,8 @@ def answer(records: pd.DataFrame, settings: ClaimSettings, judged: Sequence[Clai
                     "undecided": "undecided",
                 }
                 shown = f"{part.effect:.2f} × [{part.low:.2f}, {part.high:.2f}]"
-                found.append(f"{shown} as sharp as {name} ({words[verdict]})")
+                source = "claim 1" if other == LORA else f"alone, p = {alone[0].p_value:.1g}"
+                found.append(f"{shown} as sharp as {name} ({words[verdict]}; {source})")
     if not found:
         return ""
     rho = f"{settings.rho:g}"

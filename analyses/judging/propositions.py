@@ -29,8 +29,8 @@ def judge_propositions(records: pd.DataFrame, *, alpha: float) -> list[Claim]:
             2,
             f"The column space of LoRA-SAM's factors settles in the first {EARLY:.0%} of training, the auxiliary's "
             f"in the last {1 - LATE:.0%}",
-            values.below("settled_at", "lora_sam", EARLY, "of training", other="primary")
-            + values.above("settled_at", "bilora", LATE, "of training", other="auxiliary"),
+            values.below("settled_at", "lora_sam", EARLY, "of training", component="primary")
+            + values.above("settled_at", "bilora", LATE, "of training", component="auxiliary"),
         ),
         (
             3,
@@ -62,24 +62,30 @@ class _Values:
     def __init__(self, records: pd.DataFrame) -> None:
         self._records = records
 
-    def steps(self, measure: str, method: str, other: str | None = None) -> pd.DataFrame:
+    def steps(self, measure: str, method: str, component: str | None = None) -> pd.DataFrame:
         """Values by seed and training-set size (rows) and step (columns)."""
         chosen = self._records[(self._records["measure"] == measure) & (self._records["method"] == method)]
-        if other is not None:
-            chosen = chosen[(chosen["component"] == other) & (chosen["subspace"] == "column")]
+        if component is not None:
+            chosen = chosen[(chosen["component"] == component) & (chosen["subspace"] == "column")]
         return chosen.pivot_table(index=["train_size", "seed"], columns="step", values="value", dropna=False)
 
-    def means(self, measure: str, method: str, other: str | None = None) -> pd.Series:
-        return self.steps(measure, method, other).mean(axis=1)
+    def means(self, measure: str, method: str, component: str | None = None) -> pd.Series:
+        return self.steps(measure, method, component).mean(axis=1)
 
-    def below(self, measure: str, method: str, limit: float, unit: str, other: str | None = None) -> list[Evidence]:
-        found = self.means(measure, method, other)
-        return [lower_is_better(*_against(found, limit, unit, f"{other or measure} of {method}"))] if len(found) else []
-
-    def above(self, measure: str, method: str, limit: float, unit: str, other: str | None = None) -> list[Evidence]:
-        found = self.means(measure, method, other)
+    def below(self, measure: str, method: str, limit: float, unit: str, component: str | None = None) -> list[Evidence]:
+        found = self.means(measure, method, component)
         return (
-            [higher_is_better(*_against(found, limit, unit, f"{other or measure} of {method}"))] if len(found) else []
+            [lower_is_better(*_against(found, limit, unit, f"{component or measure} of {method}"))]
+            if len(found)
+            else []
+        )
+
+    def above(self, measure: str, method: str, limit: float, unit: str, component: str | None = None) -> list[Evidence]:
+        found = self.means(measure, method, component)
+        return (
+            [higher_is_better(*_against(found, limit, unit, f"{component or measure} of {method}"))]
+            if len(found)
+            else []
         )
 
     def ascends(self, measure: str) -> list[Evidence]:

@@ -24,6 +24,7 @@ class Comparison:
         high: Upper end.
         p_above: One-sided p-value of the hypothesis that the mean is at most 0: small when it is above.
         n: Number of pairs.
+        error: Standard error of the mean; unknown (NaN) without a spread.
     """
 
     effect: float
@@ -32,7 +33,6 @@ class Comparison:
     p_above: float
     n: int
     error: float = math.nan
-    """Standard error of the mean."""
 
     @property
     def p_below(self) -> float:
@@ -52,13 +52,13 @@ class Comparison:
         above, below = (self.effect + margin) / self.error, (self.effect - margin) / self.error
         return float(max(stats.t.sf(above, self.n - 1), stats.t.cdf(below, self.n - 1)))
 
-    def smallest_effect(self, alpha: float, *, power: float = 0.8) -> float:
+    def smallest_effect(self, alpha: float, *, power: float = 0.8) -> float | None:
         """Mean that a two-sided t-test at ``alpha`` on as many pairs with this spread finds with the power asked for.
 
-        Not a number without a spread or with fewer than two pairs.
+        None without a spread or with fewer than two pairs.
         """
         if not self.error > 0:
-            return math.nan
+            return None
         size = TTestPower().solve_power(nobs=self.n, alpha=alpha, power=power)
         return float(np.max(size)) * self.error * math.sqrt(self.n)
 

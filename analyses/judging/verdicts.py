@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -28,8 +27,8 @@ class Part:
         p_value: Two-sided p-value of this comparison alone.
         reading: The comparison in words.
         p_equivalent: P-value of two one-sided tests against the margin; 1 where the claim has none.
-        smallest_effect: Smallest effect that these pairs find with 80 % power, in ``unit``; unknown (NaN) without a
-            spread.
+        smallest_effect: Smallest effect that these pairs find with 80 % power, in ``unit``; None where it is not
+            worked out or the pairs have no spread.
     """
 
     name: str
@@ -41,7 +40,7 @@ class Part:
     p_value: float
     reading: str
     p_equivalent: float = 1.0
-    smallest_effect: float = math.nan
+    smallest_effect: float | None = None
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,7 @@ def verdicts(drafts: Sequence[Draft], *, alpha: float, family: str) -> list[Clai
     for (number, statement, evidence), tested, p, p_adjusted in zip(drafts, raw, smallest, adjusted, strict=True):
         directed, equivalent, direction = tested
         # Holm multiplied this claim's smaller p-value; the other one is held to the same level.
-        level = alpha * p / p_adjusted if p_adjusted > 0 else alpha
+        level = alpha * p / p_adjusted if p_adjusted > 0 else alpha / len(drafts)
         verdict: Verdict = "equivalent" if equivalent < level else direction if directed < level else "undecided"
         parts = [item.part for item in evidence]
         judged.append(Claim(number, statement, verdict, p, float(p_adjusted), test, parts))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from analyses.records.store import records_frame, write_records
+from analyses.records import records_frame, write_records
 from analyses.study import Study, StudyFolder
 from analyses.tasks import build_task
 from analyses.training.devices import take_device

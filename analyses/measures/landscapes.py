@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from analyses.measures.minima import Progress, Rows, Subject, load_subject, low_rank_factors, measured_vectors
-from analyses.records.store import records_frame, write_records
+from analyses.records import records_frame, write_records
 from analyses.study import Cell, Study, StudyFolder
 from analyses.study.measure_settings import SurfaceSettings
 from analyses.training.runs import SNAPSHOTS

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from analyses.records.store import read_records, write_atomically
+from analyses.records import read_records, write_atomically
 from analyses.study import Cell, Study, StudyFolder
 from analyses.tasks import Task, build_task
 from analyses.training.devices import take_device

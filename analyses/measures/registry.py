@@ -12,7 +12,7 @@ from analyses.measures.generalization import generalization
 from analyses.measures.landscapes import surface
 from analyses.measures.minima import Progress, Rows, Subject, load_subject
 from analyses.measures.sharpness import recovery, sharpness
-from analyses.records.store import records_frame, write_records
+from analyses.records import records_frame, write_records
 from analyses.study import Cell, Study, StudyFolder
 from analyses.training.runs import method_config
 from bilora import METHODS

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from analyses.measures.minima import Subject
-from analyses.records.store import write_atomically
+from analyses.records import write_atomically
 from analyses.study import fingerprint
 from analyses.study.measure_settings import L2, BallName
 from landscape import EmpiricalRisk, OwnWorstCases, SharpnessResult, Subspace, join_curve, worst_case_sharpness

@@ -15,8 +15,8 @@ from analyses.judging.claims import claims_document
 from analyses.measures.cost import measure_cost
 from analyses.measures.landscapes import measure_barriers
 from analyses.measures.registry import kinds_at, measure_cell
+from analyses.records import read_records, write_atomically, write_json, write_records
 from analyses.records.files import new_folder, remove_leftovers
-from analyses.records.store import read_records, write_atomically, write_json, write_records
 from analyses.running.executors import Failure, quieten, run_cells
 from analyses.running.progress import ProgressFile
 from analyses.study import Cell, Study, StudyError, StudyFolder

@@ -12,7 +12,7 @@ from types import TracebackType
 
 from tqdm import tqdm
 
-from analyses.records.store import write_atomically
+from analyses.records import write_atomically
 
 _INTERVAL = 0.5
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from analyses.records.store import read_json, write_atomically, write_json
+from analyses.records import read_json, write_atomically, write_json
 from analyses.running.audit import check, exclusive, prepare
 from analyses.running.executors import quieten, run_cells
 from analyses.running.progress import ProgressFile

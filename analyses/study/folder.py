@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from analyses.records.store import write_atomically
+from analyses.records import write_atomically
 from analyses.study.base import StudyError
 from analyses.study.cells import Cell
 from analyses.study.presets import load_study

@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from analyses.records import read_json, write_json
 from analyses.records.files import new_folder
-from analyses.records.store import read_json, write_json
 from analyses.study import Cell, Study, StudyFolder
 from analyses.tasks import build_task
 from analyses.training.devices import take_device

@@ -11,7 +11,7 @@ import torch
 
 from analyses.judging.propositions import judge_propositions
 from analyses.measures.dynamics import angles_to_final, settled_at
-from analyses.records.store import records_frame
+from analyses.records import records_frame
 
 
 def test_angles_of_a_rotating_line() -> None:

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from analyses.judging.claims import claims_document
-from analyses.records.store import read_json, read_records
+from analyses.records import read_json, read_records
 from analyses.study import Study, load_preset, load_study, preset_names
 from analyses.study.measure_settings import WorstCaseSettings
 
