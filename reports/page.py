@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from analyses.records.store import read_json, read_records, write_atomically
+from analyses.records import read_json, read_records, write_atomically
 from reports.alignment_tables import alignment_table, angle_table, inside_table, module_table
 from reports.figures import draw_all
 from reports.sharpness_tables import ball_table, few_examples, measures_table, search_table

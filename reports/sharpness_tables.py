@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from analyses.records.store import is_rise
+from analyses.records import is_rise
 from reports.style import mean_interval, method_order, method_style
 from reports.tables import NOTHING, by_row, plus_minus
 

@@ -20,7 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy import stats
 
-from analyses.records.store import write_atomically
+from analyses.records import write_atomically
 
 mpl.use("Agg")
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from analyses.records.store import is_rise, write_atomically
+from analyses.records import is_rise, write_atomically
 from reports.style import mean_interval, method_order, method_style
 
 NOTHING, UNBOUNDED = "–", "unbounded"
@@ -169,7 +169,7 @@ def pyhessian_table(records: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
         plain.append(row | {"relative_difference": difference})
         shown.append(
             {"run": f"{method_style(row['method']).label}, seed {row['seed']}, {row['train_size']} examples"}
-            | {"index": str(row["index"])}
+            | {"k": str(row["index"])}
             | {name.replace("_", " "): _number(row[name], 4) for name in ALGORITHMS}
             | {"PyHessian against Lanczos": _scientific(difference)}
         )

@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analyses.records.store import is_rise, write_atomically
+from analyses.records import is_rise, write_atomically
 from reports.figures.accuracy_sharpness import plot_accuracy_sharpness
 from reports.figures.alignment import CAPTURED, plot_alignment, shown_methods
 from reports.figures.alignment_map import plot_alignment_map

@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analyses.records.store import is_rise
+from analyses.records import is_rise
 from reports.style import ONE_COLUMN, method_order, method_style, plot_context
 
 

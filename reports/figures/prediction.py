@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analyses.records.store import is_rise
+from analyses.records import is_rise
 from reports.style import ONE_COLUMN, method_order, method_style, plot_context
 
 

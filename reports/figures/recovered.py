@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analyses.records.store import is_rise
+from analyses.records import is_rise
 from reports.figures.sweeps import draw_curve, mark_swept, over_rank
 from reports.style import ONE_COLUMN, TWO_COLUMNS, MethodStyle, method_order, method_style, plot_context
 

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analyses.records.store import is_rise
+from analyses.records import is_rise
 from reports.style import TWO_COLUMNS, MethodStyle, mean_interval, method_order, method_style, plot_context
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analyses.records.store import records_frame, write_records
+from analyses.records import records_frame, write_records
 
 RHO = 0.1
 RADII = (0.0125, 0.025, 0.05, 0.1, 0.2, 0.4)

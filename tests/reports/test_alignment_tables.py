@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from analyses.records.store import records_frame
+from analyses.records import records_frame
 from reports.alignment_tables import alignment_table, angle_table, inside_table, module_table
 
 OWN = {"lora": "primary", "bilora": "auxiliary"}

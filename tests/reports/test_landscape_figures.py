@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analyses.records.store import records_frame
+from analyses.records import records_frame
 from reports.figures.alignment_map import plot_alignment_map
 from reports.figures.barriers import plot_barriers
 from reports.figures.dynamics import plot_dynamics

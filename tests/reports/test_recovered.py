@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analyses.records.store import records_frame
+from analyses.records import records_frame
 from reports.figures import draw_all
 from reports.figures.dynamics import plot_alignment_training
 from reports.figures.numbers import figure_numbers

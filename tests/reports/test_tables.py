@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analyses.records.store import records_frame
+from analyses.records import records_frame
 from reports.style import mean_interval
 from reports.tables import (
     agreement_table,
