@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 from jsonargparse import ArgumentParser, Namespace
@@ -13,7 +15,6 @@ from pydantic import ValidationError
 from analyses.records import read_json, read_records, write_json
 from analyses.study import (
     Cell,
-    MethodSettings,
     Study,
     StudyError,
     StudyFolder,
@@ -22,6 +23,9 @@ from analyses.study import (
     preset_names,
 )
 from reports.page import claims_text, write_report
+
+if TYPE_CHECKING:
+    from analyses.measures.base import Measure
 
 DONE, CELLS_FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -53,30 +57,31 @@ def audit(options: Namespace) -> int:
     from analyses.running.audit import run_audit
 
     study, folder = _study(options), _folder(options)
-    outcome = run_audit(study, folder, jobs=options.jobs)
+    methods = _chosen(study, options.methods) if options.methods else None
+    outcome = run_audit(study, folder, jobs=options.jobs, methods=methods)
     page = write_report(folder.root)
     print(claims_text(read_json(folder.root / "claims.json")))
     if outcome.num_done_before == outcome.num_cells:
         print(f"All {outcome.num_cells} cells were done already.")
-    for failure in outcome.failures:
-        print(f"failed: {failure.cell}: {failure.reason}", file=sys.stderr)
+    for name, found in {"failed": outcome.failures, "diverged": outcome.diverged}.items():
+        for failure in found:
+            print(f"{name}: {failure.cell}: {failure.reason}", file=sys.stderr)
     print(f"Report: {page}")
     return CELLS_FAILED if outcome.failures else DONE
 
 
 def train(options: Namespace) -> int:
     """Train one cell of a study into its run folder."""
-    from analyses.running.audit import check, exclusive, prepare, train_only
+    from analyses.running.audit import train_only
     from analyses.running.executors import run_cells
+    from analyses.running.preparing import check, exclusive, prepare
 
     study, folder = _study(options), _folder(options)
     cell = Cell(options.method, options.seed, options.train_size or study.train_sizes[0])
     if cell.method not in study.methods:
         raise StudyError(f"--method: the study has {', '.join(study.methods)}; got {cell.method!r}")
-    study = study.model_copy(update={"train_sizes": [cell.train_size]})
-    check(study)
-    folder.claim(study)
-    with exclusive(folder):
+    check(study.model_copy(update={"train_sizes": [cell.train_size]}))
+    with exclusive(study, folder):
         prepare(study, folder)
         if not folder.run(study, cell).exists():
             for failure in run_cells([cell], partial(train_only, study, folder), folder, jobs=2):
@@ -88,8 +93,8 @@ def train(options: Namespace) -> int:
 
 def measure(options: Namespace) -> int:
     """Measure finished runs with their own study's settings and print the records."""
-    kinds = _kinds(options.what)
-    records = pd.concat([_measured(path, kinds, options.device) for path in options.runs], ignore_index=True)
+    names = _names(options.what)
+    records = pd.concat([_measured(path, names, options.device) for path in options.runs], ignore_index=True)
     if options.csv:
         records.to_csv(options.csv, index=False)
         print(options.csv)
@@ -101,9 +106,10 @@ def measure(options: Namespace) -> int:
 
 def compare(options: Namespace) -> int:
     """Measure several minima and print the key numbers side by side."""
-    columns = {}
+    columns: dict[str, dict[str, float]] = {}
+    names = Counter(path.name for path in options.minima)
     for path in options.minima:
-        records = _measured(path, _kinds(None))
+        records = _measured(path, None)
         lanczos = (records["measure"] == "hessian_eigenvalue") & (records["algorithm"] == "lanczos")
         rows = {
             name: _first(records[records["measure"] == name]) for name in ("train_loss", "test_loss", "test_accuracy")
@@ -114,7 +120,7 @@ def compare(options: Namespace) -> int:
         ):
             rows[f"worst_case_rise {ball} rho={rho:g} {space}"] = value
         rows["top hessian_eigenvalue"] = _first(records[lanczos & (records["index"] == 1)])
-        columns[path.name] = rows
+        columns[path.name if names[path.name] == 1 else str(path)] = rows
     print(pd.DataFrame(columns).to_string(float_format="{:.5g}".format))
     return DONE
 
@@ -184,17 +190,20 @@ def _parser() -> ArgumentParser:
         prog="landscape",
         description="Audit the broader-sharpness claim of Bi-LoRA: train, measure, judge, report.",
         epilog="Exit codes: 0 done, 1 finished with failed cells, 2 bad usage or input, 130 interrupted.",
+        allow_abbrev=False,
     )
     commands = parser.add_subcommands(required=False)
     for name, command in COMMANDS.items():
-        sub = ArgumentParser(description=command.__doc__)
+        sub = ArgumentParser(description=command.__doc__, allow_abbrev=False)
         if name in ("audit", "train", "tune"):
             sub.add_argument("--preset", type=str, help="name of a bundled study; see 'landscape presets'")
             sub.add_argument("--config", type=Path, help="YAML file of a study of your own")
             sub.add_argument("--out", type=Path, help="folder for the results (default: results/NAME)")
         if name == "audit":
             sub.add_argument("--seeds", type=int, help="number of paired seeds instead of the study's")
-            sub.add_argument("--methods", type=str, nargs="+", help="only these of the study's methods (default: all)")
+            sub.add_argument(
+                "--methods", type=str, nargs="+", help="work on these of the study's methods only (default: all)"
+            )
         if name in ("audit", "train", "tune", "measure"):
             sub.add_argument("--device", type=str, help="auto, cpu, cuda or cuda:N instead of the study's")
         if name in ("audit", "tune"):
@@ -202,14 +211,16 @@ def _parser() -> ArgumentParser:
         if name == "train":
             sub.add_argument("--method", type=str, required=True, help="one of the study's methods")
             sub.add_argument("--seed", type=int, default=0, help="seed of the adapter and of the data order")
-            sub.add_argument("--train_size", type=int, help="training examples (default: the study's first)")
+            sub.add_argument(
+                "--train-size", "--train_size", type=int, help="training examples (default: the study's first)"
+            )
         if name == "measure":
             sub.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folders, DIR/runs/NAME")
             sub.add_argument(
                 "--what",
                 type=str,
-                help="kinds, comma-separated: generalization, curvature, sharpness, "
-                "alignment, surface (default: all but surface)",
+                nargs="+",
+                help="measures: generalization, sharpness, curvature, alignment, … (default: all but pictures)",
             )
             sub.add_argument("--csv", type=Path, help="write all records there instead of printing a summary")
         if name == "compare":
@@ -233,8 +244,6 @@ def _study(options: Namespace) -> Study:
         changes["seeds"] = options.seeds
     if options.get("device"):
         changes["device"] = options.device
-    if options.get("methods"):
-        changes["methods"] = _chosen(study, options.methods)
     try:
         return Study.model_validate(study.model_dump() | changes)
     except ValidationError as error:
@@ -242,11 +251,17 @@ def _study(options: Namespace) -> Study:
         raise StudyError(f"--{problem['loc'][0]}: {problem['msg']} (got {problem['input']!r})") from None
 
 
-def _chosen(study: Study, names: list[str]) -> dict[str, MethodSettings]:
+def _chosen(study: Study, given: list[str]) -> list[str]:
+    names = _names(given)
     for name in names:
         if name not in study.methods:
             raise StudyError(f"--methods: the study has {', '.join(study.methods)}; got {name!r}")
-    return {name: settings for name, settings in study.methods.items() if name in names}
+    return names
+
+
+def _names(given: list[str] | None) -> list[str]:
+    """Names from the command line, with spaces or commas between them."""
+    return [name for part in given or [] for name in part.split(",") if name]
 
 
 def _folder(options: Namespace) -> StudyFolder:
@@ -255,26 +270,15 @@ def _folder(options: Namespace) -> StudyFolder:
     return StudyFolder(options.out or Path("results") / _study(options).name)
 
 
-def _kinds(what: str | None) -> list[str]:
-    """Kinds of measurement named on the command line, comma-separated; by default all but the pictures."""
-    from analyses.measures.registry import MEASURES
-
-    if what is None:
-        return [kind for kind in MEASURES if kind != "surface"]
-    for name in what.split(","):
-        if name not in MEASURES:
-            raise StudyError(f"--what: expected some of {', '.join(MEASURES)}, comma-separated; got {name!r}")
-    return what.split(",")
-
-
-def _measured(path: Path, kinds: list[str], device: str | None = None) -> pd.DataFrame:
-    """Records of one run, measured now unless they are there."""
+def _measured(path: Path, names: list[str] | None, device: str | None = None) -> pd.DataFrame:
+    """Records of one run, of the measures named or of all but the pictures; measured now unless they are there."""
     import torch
 
-    from analyses.measures.registry import measure_cell, with_needs
+    from analyses.measures.registry import measure_cell, measures_of, with_needs
     from analyses.running.executors import quieten
+    from analyses.running.preparing import locked
     from analyses.training.devices import check_device
-    from analyses.training.runs import read_run
+    from analyses.training.runs import read_run, train_cell
 
     if not (path / "run.json").is_file():
         raise StudyError(f"RUN: {path} is no run folder: it has no run.json")
@@ -287,10 +291,24 @@ def _measured(path: Path, kinds: list[str], device: str | None = None) -> pd.Dat
     folder = StudyFolder(path.resolve().parent.parent)
     if not folder.base(study).exists():
         raise StudyError(f"RUN: the pretrained model of {path} is missing; expected it at {folder.base(study)}")
-    for kind in with_needs(kinds):
-        if not folder.measurement(study, cell, kind).exists():
-            measure_cell(study, cell, folder, kind, lambda step, total: None)
-    return pd.concat([read_records(folder.measurement(study, cell, kind)) for kind in kinds], ignore_index=True)
+    known = measures_of(study)
+    for name in names or []:
+        if name not in known:
+            raise StudyError(f"--what: expected some of {', '.join(known)}; got {name!r}")
+    chosen = [measure for measure in known.values() if _is_asked_for(measure, names, study, cell)]
+    with locked(folder):
+        for measure in with_needs(chosen):
+            if not measure.path(study, cell, folder).exists():
+                if measure.recorded and not folder.recording(study, cell).exists():
+                    train_cell(study, cell, folder, lambda step, total: None, record=True)
+                measure_cell(study, cell, folder, measure, lambda step, total: None)
+    return pd.concat([read_records(measure.path(study, cell, folder)) for measure in chosen], ignore_index=True)
+
+
+def _is_asked_for(measure: Measure, names: list[str] | None, study: Study, cell: Cell) -> bool:
+    if measure.recorded and study.measures.dynamics is None:
+        return False
+    return measure.name in names if names else measure.default_seeds is None and measure.applies(study, cell)
 
 
 def _first(records: pd.DataFrame) -> float:

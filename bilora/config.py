@@ -11,7 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, field_validator,
 
 Clip = Literal["global", "layerwise", "none"]
 Primary = Literal["lora", "rslora", "dora", "pissa", "lora_ga"]
-RhoSchedule = Literal["constant", "warmup", "cosine"]
+RhoSchedule = Literal["constant", "warmup", "cosine", "cooled"]
+_COOLED_FROM = 0.8
 _Rank = Annotated[int, Field(ge=1)]
 _Alpha = Annotated[FiniteFloat, Field(gt=0)]
 
@@ -38,7 +39,8 @@ class BiLoraConfig(BaseModel):
         alpha_pattern: ``lora_alpha`` of layers that differ from ``alpha``, as in `peft.LoraConfig`.
         lora_dropout: Dropout on the primary's input; the auxiliary has none.
         rho_schedule: Radius over training: ``constant``; ``warmup`` rises linearly over the first tenth of the steps;
-            ``cosine`` falls as ½(1 + cos πt) from rho to 0.
+            ``cosine`` falls as ½(1 + cos πt) from rho to 0; ``cooled`` is 0 in the last fifth, so that training comes
+            to rest where it is deployed.
         adaptive: ASAM instead of SAM in ``sam``, ``lora_sam`` and ``lora_sam_full``: the ball is measured in units of
             each weight's size (Kwon et al. 2021, arXiv 2102.11600).
         share: Factor that the auxiliary copies from the primary after every step instead of learning its own.
@@ -143,4 +145,6 @@ class BiLoraConfig(BaseModel):
             return self.rho * min(1.0, 10 * progress)
         if self.rho_schedule == "cosine":
             return self.rho * 0.5 * (1 + math.cos(math.pi * progress))
+        if self.rho_schedule == "cooled" and progress >= _COOLED_FROM:
+            return 0.0
         return self.rho

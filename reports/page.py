@@ -58,7 +58,7 @@ def write_report(folder: Path) -> Path:
         "propositions": claims_table(claims["propositions"]),
     }
     write_tables(tables, folder / "tables")
-    settings = folder / "study.yaml"
+    settings, made = folder / "study.yaml", _optional(folder / "environment.json", [])
     environment = Environment(
         loader=PackageLoader("reports"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -71,7 +71,8 @@ def write_report(folder: Path) -> Path:
         few_examples=few_examples(records, rho=claims["rho"]),
         tables={name: _rows(shown) for name, (shown, _) in tables.items()},
         failures=_optional(folder / "failures.json", []),
-        environment=_optional(folder / "environment.json", {}),
+        diverged=_optional(folder / "diverged.json", []),
+        environments=[made] if isinstance(made, dict) else made,
         settings=settings.read_text() if settings.exists() else "",
         num_runs=len(records[records["measure"] == "train_loss"]),
     )

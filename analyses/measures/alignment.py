@@ -8,21 +8,15 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from analyses.measures.minima import (
-    Progress,
-    Rows,
-    Subject,
-    lanczos_eigenvalues,
-    low_rank_factors,
-    measured_vectors,
-)
-from analyses.training.runs import SNAPSHOTS
-from bilora import load_snapshots
+from analyses.measures.base import Measure
+from analyses.measures.curvature import CURVATURE, eigenpairs
+from analyses.measures.minima import Progress, Rows, Subject, low_rank_factors
+from analyses.measures.worst_cases import worst_case_at, worst_case_settings
+from analyses.training.recording import load_recorded_snapshots
 from bilora.adapters import AUXILIARY, PRIMARY
 from bilora.minima import factor_subspace
 from landscape import (
     AlignmentResult,
-    EmpiricalRisk,
     GGNOperator,
     HessianOperator,
     Layout,
@@ -51,21 +45,18 @@ def alignment(subject: Subject, progress: Progress) -> Rows:
     methods without one), by layer and over all. The ``alignment`` measures are over all layers, for every kind of
     subspace and for each of the factors (column ``component``); index 0 is the worst case at the claims' radius. The
     p-value and z-score of the first eigenvector come from random bases of the same ranks. Further: the pairing of
-    layers (`layer_pairing`), the shares along training (`along_training`), the largest eigenvalue inside the space,
-    and the Gauss-Newton matrix's eigenvectors.
+    layers (`layer_pairing`), and the largest eigenvalue inside the space.
     """
-    vectors = measured_vectors(subject, "curvature")["eigenvectors"]
-    eigenvalues = lanczos_eigenvalues(subject)
+    values, vectors = eigenpairs(subject)
+    eigenvalues = dict(enumerate(values.tolist(), 1))
     risk = subject.risk()
     subspaces = subspaces_of(subject, risk.layout, risk.gradient())
     headline = AUXILIARY if (AUXILIARY, "column") in subspaces else PRIMARY
-    worst = {0: measured_vectors(subject, "sharpness")["full"]}
+    worst = {0: worst_case_at(subject, risk).epsilon}
     directions = worst | dict(enumerate(vectors, 1))
     yield from shares(subject, directions, eigenvalues, subspaces, headline)
-    weights = torch.tensor([abs(eigenvalues[k]) for k in sorted(eigenvalues)], dtype=torch.float64)
-    yield from layer_pairing(subspaces[headline, "column"], vectors, weights, seed=subject.cell.seed)
-    yield from along_training(subject, risk.layout, vectors, weights)
-    progress(1, 3)
+    yield from layer_pairing(subspaces[headline, "column"], vectors, values.abs(), seed=subject.cell.seed)
+    progress(1, 2)
     operator = HessianOperator(risk, graph_budget=subject.graph_budget)
     top = torch.tensor([max(eigenvalues.values(), key=abs)])
     for kind in ("column", "tangent"):
@@ -74,10 +65,7 @@ def alignment(subject: Subject, progress: Progress) -> Rows:
         yield common | {"measure": "restricted_eigenvalue", "value": float(inside.eigenvalues[0])}
         yield common | {"measure": "restricted_eigenvalue_ratio", "value": float(inside.ratios[0])}
         yield common | {"measure": "restricted_residual", "value": float(inside.residuals[0])}
-    progress(2, 3)
-    if subject.study.measures.alignment.gauss_newton:
-        yield from gauss_newton(subject, risk, subspaces)
-    progress(3, 3)
+    progress(2, 2)
 
 
 def shares(
@@ -163,12 +151,11 @@ def layer_pairing(subspace: LowRankSubspace, vectors: Tensor, weights: Tensor, *
     yield common | {"measure": "pairing_p_value", "value": result.p_value}
 
 
-def along_training(subject: Subject, layout: Layout, vectors: Tensor, weights: Tensor) -> Rows:
+def along_training(subject: Subject, progress: Progress) -> Rows:
     """Weighted share of the minimum's eigenvectors in the column space of each adapter's B at every snapshot."""
-    directory = subject.folder.run(subject.study, subject.cell) / SNAPSHOTS
-    if not directory.is_dir():
-        return
-    for step, tensors in load_snapshots(directory).items():
+    values, vectors = eigenpairs(subject)
+    weights, layout = values.abs(), subject.risk().layout
+    for step, tensors in load_recorded_snapshots(subject.study, subject.cell, subject.folder).items():
         for adapter in dict.fromkeys(key.split("/")[0] for key in tensors):
             factors = {}
             for name in layout.names:
@@ -179,11 +166,13 @@ def along_training(subject: Subject, layout: Layout, vectors: Tensor, weights: T
             share = float((weights * inside).sum() / weights.sum())
             common = {"component": adapter, "subspace": "column", "step": step}
             yield common | {"measure": "alignment_along_training", "value": share}
+    progress(1, 1)
 
 
-def gauss_newton(subject: Subject, risk: EmpiricalRisk, subspaces: Subspaces) -> Rows:
+def gauss_newton(subject: Subject, progress: Progress) -> Rows:
     """Eigenvalues of the generalised Gauss-Newton matrix, and the share of its eigenvectors in the column spaces."""
-    settings = subject.study.measures.curvature
+    settings, risk = subject.study.measures.curvature, subject.risk()
+    subspaces = subspaces_of(subject, risk.layout, risk.gradient())
     operator = GGNOperator(risk, graph_budget=subject.graph_budget)
     found = lanczos(operator, settings.k, which="LM", tol=settings.lanczos_tol, seed=subject.cell.seed)
     weights = found.eigenvalues.double().abs()
@@ -196,6 +185,7 @@ def gauss_newton(subject: Subject, risk: EmpiricalRisk, subspaces: Subspaces) ->
             common = {"component": name, "subspace": kind, "layer": "all"}
             share = float((weights * inside).sum() / weights.sum())
             yield common | {"measure": "gauss_newton_weighted", "value": share}
+    progress(1, 1)
 
 
 def subspaces_of(subject: Subject, layout: Layout, gradient: Tensor) -> Subspaces:
@@ -209,3 +199,18 @@ def subspaces_of(subject: Subject, layout: Layout, gradient: Tensor) -> Subspace
     columns, rows = top_singular_bases(layout, gradient, rank)
     spaces = {(name, kind): factor_subspace(layout, own, kind) for name, own in factors.items() for kind in KINDS}
     return spaces | {(GRADIENT, kind): LowRankSubspace(layout, columns, rows, kind) for kind in KINDS}
+
+
+ALIGNMENT = Measure(
+    "alignment",
+    alignment,
+    lambda study: [study.measures.alignment.null_samples, worst_case_settings(study)],
+    needs=(CURVATURE,),
+)
+GAUSS_NEWTON = Measure(
+    "gauss_newton",
+    gauss_newton,
+    lambda study: study.measures.curvature.model_dump(include={"k", "lanczos_tol"}),
+    applies=lambda study, cell: study.measures.alignment.gauss_newton,
+)
+ALONG_TRAINING = Measure("alignment_along_training", along_training, needs=(CURVATURE,), recorded=True)

@@ -7,7 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from analyses.measures.minima import Progress, Rows, Subject, lanczos_eigenvalues, low_rank_factors, measured_vectors
+from analyses.measures.base import Measure
+from analyses.measures.curvature import CURVATURE, eigenpairs
+from analyses.measures.minima import Progress, Rows, Subject, low_rank_factors
 from bilora.adapters import AUXILIARY, PRIMARY
 from landscape import (
     chordal_distance,
@@ -24,9 +26,8 @@ def angles(subject: Subject, progress: Progress) -> Rows:
     The other subspace is the layer's `dominant_columns` of the factor's rank. An adapter whose factor is zero has no
     space and no rows.
     """
-    vectors = measured_vectors(subject, "curvature")["eigenvectors"]
-    eigenvalues = lanczos_eigenvalues(subject)
-    weights = torch.tensor([abs(eigenvalues[k]) for k in sorted(eigenvalues)], dtype=torch.float64)
+    values, vectors = eigenpairs(subject)
+    weights = values.abs()
     layout = subject.risk().layout
     blocks = [layout.split(vector.double()) for vector in vectors]
     adapters = [name for name in (AUXILIARY, PRIMARY) if name == PRIMARY or name in subject.minimum.factors]
@@ -72,3 +73,6 @@ def distances(space: Tensor, best: Tensor) -> Rows:
     yield {"measure": "subspace_overlap", "value": subspace_overlap(space, best)}
     by_chance = max(space.shape[1], best.shape[1]) / space.shape[0]
     yield {"measure": "subspace_overlap_expected", "value": by_chance}
+
+
+ANGLES = Measure("angles", angles, needs=(CURVATURE,))

@@ -9,7 +9,7 @@ from analyses.records import records_frame, write_records
 from analyses.study import Study, StudyFolder
 from analyses.tasks import build_task
 from analyses.training.devices import take_device
-from analyses.training.runs import method_config
+from analyses.training.runs import environment, method_config
 from bilora import build_method
 from bilora.cost import MethodStep
 
@@ -48,4 +48,4 @@ def measure_cost(study: Study, folder: StudyFolder, progress: Progress) -> None:
             seconds = step.median_seconds(STEPS_PER_ROUND)
             rows.append(fixed | {"method": name, "seed": number, "measure": "step_seconds", "value": seconds})
         progress(number + 1, rounds)
-    write_records(records_frame(rows), folder.cost(study))
+    write_records(records_frame(rows), folder.cost(study), environment())

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from analyses.measures.base import Measure
 from analyses.measures.minima import Progress, Rows, Subject
-from analyses.training.runs import SNAPSHOTS, read_run
-from bilora import load_snapshots
+from analyses.training.recording import load_recorded_snapshots, read_notes
 from landscape import orthonormal_basis, principal_angles
 
 WITHIN = math.radians(10)
@@ -32,13 +32,12 @@ _MEASURES = {
 
 def dynamics(subject: Subject, progress: Progress) -> Rows:
     """What the recorder noted, by step, and the angles of each adapter's spaces to where they end."""
-    directory = subject.folder.run(subject.study, subject.cell)
-    for row in read_run(directory)["history"].get("dynamics", []):
+    for row in read_notes(subject.study, subject.cell, subject.folder):
         for key, measure in _MEASURES.items():
             if key in row:
                 yield {"measure": measure, "step": int(row["step"]), "value": row[key]}
-    if (directory / SNAPSHOTS).is_dir():
-        snapshots = load_snapshots(directory / SNAPSHOTS)
+    snapshots = load_recorded_snapshots(subject.study, subject.cell, subject.folder)
+    if snapshots:
         for adapter in dict.fromkeys(key.split("/")[0] for key in snapshots[0]):
             for space, factor in (("column", "B"), ("row", "A")):
                 angles = angles_to_final(snapshots, f"{adapter}/", f"/{factor}")
@@ -90,3 +89,6 @@ def _largest_angle(space: Tensor, final: Tensor) -> float:
     if space.shape[1] < final.shape[1]:
         return math.pi / 2
     return float(principal_angles(space, final)[-1]) if final.shape[1] else 0.0
+
+
+DYNAMICS = Measure("dynamics", dynamics, recorded=True)

@@ -1,21 +1,35 @@
-"""Loss and accuracy of a minimum, and what its training cost."""
+"""Loss and accuracy of a minimum, how stationary it is, and what its training cost."""
 
 from __future__ import annotations
 
-from analyses.measures.minima import Progress, Rows, Subject
+from analyses.measures.base import Measure
+from analyses.measures.minima import Progress, Rows, Subject, low_rank_factors
 from analyses.training.runs import method_config, read_run
 from bilora.adapters import PRIMARY
+from bilora.minima import factor_subspace
 from landscape.losses import zero_one
 
 
 def generalization(subject: Subject, progress: Progress) -> Rows:
-    """Loss and accuracy on training and test examples, and what the training cost."""
+    """Loss and accuracy on training and test examples, the gradient there, and what the training cost.
+
+    ``gradient_norm`` is ‖∇L‖ of the training loss over all measured weights and its part inside the tangent space of
+    the run's LoRA factors: what is left of it says how far from stationary the deployed point is.
+    """
+    risk = subject.risk()
     for split in ("train", "test"):
         yield {"measure": f"{split}_loss", "value": subject.risk(split).loss()}
         yield {"measure": f"{split}_accuracy", "value": 1 - subject.risk(split, loss=zero_one).loss()}
+    gradient = risk.gradient()
+    tangent = factor_subspace(risk.layout, low_rank_factors(subject, PRIMARY), "tangent")
+    for name, part in {"full": gradient, "lora": tangent.project(gradient)}.items():
+        yield {"measure": "gradient_norm", "subspace": name, "value": float(part.double().norm())}
     run = read_run(subject.folder.run(subject.study, subject.cell))
     yield {"measure": "train_step_seconds", "value": run["step_seconds"]}
     yield {"measure": "trainable_parameters", "value": run["trainable_parameters"]}
     if PRIMARY in subject.minimum.factors:
         yield {"measure": "adapter_rank", "value": method_config(subject.study, subject.cell.method).r}
     progress(1, 1)
+
+
+GENERALIZATION = Measure("generalization", generalization, version=2)

@@ -8,12 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from analyses.measures.minima import Progress, Rows, Subject, load_subject, low_rank_factors, measured_vectors
+from analyses.measures.base import Measure
+from analyses.measures.curvature import CURVATURE, eigenpairs
+from analyses.measures.minima import Progress, Rows, Subject, load_subject, low_rank_factors
+from analyses.measures.worst_cases import worst_case_at, worst_case_settings
 from analyses.records import records_frame, write_records
 from analyses.study import Cell, Study, StudyFolder
 from analyses.study.measure_settings import SurfaceSettings
-from analyses.training.runs import SNAPSHOTS
-from bilora import load_snapshots
+from analyses.training.recording import load_recorded_snapshots
+from analyses.training.runs import environment, read_run
 from bilora.adapters import PRIMARY
 from bilora.minima import factor_subspace
 from landscape import (
@@ -30,6 +33,7 @@ from landscape import (
     trajectory_plane,
     trust_region_maximum,
 )
+from landscape.batches import to_device
 
 
 def surface(subject: Subject, progress: Progress) -> Rows:
@@ -41,25 +45,25 @@ def surface(subject: Subject, progress: Progress) -> Rows:
     settings, rho = subject.study.measures.surface or SurfaceSettings(), subject.study.claims.rho
     risk = subject.risk()
     space = factor_subspace(risk.layout, low_rank_factors(subject, PRIMARY), "tangent")
-    worst = measured_vectors(subject, "sharpness")
-    eigenvectors = measured_vectors(subject, "curvature")["eigenvectors"]
+    worst = worst_case_at(subject, risk).epsilon
+    _, eigenvectors = eigenpairs(subject)
     noise_inside, noise_outside = split_direction(
         random_direction(risk, seed=subject.cell.seed, normalize="none"), space
     )
-    steep_inside = _unit(worst["lora"])
-    _, steep_outside = split_direction(worst["full"], space)
+    steep_inside = _unit(worst_case_at(subject, risk, ("lora", space)).epsilon)
+    _, steep_outside = split_direction(worst, space)
     directions = {
         "random, LoRA subspace": noise_inside,
         "random, its complement": noise_outside,
         "top eigenvector": eigenvectors[0],
-        "worst case": _unit(worst["full"]),
+        "worst case": _unit(worst),
     }
     reach = settings.reach * rho
     for name, direction in directions.items():
         line = loss_line(risk, direction, torch.linspace(-reach, reach, settings.line_points, dtype=torch.float64))
         for alpha, loss in zip(line.alphas, line.losses, strict=True):
             yield {"measure": "loss_profile", "subspace": name, "alpha": float(alpha), "value": float(loss)}
-    progress(1, 4)
+    progress(1, 3)
     grid = torch.linspace(-reach, reach, settings.grid_points, dtype=torch.float64)
     plane = loss_surface(risk, steep_inside, steep_outside, grid, grid)
     for (i, alpha), (j, beta) in itertools.product(enumerate(grid.tolist()), enumerate(grid.tolist())):
@@ -67,23 +71,21 @@ def surface(subject: Subject, progress: Progress) -> Rows:
             "measure": "loss_surface", "subspace": "worst cases", "alpha": alpha, "beta": beta,
             "value": float(plane.losses[i, j]),
         }  # fmt: skip
-    progress(2, 4)
+    progress(2, 3)
     operator = HessianOperator(risk, graph_budget=subject.graph_budget)
     yield from quadratic_rises(operator, eigenvectors, subject.study.measures.worst_case.radii)
-    progress(3, 4)
-    yield from trajectory(subject, risk)
-    progress(4, 4)
+    progress(3, 3)
 
 
-def trajectory(subject: Subject, risk: EmpiricalRisk) -> Rows:
+def trajectory(subject: Subject, progress: Progress) -> Rows:
     """The way of the merged weights to the minimum in its own principal plane, and the loss over that plane.
 
     Coordinates are relative to the minimum. A run without snapshots of an adapter leaves no rows.
     """
-    directory = subject.folder.run(subject.study, subject.cell) / SNAPSHOTS
-    if not directory.is_dir():
+    risk, snapshots = subject.risk(), load_recorded_snapshots(subject.study, subject.cell, subject.folder)
+    if not snapshots:
         return
-    snapshots, scaling = load_snapshots(directory), subject.study.adapters.alpha / subject.study.adapters.r
+    scaling = subject.study.adapters.alpha / subject.study.adapters.r
     points = torch.stack([_merged_change(risk, factors, scaling) for factors in snapshots.values()])
     plane = trajectory_plane(points)
     for step, (alpha, beta) in zip(snapshots, plane.coordinates.tolist(), strict=True):
@@ -99,6 +101,7 @@ def trajectory(subject: Subject, risk: EmpiricalRisk) -> Rows:
     losses = loss_surface(risk, plane.basis[:, 0], plane.basis[:, 1], alphas, betas).losses
     for (i, alpha), (j, beta) in itertools.product(enumerate(alphas.tolist()), enumerate(betas.tolist())):
         yield {"measure": "trajectory_loss", "alpha": alpha, "beta": beta, "value": float(losses[i, j])}
+    progress(1, 1)
 
 
 def _merged_change(risk: EmpiricalRisk, factors: dict[str, Tensor], scaling: float) -> Tensor:
@@ -131,21 +134,47 @@ def quadratic_rises(operator: HessianOperator, eigenvectors: Tensor, radii: list
 
 
 def measure_barriers(study: Study, folder: StudyFolder, progress: Progress) -> None:
-    """Barriers on straight lines between the minima of all pairs of methods at the first seed; written as records."""
+    """Barriers on straight lines between the minima of all pairs of methods at the first seed; written as records.
+
+    All weights that training moved somewhere are interpolated, the head and the biases of whole fine-tuning too.
+    """
     cells = [Cell(method, 0, size) for size in study.train_sizes for method in study.methods]
-    done = [cell for cell in cells if folder.run(study, cell).exists()]
+    done = [cell for cell in cells if not read_run(folder.run(study, cell))["diverged"]]
     pairs = [(a, b) for a, b in itertools.combinations(done, 2) if a.train_size == b.train_size]
-    risks = {cell: load_subject(study, cell, folder).risk() for cell in done}
     settings = study.measures.surface or SurfaceSettings()
     rows: list[dict[str, Any]] = []
+    risks = {cell: _of_all_weights(load_subject(study, cell, folder)) for cell in done}
     for number, (a, b) in enumerate(pairs):
         path = linear_path(risks[a], risks[a].theta, risks[b].theta, num_points=settings.path_points)
         fixed = {"study": study.name, "seed": a.seed, "train_size": a.train_size, "measure": "loss_barrier"}
         rows.append(fixed | {"method": a.method, "other": b.method, "value": path.barrier})
         progress(number + 1, len(pairs))
-    write_records(records_frame(rows), folder.barriers(study))
+    write_records(records_frame(rows), folder.barriers(study), environment())
+
+
+def _of_all_weights(subject: Subject) -> EmpiricalRisk:
+    batches = [to_device(batch, subject.device) for batch in subject.task.batches("train")]
+    return EmpiricalRisk(subject.minimum.model, batches, params=lambda name: True, check=False)
 
 
 def _unit(vector: Tensor) -> Tensor:
     norm = vector.double().norm()
     return (vector.double() / norm).to(vector.dtype) if norm > 0 else vector
+
+
+SURFACE = Measure(
+    "surface",
+    surface,
+    lambda study: [study.measures.surface and study.measures.surface.model_dump(), worst_case_settings(study)],
+    needs=(CURVATURE,),
+    applies=lambda study, cell: study.measures.surface is not None,
+    default_seeds=1,
+)
+TRAJECTORY = Measure(
+    "trajectory",
+    trajectory,
+    lambda study: study.measures.surface and study.measures.surface.grid_points,
+    applies=lambda study, cell: study.measures.surface is not None,
+    default_seeds=1,
+    recorded=True,
+)

@@ -1,22 +1,18 @@
-"""A minimum under measurement: its risk, its subspaces, and the vectors that earlier measurements left."""
+"""A minimum under measurement: its risk and its subspaces."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from analyses.records import read_records, write_atomically
 from analyses.study import Cell, Study, StudyFolder
-from analyses.tasks import Task, build_task
+from analyses.tasks import Task
 from analyses.training.devices import take_device
-from analyses.training.runs import load_minimum
+from analyses.training.runs import load_minimum, study_task
 from bilora import Minimum
 from landscape import EmpiricalRisk
 from landscape.batches import to_device
@@ -27,7 +23,11 @@ Rows = Iterator[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Subject:
-    """A minimum under measurement."""
+    """A minimum under measurement.
+
+    Attributes:
+        settings: Of the measure at work, as its ``settings`` gives them.
+    """
 
     study: Study
     cell: Cell
@@ -35,6 +35,7 @@ class Subject:
     minimum: Minimum
     task: Task
     device: torch.device
+    settings: Any = None
 
     def risk(self, split: str = "train", **options: Any) -> EmpiricalRisk:
         """Risk of the merged model over the adapted layers' weights."""
@@ -47,33 +48,11 @@ class Subject:
         return int(self.study.measures.graph_gib * 2**30)
 
 
-def load_subject(study: Study, cell: Cell, folder: StudyFolder) -> Subject:
+def load_subject(study: Study, cell: Cell, folder: StudyFolder, settings: Any = None) -> Subject:
     """Load a run's minimum with its task."""
     minimum, device = load_minimum(study, cell, folder), take_device(study.device)
     minimum.model.to(device)
-    return Subject(study, cell, folder, minimum, build_task(study.task, cell.train_size), device)
-
-
-def store_vectors(subject: Subject, kind: str, vectors: Mapping[str, Tensor]) -> None:
-    """Keep vectors of weight space beside a measurement's records, for the measurements that build on them."""
-    contiguous = {name: vector.contiguous() for name, vector in vectors.items()}
-    write_atomically(_vectors_path(subject, kind), partial(save_file, contiguous))
-
-
-def measured_vectors(subject: Subject, kind: str) -> dict[str, Tensor]:
-    """What `store_vectors` kept."""
-    return load_file(_vectors_path(subject, kind), device=str(subject.device))
-
-
-def lanczos_eigenvalues(subject: Subject) -> dict[int, float]:
-    """The Hessian eigenvalues whose eigenvectors the measurement ``curvature`` kept, by index from 1."""
-    records = read_records(subject.folder.measurement(subject.study, subject.cell, "curvature"))
-    chosen = records[(records["measure"] == "hessian_eigenvalue") & (records["algorithm"] == "lanczos")]
-    return {int(k): float(value) for k, value in zip(chosen["index"], chosen["value"], strict=True)}
-
-
-def _vectors_path(subject: Subject, kind: str) -> Path:
-    return subject.folder.measurement(subject.study, subject.cell, kind).with_suffix(".safetensors")
+    return Subject(study, cell, folder, minimum, study_task(study, cell), device, settings)
 
 
 def low_rank_factors(subject: Subject, adapter: str) -> dict[str, tuple[Tensor, Tensor]]:

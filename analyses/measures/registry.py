@@ -1,27 +1,96 @@
-"""Measurements of one minimum: each kind turns a run into records."""
+"""The measures of a study, in the order in which they build on each other, and their files."""
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any
 
-from analyses.measures.alignment import alignment
-from analyses.measures.angles import angles
-from analyses.measures.curvature import curvature
-from analyses.measures.dynamics import dynamics
-from analyses.measures.generalization import generalization
-from analyses.measures.landscapes import surface
-from analyses.measures.minima import Progress, Rows, Subject, load_subject
-from analyses.measures.sharpness import recovery, sharpness
-from analyses.records import records_frame, write_records
-from analyses.study import Cell, Study, StudyFolder
-from analyses.training.runs import method_config
-from bilora import METHODS
-from bilora.methods.bilora import BiLora
+from analyses.measures.alignment import ALIGNMENT, ALONG_TRAINING, GAUSS_NEWTON
+from analyses.measures.angles import ANGLES
+from analyses.measures.base import Measure
+from analyses.measures.curvature import CURVATURE, POWER_ITERATION, PYHESSIAN
+from analyses.measures.dynamics import DYNAMICS
+from analyses.measures.generalization import GENERALIZATION
+from analyses.measures.landscapes import SURFACE, TRAJECTORY
+from analyses.measures.minima import Progress, load_subject
+from analyses.measures.sharpness import RECOVERY, SHARPNESS
+from analyses.records import DIVERGED, records_frame, write_records
+from analyses.study import Cell, Study, StudyError, StudyFolder
+from analyses.training.runs import environment, read_run
+
+MEASURES = [
+    GENERALIZATION,
+    SHARPNESS,
+    CURVATURE,
+    POWER_ITERATION,
+    PYHESSIAN,
+    ALIGNMENT,
+    GAUSS_NEWTON,
+    ALONG_TRAINING,
+    ANGLES,
+    DYNAMICS,
+    RECOVERY,
+    SURFACE,
+    TRAJECTORY,
+]
 
 
-def measure_cell(study: Study, cell: Cell, folder: StudyFolder, kind: str, progress: Progress) -> None:
-    """Measure one kind at one run and write its records."""
-    subject = load_subject(study, cell, folder)
+def measures_of(study: Study) -> dict[str, Measure]:
+    """The bundled measures and the study's own, by name.
+
+    Raises:
+        StudyError: One of ``measures.own`` cannot be imported or has a name that is taken, or ``measures.seeds``
+            names none.
+    """
+    found = {measure.name: measure for measure in MEASURES}
+    for place, options in study.measures.own.items():
+        measure = replace(_imported(place), settings=_given(options))
+        if measure.name in found:
+            raise StudyError(f"measures.own: {place} is named {measure.name!r}, as another measure; rename it")
+        found[measure.name] = measure
+    for name in study.measures.seeds:
+        if name not in found:
+            raise StudyError(f"measures.seeds: expected some of {', '.join(found)}; got {name!r}")
+    return found
+
+
+def _given(options: dict[str, Any]) -> Callable[[Study], Any]:
+    return lambda study: options
+
+
+def _imported(place: str) -> Measure:
+    module, _, name = place.partition(":")
+    try:
+        measure = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise StudyError(f"measures.own: cannot import {place!r}, expected 'package.module:NAME': {error}") from error
+    if not isinstance(measure, Measure):
+        raise StudyError(f"measures.own: {place} is a {type(measure).__name__}, expected a measures.base.Measure")
+    return measure
+
+
+def with_needs(measures: Iterable[Measure]) -> list[Measure]:
+    """The measures and those that they build on, each after what it needs."""
+    ordered: dict[str, Measure] = {}
+    for measure in measures:
+        for need in with_needs(measure.needs):
+            ordered[need.name] = need
+        ordered[measure.name] = measure
+    return list(ordered.values())
+
+
+def measures_at(study: Study, cell: Cell) -> list[Measure]:
+    """What a study measures at a cell."""
+    return with_needs(measure for measure in measures_of(study).values() if measure.runs_at(study, cell))
+
+
+def measure_cell(study: Study, cell: Cell, folder: StudyFolder, measure: Measure, progress: Progress) -> None:
+    """Measure one thing at one run and write its records, with the versions that made them.
+
+    Of a run that diverged the first measure says so, and the others have nothing to say.
+    """
     fixed = {
         "study": study.name,
         "run": study.run_name(cell),
@@ -29,49 +98,8 @@ def measure_cell(study: Study, cell: Cell, folder: StudyFolder, kind: str, progr
         "seed": cell.seed,
         "train_size": cell.train_size,
     }
-    rows = [fixed | row for row in MEASURES[kind](subject, progress)]
-    write_records(records_frame(rows), folder.measurement(study, cell, kind))
-
-
-MEASURES: dict[str, Callable[[Subject, Progress], Rows]] = {
-    "generalization": generalization,
-    "curvature": curvature,
-    "sharpness": sharpness,
-    "recovery": recovery,
-    "alignment": alignment,
-    "angles": angles,
-    "surface": surface,
-    "dynamics": dynamics,
-}
-"""Kinds of measurement in the order in which they build on each other."""
-
-
-NEEDS = {
-    "alignment": ["curvature", "sharpness"],
-    "angles": ["curvature"],
-    "surface": ["curvature", "sharpness"],
-}
-"""Kinds whose vectors another kind builds on."""
-
-
-def with_needs(kinds: Iterable[str]) -> list[str]:
-    """The kinds and those they build on, in the order in which they are measured."""
-    wanted = set(kinds)
-    wanted |= {need for kind in wanted for need in NEEDS.get(kind, [])}
-    return [kind for kind in MEASURES if kind in wanted]
-
-
-def kinds_at(study: Study, cell: Cell) -> list[str]:
-    """Kinds measured at a cell.
-
-    Surfaces are pictures, and the first seed's are enough; only methods with an auxiliary have a space of their own in
-    which a share of the worst case can be recovered.
-    """
-    left_out = set()
-    if study.measures.surface is None or cell.seed != 0:
-        left_out.add("surface")
-    if study.measures.dynamics is None:
-        left_out.add("dynamics")
-    if not issubclass(METHODS[method_config(study, cell.method).method], BiLora):
-        left_out.add("recovery")
-    return [kind for kind in MEASURES if kind not in left_out]
+    if read_run(folder.run(study, cell))["diverged"]:
+        rows: Iterable[dict[str, Any]] = [{"measure": DIVERGED, "value": 1.0}] if measure is MEASURES[0] else []
+    else:
+        rows = measure.run(load_subject(study, cell, folder, measure.settings(study)), progress)
+    write_records(records_frame(fixed | row for row in rows), measure.path(study, cell, folder), environment())

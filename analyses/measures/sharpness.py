@@ -7,20 +7,21 @@ from typing import Any
 
 import torch
 
-from analyses.measures.minima import Progress, Rows, Subject, low_rank_factors, store_vectors
-from analyses.measures.worst_cases import Searched, searched
-from analyses.study.measure_settings import L2, BallName
+from analyses.measures.base import Measure
+from analyses.measures.minima import Progress, Rows, Subject, low_rank_factors
+from analyses.measures.worst_cases import Searched, search_settings, searched
+from analyses.study import Study
+from analyses.study.measure_settings import L2
 from bilora.adapters import AUXILIARY, PRIMARY
 from bilora.minima import factor_subspace
-from landscape import Subspace, average_sharpness
+from landscape import average_sharpness
 from landscape.losses import zero_one
 
 _FEW = 5
-_Curve = tuple[BallName, tuple[str, Subspace] | None, list[float]]
 
 
 def sharpness(subject: Subject, progress: Progress) -> Rows:
-    """Loss rise in balls of growing radius, over all weights and inside the run's LoRA subspace.
+    """Loss rise in balls of growing radius over all weights.
 
     Two independent searches with the same effort for every method; in the record of a rise, ``algorithm`` names the
     start that won. Beside the rise stand what each search found, how the rise is spread over the examples, the mean of
@@ -28,19 +29,13 @@ def sharpness(subject: Subject, progress: Progress) -> Rows:
     """
     settings = subject.study.measures.worst_case
     risk, errors = subject.risk(), subject.risk(loss=zero_one)
-    primary = factor_subspace(risk.layout, low_rank_factors(subject, PRIMARY), "tangent")
-    curves: list[_Curve] = [(ball, None, radii) for ball, radii in settings.radii_by_ball.items()]
-    curves.append((L2, ("lora", primary), settings.inside_radii))
-    worst = {}
-    for number, (ball, space, radii) in enumerate(curves, 1):
-        name = space[0] if space else "full"
-        for found in searched(subject, risk, radii, ball=ball, space=space):
-            common = {"ball": ball, "rho": found.rho, "subspace": name}
+    curves = settings.radii_by_ball
+    for number, (ball, radii) in enumerate(curves.items(), 1):
+        for found in searched(subject, risk, radii, ball=ball):
+            common = {"ball": ball, "rho": found.rho, "subspace": "full"}
             yield from (common | row for row in _rows(found))
             error = errors.loss(errors.theta + found.result.epsilon)
             yield common | {"measure": "worst_case_error", "value": error}
-            if ball == L2 and found.rho == subject.study.claims.rho:
-                worst[name] = found.result.epsilon
         progress(number, len(curves) + 1)
     for rho in settings.radii:
         # Noise as long as the ball's radius: E‖epsilon‖² = sigma² n.
@@ -49,29 +44,32 @@ def sharpness(subject: Subject, progress: Progress) -> Rows:
         common = {"ball": L2, "rho": rho, "subspace": "full", "measure": "average_case_rise"}
         yield common | {"value": average.rise, "stderr": average.stderr, "num_passes": average.num_passes}
     progress(len(curves) + 1, len(curves) + 1)
-    store_vectors(subject, "sharpness", worst)
 
 
 def recovery(subject: Subject, progress: Progress) -> Rows:
-    """The same loss rise inside the tangent space of the auxiliary, and inside a random one of the same ranks.
+    """The same loss rise inside the tangent spaces of the primary, of the auxiliary, and of random factors.
 
-    Over the rise in the full ball it is the share of sharpness that a perturbation of the auxiliary's form can see:
-    all first-order changes of B2·A2 at the end of training. The random space has bases from the Haar measure.
+    Over the rise in the full ball it is the share of sharpness that a perturbation of that form can see: all
+    first-order changes of B·A at the end of training. The random space has the auxiliary's ranks and bases from the
+    Haar measure; methods without an auxiliary have the primary's space alone (``subspace`` "lora").
     """
     risk = subject.risk()
-    factors = low_rank_factors(subject, AUXILIARY)
-    generator = torch.Generator().manual_seed(subject.cell.seed)
-    random = {
-        name: (torch.randn(a.shape, generator=generator), torch.randn(b.shape, generator=generator))
-        for name, (a, b) in factors.items()
-    }
+    spaces = {"lora": low_rank_factors(subject, PRIMARY)}
+    if AUXILIARY in subject.minimum.factors:
+        auxiliary = low_rank_factors(subject, AUXILIARY)
+        generator = torch.Generator().manual_seed(subject.cell.seed)
+        random = {
+            name: (torch.randn(a.shape, generator=generator), torch.randn(b.shape, generator=generator))
+            for name, (a, b) in auxiliary.items()
+        }
+        spaces |= {"auxiliary": auxiliary, "random": random}
     radii = subject.study.measures.worst_case.inside_radii
-    for index, (name, pairs) in enumerate({"auxiliary": factors, "random": random}.items()):
+    for index, (name, pairs) in enumerate(spaces.items(), 1):
         space = factor_subspace(risk.layout, pairs, "tangent")
         for found in searched(subject, risk, radii, space=(name, space)):
             common = {"ball": L2, "rho": found.rho, "subspace": name}
             yield from (common | row for row in _rows(found))
-        progress(index + 1, 2)
+        progress(index, len(spaces))
 
 
 def _rows(found: Searched) -> Rows:
@@ -90,3 +88,15 @@ def _rows(found: Searched) -> Rows:
     yield {"measure": "own_worst_case_examples", "value": len(own.rises)}
     yield {"measure": "own_worst_case_rise", "value": own.mean, "stderr": own.stderr}
     yield {"measure": "one_step_rise", "value": result.one_step_rise, "num_passes": 2}
+
+
+def _effort(study: Study) -> dict[str, Any]:
+    """Settings of `sharpness`."""
+    settings = study.measures.worst_case
+    return search_settings(study) | {"radii": settings.radii_by_ball, "average_samples": settings.average_samples}
+
+
+SHARPNESS = Measure("sharpness", sharpness, _effort)
+RECOVERY = Measure(
+    "recovery", recovery, lambda study: search_settings(study) | {"radii": study.measures.worst_case.inside_radii}
+)

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from analyses.measures.minima import Subject
 from analyses.records import write_atomically
-from analyses.study import fingerprint
+from analyses.study import Study, fingerprint
 from analyses.study.measure_settings import L2, BallName
 from landscape import EmpiricalRisk, OwnWorstCases, SharpnessResult, Subspace, join_curve, worst_case_sharpness
 
@@ -66,14 +66,31 @@ def searched(
     return [Searched(rho, result, seconds) for rho, result, (_, seconds) in zip(ordered, curve, single, strict=True)]
 
 
+def search_settings(study: Study) -> dict[str, Any]:
+    """What a search in one ball depends on beside the run, the ball and the space."""
+    return study.measures.worst_case.model_dump(include={"steps", "restarts", "screened", "agreement", "max_passes"})
+
+
+def worst_case_at(subject: Subject, risk: EmpiricalRisk, space: tuple[str, Subspace] | None = None) -> SharpnessResult:
+    """The worst case in the l2 ball of the claims' radius."""
+    settings, rho = subject.study.measures.worst_case, subject.study.claims.rho
+    found = searched(subject, risk, settings.inside_radii if space else settings.radii, space=space)
+    return next(one.result for one in found if one.rho == rho)
+
+
+def worst_case_settings(study: Study) -> list[Any]:
+    """What `worst_case_at` depends on beside the run and the space."""
+    settings = study.measures.worst_case
+    return [search_settings(study), settings.radii, settings.inside_radii, study.claims.rho]
+
+
 def _one(
     subject: Subject, risk: EmpiricalRisk, rho: float, ball: BallName, space: tuple[str, Subspace] | None
 ) -> tuple[SharpnessResult, float]:
-    settings = subject.study.measures.worst_case
-    effort = settings.model_dump(include={"steps", "restarts", "screened", "agreement", "max_passes"})
+    effort = search_settings(subject.study)
     name, subspace = space or ("full", None)
     described = {"effort": effort, "ball": ball, "rho": rho, "space": name}
-    folder = subject.folder.measurement(subject.study, subject.cell, "sharpness").parent
+    folder = subject.folder.measurements(subject.study, subject.cell)
     path = folder / f"worst_case-{ball}-{name}-{fingerprint(described)}.safetensors"
     if not path.exists():
         began = time.perf_counter()

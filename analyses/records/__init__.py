@@ -1,8 +1,10 @@
 """Records: one measured number a row, and the files they lie in."""
 
 from analyses.records.store import (
+    DIVERGED,
     is_rise,
     read_json,
+    read_provenance,
     read_records,
     records_frame,
     write_atomically,
@@ -11,8 +13,10 @@ from analyses.records.store import (
 )
 
 __all__ = [
+    "DIVERGED",
     "is_rise",
     "read_json",
+    "read_provenance",
     "read_records",
     "records_frame",
     "write_atomically",

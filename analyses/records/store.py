@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
@@ -11,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from analyses.records.upgrade import upgraded
 
@@ -45,6 +48,11 @@ gradient) that a number speaks of, ``other`` the second run of a pair.
 """
 
 
+DIVERGED = "diverged"
+"""Measure of a run whose training loss was no longer finite; it has no other records."""
+_PROVENANCE = b"provenance"
+
+
 def records_frame(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     """Rows as a frame with exactly the columns of `COLUMNS`.
 
@@ -74,9 +82,17 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def write_json(path: Path, content: object) -> None:
-    """Write JSON atomically, with a line break at the end."""
-    text = json.dumps(content, indent=2, allow_nan=True) + "\n"
+    """Write JSON atomically, with a line break at the end; numbers that are not finite become null."""
+    text = json.dumps(_finite(content), indent=2, allow_nan=False) + "\n"
     write_atomically(path, lambda temporary: temporary.write_text(text))
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, Mapping):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def read_json(path: Path) -> Any:
@@ -84,9 +100,18 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text())
 
 
-def write_records(frame: pd.DataFrame, path: Path) -> None:
-    """Write records as parquet, atomically."""
-    write_atomically(path, lambda temporary: frame.to_parquet(temporary, index=False))
+def write_records(frame: pd.DataFrame, path: Path, provenance: Mapping[str, str] | None = None) -> None:
+    """Write records as parquet, atomically; the versions that made them go into the file's metadata."""
+    table = pa.Table.from_pandas(frame, preserve_index=False)
+    if provenance is not None:
+        table = table.replace_schema_metadata({**table.schema.metadata, _PROVENANCE: json.dumps(dict(provenance))})
+    write_atomically(path, lambda temporary: pq.write_table(table, temporary))
+
+
+def read_provenance(path: Path) -> dict[str, str] | None:
+    """The versions that made a file of records, where it says so."""
+    kept = (pq.read_schema(path).metadata or {}).get(_PROVENANCE)
+    return None if kept is None else json.loads(kept)
 
 
 def read_records(path: Path) -> pd.DataFrame:

@@ -2,123 +2,84 @@
 
 from __future__ import annotations
 
-import fcntl
-from collections.abc import Iterator
-from contextlib import contextmanager
+import traceback
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import pandas as pd
 from tqdm import tqdm
 
 from analyses.judging.claims import claims_document
 from analyses.measures.cost import measure_cost
 from analyses.measures.landscapes import measure_barriers
-from analyses.measures.registry import kinds_at, measure_cell
-from analyses.records import read_records, write_atomically, write_json, write_records
-from analyses.records.files import new_folder, remove_leftovers
+from analyses.measures.registry import measure_cell, measures_at
+from analyses.records import write_json
 from analyses.running.executors import Failure, quieten, run_cells
+from analyses.running.gathering import gather
+from analyses.running.preparing import check, exclusive, prepare, show
 from analyses.running.progress import ProgressFile
-from analyses.study import Cell, Study, StudyError, StudyFolder
-from analyses.tasks import build_task
-from analyses.training.devices import check_device
-from analyses.training.runs import environment, method_config, train_cell
-from bilora import METHODS
-from bilora.attaching import target_layers
+from analyses.study import Cell, Study, StudyFolder
+from analyses.training.runs import read_run, train_cell
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an audit left: the judged claims, and the cells that failed."""
+    """What an audit left: the judged claims, the cells that failed and the runs that diverged."""
 
     claims: dict[str, object]
     failures: list[Failure]
+    diverged: list[Failure]
     num_done_before: int
     num_cells: int
 
 
-def run_audit(study: Study, folder: StudyFolder, *, jobs: int) -> Outcome:
-    """Train and measure every cell that is not done, then gather records and judge the claims.
+def run_audit(study: Study, folder: StudyFolder, *, jobs: int, methods: Sequence[str] | None = None) -> Outcome:
+    """Train and measure every cell that is not done, then gather all records of the folder and judge the claims.
+
+    Args:
+        study: What to audit. Seeds that the folder has beyond the study's stay part of it.
+        folder: Where.
+        jobs: Worker processes.
+        methods: Work on these of the study's methods only.
 
     Raises:
         StudyError: The settings do not fit the task, or the folder is another study's or in use.
     """
     check(study)
-    folder.claim(study)
-    with exclusive(folder):
+    with exclusive(study, folder) as whole:
         quieten()
         prepare(study, folder)
-        cells = list(study.cells())
+        cells = [cell for cell in study.cells() if methods is None or cell.method in methods]
         missing = [cell for cell in cells if not is_done(study, cell, folder)]
         failures = run_cells(missing, partial(run_cell, study, folder), folder, jobs=jobs) if missing else []
-        if study.measures.surface and not folder.barriers(study).exists() and not failures:
-            with tqdm(desc="barriers", unit="pair", dynamic_ncols=True) as bar:
-                measure_barriers(study, folder, partial(_show, bar))
-        if not folder.cost(study).exists():
-            with tqdm(desc="step cost", unit="round", dynamic_ncols=True) as bar:
-                measure_cost(study, folder, partial(_show, bar))
-        records = gather(study, folder)
-        document = claims_document(records, study.claims)
+        failures += measure_together(whole, folder)
+        document = claims_document(gather(whole, folder), study.claims)
         write_json(folder.root / "claims.json", document)
-        rows = [{"cell": f.cell, "reason": f.reason, "trace": f.trace} for f in failures]
-        write_json(folder.root / "failures.json", rows)
-        if missing or not (folder.root / "environment.json").exists():
-            write_json(folder.root / "environment.json", environment())
-    return Outcome(document, failures, len(cells) - len(missing), len(cells))
-
-
-def check(study: Study) -> None:
-    """Refuse settings that do not fit the task, before any work.
-
-    Raises:
-        StudyError: The split is impossible, no layer is adapted, or the rank is too large.
-    """
-    check_device(study.device)
-    for train_size in study.train_sizes:
-        model = build_task(study.task, train_size).new_model(0)
-    names = target_layers(model, study.adapters.target_modules, study.adapters.modules_to_save)
-    if not names:
-        linear = sorted({name.split(".")[-2] for name, p in model.named_parameters() if p.ndim == 2})
-        raise StudyError(
-            f"adapters.target_modules: {study.adapters.target_modules!r} matches no linear layer; "
-            f"the model has {', '.join(linear)}"
-        )
-    shapes = dict(model.named_parameters())
-    smallest = min(min(shapes[f"{name}.weight"].shape) for name in names)
-    for column in study.methods:
-        config = method_config(study, column)
-        try:
-            METHODS[config.method].check(config)
-        except ValueError as error:
-            raise StudyError(f"methods.{column}: {error}") from error
-        largest = max(config.r * (2 if config.method == "lora_2r" else 1), config.auxiliary_r or 1)
-        if largest > smallest:
-            raise StudyError(f"adapters.r: rank {largest} exceeds the smallest adapted dimension, {smallest}")
-
-
-def prepare(study: Study, folder: StudyFolder) -> None:
-    """Create the base model if it is not there."""
-    remove_leftovers(folder.root)
-    path = folder.base(study)
-    if not path.exists():
-        task = build_task(study.task, study.train_sizes[0])
-        with tqdm(desc="base model", unit="step", dynamic_ncols=True) as bar, new_folder(path) as temporary:
-            task.create_base(temporary, partial(_show, bar))
+        diverged = [
+            Failure(str(cell), reason, "")
+            for cell in whole.cells()
+            if folder.run(whole, cell).exists() and (reason := read_run(folder.run(whole, cell))["diverged"])
+        ]
+        for name, found in {"failures": failures, "diverged": diverged}.items():
+            rows = [{"cell": f.cell, "reason": f.reason, "trace": f.trace} for f in found]
+            write_json(folder.root / f"{name}.json", rows)
+    return Outcome(document, failures, diverged, len(cells) - len(missing), len(cells))
 
 
 def is_done(study: Study, cell: Cell, folder: StudyFolder) -> bool:
     """Whether a cell is trained and measured with these very settings."""
-    files = (folder.measurement(study, cell, kind) for kind in kinds_at(study, cell))
+    files = (measure.path(study, cell, folder) for measure in measures_at(study, cell))
     return folder.run(study, cell).exists() and all(path.exists() for path in files)
 
 
 def run_cell(study: Study, folder: StudyFolder, cell: Cell, progress: ProgressFile) -> None:
     """Train and measure one cell, skipping what is there."""
-    if not folder.run(study, cell).exists():
-        train_cell(study, cell, folder, progress.stage("train"))
-    for kind in kinds_at(study, cell):
-        if not folder.measurement(study, cell, kind).exists():
-            measure_cell(study, cell, folder, kind, progress.stage(kind))
+    missing = [measure for measure in measures_at(study, cell) if not measure.path(study, cell, folder).exists()]
+    recorded = any(measure.recorded for measure in missing) and not folder.recording(study, cell).exists()
+    if recorded or not folder.run(study, cell).exists():
+        train_cell(study, cell, folder, progress.stage("train"), record=recorded)
+    for measure in missing:
+        measure_cell(study, cell, folder, measure, progress.stage(measure.name))
 
 
 def train_only(study: Study, folder: StudyFolder, cell: Cell, progress: ProgressFile) -> None:
@@ -126,31 +87,24 @@ def train_only(study: Study, folder: StudyFolder, cell: Cell, progress: Progress
     train_cell(study, cell, folder, progress.stage("train"))
 
 
-def gather(study: Study, folder: StudyFolder) -> pd.DataFrame:
-    """All records of the study's finished measurements, as parquet and CSV in its folder."""
-    paths = [folder.measurement(study, cell, kind) for cell in study.cells() for kind in kinds_at(study, cell)]
-    paths += [folder.barriers(study), folder.cost(study)]
-    records = pd.concat([read_records(path) for path in paths if path.exists()], ignore_index=True)
-    write_records(records, folder.root / "records.parquet")
-    write_atomically(folder.root / "records.csv", lambda temporary: records.to_csv(temporary, index=False))
-    return records
+def measure_together(study: Study, folder: StudyFolder) -> list[Failure]:
+    """What is measured over many cells at once: barriers between minima, and what a step costs.
 
-
-@contextmanager
-def exclusive(folder: StudyFolder) -> Iterator[None]:
-    """Hold the study's folder; a second process that wants it is refused, a dead one holds nothing.
-
-    Raises:
-        StudyError: Another process works in the folder.
+    Returns:
+        What failed; the records of the cells do without it.
     """
-    with (folder.root / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StudyError(f"--out: another process is at work in {folder.root}; wait for it") from None
-        yield
-
-
-def _show(bar: tqdm, step: int, total: int) -> None:  # type: ignore[type-arg]
-    bar.total = total
-    bar.update(step - bar.n)
+    first = [cell for cell in study.cells() if cell.seed == 0]
+    works: dict[str, Callable[[Callable[[int, int], None]], None]] = {}
+    trained = all(folder.run(study, cell).exists() for cell in first)
+    if study.measures.surface and trained and not folder.barriers(study).exists():
+        works["barriers"] = partial(measure_barriers, study, folder)
+    if not folder.cost(study).exists():
+        works["step cost"] = partial(measure_cost, study, folder)
+    failures = []
+    for name, work in works.items():
+        with tqdm(desc=name, dynamic_ncols=True) as bar:
+            try:
+                work(partial(show, bar))
+            except Exception as error:  # whatever it is, what the cells have measured stays
+                failures.append(Failure(name, f"{type(error).__name__}: {error}", traceback.format_exc()))
+    return failures

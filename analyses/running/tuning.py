@@ -11,13 +11,12 @@ from pathlib import Path
 import pandas as pd
 
 from analyses.records import read_json, write_atomically, write_json
-from analyses.running.audit import check, exclusive, prepare
 from analyses.running.executors import quieten, run_cells
+from analyses.running.preparing import check, exclusive, prepare
 from analyses.running.progress import ProgressFile
 from analyses.study import Cell, MethodSettings, Study, StudyError, StudyFolder, TuningSettings
-from analyses.tasks import build_task
 from analyses.training.devices import take_device
-from analyses.training.runs import load_minimum, train_cell
+from analyses.training.runs import load_minimum, study_task, train_cell
 from bilora import METHODS
 from bilora.methods.bilora import BiLora, RandomAuxiliary
 from landscape import EmpiricalRisk
@@ -64,11 +63,10 @@ def tune(study: Study, folder: StudyFolder, *, jobs: int) -> pd.DataFrame:
     if study.tuning is None:
         raise StudyError("tuning: the study has no grid; add a 'tuning' section")
     check(study)
-    folder.claim(study)
     seeds = study.tuning.seeds
     settings = list(grid(study, study.tuning))
     points = [GridPoint(method, setting, seed) for method, setting in settings for seed in seeds]
-    with exclusive(folder):
+    with exclusive(study, folder):
         quieten()
         prepare(study, folder)
         missing = [point for point in points if not _result(study, folder, point).exists()]
@@ -126,7 +124,7 @@ def _try(study: Study, folder: StudyFolder, point: GridPoint, progress: Progress
     variant, cell = _variant(study, point)
     if not folder.run(variant, cell).exists():
         train_cell(variant, cell, folder, progress.stage("train"))
-    minimum, task = load_minimum(variant, cell, folder), build_task(variant.task, cell.train_size)
+    minimum, task = load_minimum(variant, cell, folder), study_task(variant, cell)
     minimum.model.to(take_device(study.device))
     validation = task.batches("validation")
     numbers = {

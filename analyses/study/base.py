@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, FiniteFloat, Tag
 
 Positive = Annotated[FiniteFloat, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
@@ -21,7 +21,11 @@ class Settings(BaseModel):
 
 
 class DigitsTask(Settings):
-    """scikit-learn's 8×8 digits: pretrain upright, fine-tune rotated; see `analyses.tasks.digits`."""
+    """scikit-learn's 8×8 digits: pretrain upright, fine-tune rotated; see `analyses.tasks.digits`.
+
+    With ``test_size`` the test images are the same for every training-set size and every draw of it; without, they are
+    what the other splits leave.
+    """
 
     name: Literal["digits"] = "digits"
     angle: FiniteFloat = 30.0
@@ -29,10 +33,11 @@ class DigitsTask(Settings):
     validation_size: Count = 250
     pretrain_epochs: Count = 40
     split_seed: int = 0
+    test_size: Count | None = None
 
     def base_settings(self) -> dict[str, Any]:
         """What the pretrained model depends on."""
-        return self.model_dump(exclude={"angle", "validation_size"})
+        return self.model_dump(exclude={"angle", "validation_size", "test_size"})
 
 
 class MinilmSentimentTask(Settings):
@@ -50,4 +55,25 @@ class MinilmSentimentTask(Settings):
         return self.model_dump(include={"name", "head_seed"})
 
 
-TaskSettings = Annotated[DigitsTask | MinilmSentimentTask, Field(discriminator="name")]
+class OwnTask(Settings):
+    """A task of the user's: ``name`` is the place, "package.module:Class", of an `analyses.tasks.base.Task`."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
+    settings: dict[str, Any] = Field(default_factory=dict)
+
+    def base_settings(self) -> dict[str, Any]:
+        """What the model before fine-tuning depends on."""
+        return self.model_dump()
+
+
+def _kind(task: Any) -> str | None:
+    name = task.get("name") if isinstance(task, dict) else getattr(task, "name", None)
+    return "own" if isinstance(name, str) and ":" in name else name
+
+
+TaskSettings = Annotated[
+    Annotated[DigitsTask, Tag("digits")]
+    | Annotated[MinilmSentimentTask, Tag("minilm_sentiment")]
+    | Annotated[OwnTask, Tag("own")],
+    Discriminator(_kind),
+]

@@ -29,6 +29,10 @@ class StudyFolder:
         return self.root / "runs"
 
     @property
+    def lock(self) -> Path:
+        return self.root / ".lock"
+
+    @property
     def progress(self) -> Path:
         return self.root / ".progress"
 
@@ -38,8 +42,11 @@ class StudyFolder:
     def run(self, study: Study, cell: Cell) -> Path:
         return self.runs / study.run_name(cell)
 
-    def measurement(self, study: Study, cell: Cell, kind: str) -> Path:
-        return self.root / "measurements" / study.run_name(cell) / f"{study.measurement_name(kind)}.parquet"
+    def recording(self, study: Study, cell: Cell) -> Path:
+        return self.root / "recordings" / study.recording_name(cell)
+
+    def measurements(self, study: Study, cell: Cell) -> Path:
+        return self.root / "measurements" / study.run_name(cell)
 
     def cost(self, study: Study) -> Path:
         return self.root / "measurements" / f"{study.cost_name()}.parquet"
@@ -47,11 +54,11 @@ class StudyFolder:
     def barriers(self, study: Study) -> Path:
         return self.root / "measurements" / f"{study.barriers_name()}.parquet"
 
-    def claim(self, study: Study) -> None:
-        """Make the folder this study's, or refuse.
+    def refuse_others(self, study: Study) -> None:
+        """Refuse a folder that holds something else than this study.
 
         Raises:
-            StudyError: The folder holds something else.
+            StudyError: It does.
         """
         if self.settings.exists():
             there = load_study(self.settings)
@@ -59,7 +66,17 @@ class StudyFolder:
                 raise StudyError(
                     f"--out: {self.root} holds the study {there.name!r}, not {study.name!r}; choose another folder"
                 )
-        elif self.root.exists() and (not self.root.is_dir() or any(self.root.iterdir())):
+        elif self.root.exists() and (not self.root.is_dir() or set(self.root.iterdir()) - {self.lock}):
             raise StudyError(f"--out: {self.root} exists and is not a study's folder; choose another or empty it")
+
+    def keep(self, study: Study) -> Study:
+        """Write the study's settings into its folder.
+
+        Returns:
+            The study with the seeds that the folder has had, if these are more: what was measured stays part of it.
+        """
+        if self.settings.exists():
+            study = study.model_copy(update={"seeds": max(study.seeds, load_study(self.settings).seeds)})
         text = yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False)
         write_atomically(self.settings, lambda temporary: temporary.write_text(text))
+        return study

@@ -1,4 +1,4 @@
-"""A study: its settings, the cells it consists of, and where the files of each lie."""
+"""A study: its settings, the cells it consists of, and the names that follow from them."""
 
 from __future__ import annotations
 
@@ -92,6 +92,8 @@ class TuningSettings(Settings):
 class Study(Settings):
     """Everything that determines the numbers of an audit.
 
+    ``seeds`` are paired: every method has the same initial factors and order of the data at a seed. With ``resample``
+    a seed also draws the training examples, so that intervals speak of the data and not of one training set.
     ``device`` says where it runs: ``auto`` (a GPU if there is one), ``cpu``, ``cuda`` or ``cuda:N``. It is part of no
     file's name: numbers of two devices differ by rounding.
     """
@@ -106,6 +108,7 @@ class Study(Settings):
     measures: MeasureSettings
     claims: ClaimSettings
     tuning: TuningSettings | None = None
+    resample: bool = False
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
 
     @field_validator("methods")
@@ -140,48 +143,35 @@ class Study(Settings):
 
     def run_name(self, cell: Cell) -> str:
         """Folder name of a cell's run: readable, and different whenever its training would be."""
-        settings = {
-            "task": self.task.model_dump(),
+        settings: dict[str, Any] = {
+            "task": self.task.model_dump(exclude_none=True),
             "training": _named(self.training, "epochs", "batch_size", "warmup_ratio"),
             "adapters": _named(self.adapters, "r", "alpha", "target_modules"),
             "settings": self._method(cell.method),
         }
-        if self.measures.dynamics:
-            settings["dynamics"] = self.measures.dynamics.model_dump()
+        if self.resample:
+            settings["resample"] = True
         return f"{cell}-{fingerprint(settings)}"
 
-    def measurement_name(self, kind: str) -> str:
-        """File name of one kind of measurement, different whenever its settings are."""
-        curvature = self.measures.curvature.model_dump()
-        worst_case = self.measures.worst_case.model_dump() | {"rho": self.claims.rho}
-        surface = self.measures.surface.model_dump() if self.measures.surface else {}
-        opinions = {} if self.measures.third_opinion else {"third_opinion": False}
-        settings: dict[str, Any] = {
-            "generalization": {},
-            "curvature": curvature | opinions,
-            "sharpness": worst_case,
-            "recovery": worst_case,
-            "alignment": worst_case | curvature | self.measures.alignment.model_dump(),
-            "angles": curvature,
-            "surface": worst_case | curvature | surface,
-            "dynamics": {},
-        }[kind]
-        return f"{kind}-{fingerprint(settings)}"
+    def recording_name(self, cell: Cell) -> str:
+        """Folder name of what is recorded along a cell's training."""
+        dynamics = self.measures.dynamics
+        return f"{self.run_name(cell)}-{fingerprint(dynamics and dynamics.model_dump())}"
 
     def barriers_name(self) -> str:
         """File name of the barriers between minima, which depend on all runs of the first seed."""
         runs = [self.run_name(Cell(method, 0, size)) for size in self.train_sizes for method in self.methods]
         points = self.measures.surface and self.measures.surface.path_points
-        return f"barriers-{fingerprint([*runs, points])}"
+        return f"barriers-{fingerprint([*runs, points, 'all weights'])}"
 
     def base_name(self) -> str:
         """Folder name of the pretrained model."""
-        return f"{self.task.name}-{fingerprint(self.task.base_settings())}"
+        return f"{re.sub(r'[^A-Za-z0-9_]+', '_', self.task.name)}-{fingerprint(self.task.base_settings())}"
 
     def cost_name(self) -> str:
         """File name of the step cost measurement, which does not depend on seeds."""
         fixed = {
-            "task": self.task.model_dump(),
+            "task": self.task.model_dump(exclude_none=True),
             "training": _named(self.training, "epochs", "batch_size", "warmup_ratio"),
             "methods": {name: self._method(name) for name in self.methods},
             "adapters": _named(self.adapters, "r", "alpha", "target_modules"),

@@ -2,25 +2,43 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
-from analyses.study.base import Settings
+from analyses.study.base import OwnTask, Settings, StudyError
 from analyses.tasks.base import Examples, Task
 from analyses.tasks.digits import Digits
 from analyses.tasks.minilm_sentiment import MinilmSentiment
 
-TASKS: dict[str, Callable[[Any, int], Task]] = {"digits": Digits, "minilm_sentiment": MinilmSentiment}
+TASKS: dict[str, Callable[[Any, int, int | None], Task]] = {"digits": Digits, "minilm_sentiment": MinilmSentiment}
 
 
-def build_task(settings: Settings, train_size: int) -> Task:
+def build_task(settings: Settings, train_size: int, draw: int | None = None) -> Task:
     """The task that the settings name.
 
+    Args:
+        settings: Of the task.
+        train_size: Number of training examples.
+        draw: Draws the training examples; None for those of the settings' split.
+
     Raises:
-        StudyError: The training set is too small or too large, or a package with the task's data is missing.
+        StudyError: The training set is too small or too large, a package with the task's data is missing, or a task of
+            the user's cannot be imported.
     """
+    if isinstance(settings, OwnTask):
+        return _imported(settings.name)(settings.settings, train_size, draw)
     name: str = settings.name  # type: ignore[attr-defined]
-    return TASKS[name](settings, train_size)
+    return TASKS[name](settings, train_size, draw)
+
+
+def _imported(place: str) -> Callable[[Any, int, int | None], Task]:
+    module, _, name = place.partition(":")
+    try:
+        found: Callable[[Any, int, int | None], Task] = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise StudyError(f"task.name: cannot import {place!r}, expected 'package.module:Class': {error}") from error
+    return found
 
 
 __all__ = ["TASKS", "Examples", "Task", "build_task"]

@@ -15,7 +15,11 @@ Examples = dict[str, Tensor]
 
 
 class Task(Protocol):
-    """Data and model for one training-set size."""
+    """Data and model for one training-set size.
+
+    A class of it is called with its settings, the number of training examples, and the number of the draw of the
+    training set, None for the settings' own split; it refuses what it cannot do with a ``StudyError``.
+    """
 
     def dataset(self, split: str) -> list[Examples]:
         """The examples of ``train``, ``validation`` or ``test`` one by one, for `collate`."""

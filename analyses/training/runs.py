@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import platform
+import statistics
 import subprocess
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,17 +25,17 @@ from transformers import PrinterCallback, TrainerCallback, TrainerControl, Train
 from analyses.records import read_json, write_json
 from analyses.records.files import new_folder
 from analyses.study import Cell, Study, StudyFolder
-from analyses.tasks import build_task
+from analyses.tasks import Task, build_task
 from analyses.training.devices import take_device
-from bilora import METHODS, BiLoraConfig, BiLoraTrainer, Minimum, SnapshotCallback, minimum
+from analyses.training.recording import Recording
+from bilora import METHODS, BiLoraConfig, BiLoraTrainer, Minimum, minimum
 from bilora.adapters import PRIMARY
 from bilora.attaching import target_layers
-from bilora.recorder import DynamicsRecorder
 from bilora.snapshots import factor_tensors
 
 Progress = Callable[[int, int], None]
-SNAPSHOTS = "snapshots"
-"""Folder of a run's snapshots."""
+RUN = "run.json"
+"""What describes a run, in its folder."""
 
 
 def method_config(study: Study, method: str) -> BiLoraConfig:
@@ -53,51 +57,46 @@ def method_config(study: Study, method: str) -> BiLoraConfig:
     return BiLoraConfig(method=name, **(asked | used))
 
 
-def train_cell(study: Study, cell: Cell, folder: StudyFolder, progress: Progress) -> None:
-    """Train one cell and leave its run folder; nothing is left when training fails."""
-    task = build_task(study.task, cell.train_size)
-    base = task.load_base(folder.base(study))
-    with new_folder(folder.run(study, cell)) as directory, torch.random.fork_rng(devices=[]):
-        arguments = TrainingArguments(
-            output_dir=str(directory / "trainer"),
-            num_train_epochs=study.training.epochs,
-            max_steps=study.training.max_steps or -1,
-            per_device_train_batch_size=study.training.batch_size,
-            learning_rate=study.methods[cell.method].learning_rate,
-            lr_scheduler_type="linear",
-            warmup_steps=study.training.warmup_ratio,
-            weight_decay=0.0,
-            max_grad_norm=0.0,
-            optim="adamw_torch_fused",
-            seed=cell.seed,
-            save_strategy="no",
-            logging_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
-            use_cpu=take_device(study.device).type == "cpu",
-            remove_unused_columns=False,
-        )
+def study_task(study: Study, cell: Cell) -> Task:
+    """Data and model of a cell; a study that resamples draws the training set by the seed."""
+    return build_task(study.task, cell.train_size, draw=cell.seed if study.resample else None)
+
+
+def train_cell(study: Study, cell: Cell, folder: StudyFolder, progress: Progress, *, record: bool = False) -> None:
+    """Train one cell and leave its run folder; nothing is left when training breaks.
+
+    A training whose loss is no longer finite has diverged: that is its result, and the run folder says so.
+
+    Args:
+        study: The study.
+        cell: What to train.
+        folder: The study's folder.
+        progress: Gets the steps done and the number of steps.
+        record: Follow the training into `StudyFolder.recording` too; a run that is there already is trained again for
+            it, to the same weights.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=[]))
+        directory = stack.enter_context(new_folder(folder.run(study, cell)))
         clock = _StepClock(progress)
-        trainer = BiLoraTrainer(
-            base,
-            arguments,
-            bilora=method_config(study, cell.method),
-            train_dataset=task.dataset("train"),
-            data_collator=task.collate,
-            callbacks=[clock],
-        )
-        trainer.remove_callback(PrinterCallback)
-        recorder = _follow(study, cell, trainer, directory)
+        trainer = _trainer(study, cell, folder, directory / "trainer", clock)
+        recording = None
+        if record:
+            recorded = stack.enter_context(new_folder(folder.recording(study, cell)))
+            recording = Recording(study, cell, trainer, recorded)
         trainable = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
-        started = time.perf_counter()
-        trainer.train()
+        started, diverged = time.perf_counter(), None
+        try:
+            trainer.train()
+        except FloatingPointError as error:
+            diverged = str(error)
         seconds = time.perf_counter() - started
-        trainer.save_model(str(directory / PRIMARY if isinstance(trainer.model, PeftModel) else directory))
-        factors = factor_tensors(trainer.method.model)
-        if factors:
-            save_file(factors, directory / "factors.safetensors")
+        if diverged is None:
+            _save(trainer, directory)
+        if recording:
+            recording.finish()
         write_json(
-            directory / "run.json",
+            directory / RUN,
             {
                 "study": study.name,
                 "method": cell.method,
@@ -109,29 +108,59 @@ def train_cell(study: Study, cell: Cell, folder: StudyFolder, progress: Progress
                 "passes_per_step": trainer.method.passes_per_step,
                 "seconds": seconds,
                 "step_seconds": clock.median,
-                "history": {"loss": trainer.step_losses, "dynamics": recorder.rows if recorder else []},
+                "diverged": diverged,
+                "history": {"loss": trainer.step_losses},
                 "environment": environment(),
             },
         )
 
 
-def _follow(study: Study, cell: Cell, trainer: BiLoraTrainer, directory: Path) -> DynamicsRecorder | None:
-    """Keep snapshots and notes along training, if the study asks for them."""
-    settings = study.measures.dynamics
-    if settings is None:
-        return None
-    num_steps = study.training.num_steps(cell.train_size)
-    recorder = DynamicsRecorder(trainer.method, every=max(1, num_steps // settings.notes))
-    trainer.add_callback(recorder)
-    every = max(1, num_steps // settings.snapshots)
-    trainer.add_callback(SnapshotCallback(directory / SNAPSHOTS, every=every, dtype="float16"))
-    return recorder
+def _trainer(study: Study, cell: Cell, folder: StudyFolder, output: Path, clock: _StepClock) -> BiLoraTrainer:
+    task = study_task(study, cell)
+    arguments = TrainingArguments(
+        output_dir=str(output),
+        num_train_epochs=study.training.epochs,
+        max_steps=study.training.max_steps or -1,
+        per_device_train_batch_size=study.training.batch_size,
+        learning_rate=study.methods[cell.method].learning_rate,
+        lr_scheduler_type="linear",
+        warmup_steps=study.training.warmup_ratio,
+        weight_decay=0.0,
+        max_grad_norm=0.0,
+        optim="adamw_torch_fused",
+        seed=cell.seed,
+        save_strategy="no",
+        logging_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=take_device(study.device).type == "cpu",
+        remove_unused_columns=False,
+    )
+    trainer = BiLoraTrainer(
+        task.load_base(folder.base(study)),
+        arguments,
+        bilora=method_config(study, cell.method),
+        train_dataset=task.dataset("train"),
+        data_collator=task.collate,
+        callbacks=[clock],
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def _save(trainer: BiLoraTrainer, directory: Path) -> None:
+    """The deployed weights and all factors; the pickle that the Trainer puts beside whole weights goes."""
+    trainer.save_model(str(directory / PRIMARY if isinstance(trainer.model, PeftModel) else directory))
+    (directory / "training_args.bin").unlink(missing_ok=True)
+    factors = factor_tensors(trainer.method.model)
+    if factors:
+        save_file(factors, directory / "factors.safetensors")
 
 
 def load_minimum(study: Study, cell: Cell, folder: StudyFolder) -> Minimum:
     """Load a run's merged model; the measured space is that of the adapted layers, with adapters or without."""
     directory = folder.run(study, cell)
-    task = build_task(study.task, cell.train_size)
+    task = study_task(study, cell)
     base = task.load_base(folder.base(study))
     targets, saved = study.adapters.target_modules, study.adapters.modules_to_save
     names = [f"{name}.weight" for name in target_layers(base, targets, saved)]
@@ -150,10 +179,11 @@ def load_minimum(study: Study, cell: Cell, folder: StudyFolder) -> Minimum:
 
 def read_run(directory: Path) -> dict[str, Any]:
     """The description that a run folder carries."""
-    content: dict[str, Any] = read_json(directory / "run.json")
+    content: dict[str, Any] = read_json(directory / RUN)
     return content
 
 
+@cache
 def environment() -> dict[str, str]:
     """Versions, commit and processor: what it takes to repeat a number."""
     packages = ("torch", "transformers", "peft", "numpy", "scipy", "pandas", "scikit-learn", "pyhessian")
@@ -188,7 +218,7 @@ class _StepClock(TrainerCallback):
 
     @property
     def median(self) -> float:
-        return sorted(self._seconds)[len(self._seconds) // 2]
+        return statistics.median(self._seconds) if self._seconds else math.nan
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._started = time.perf_counter()

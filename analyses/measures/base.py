@@ -1,0 +1,77 @@
+"""A measure: what it computes at a minimum, on what its numbers depend, and where it applies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from analyses.measures.minima import Progress, Rows, Subject
+from analyses.records import write_atomically
+from analyses.study import Cell, Study, StudyFolder, fingerprint
+
+
+def _nothing(study: Study) -> Any:
+    return None
+
+
+def _everywhere(study: Study, cell: Cell) -> bool:
+    return True
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One kind of measurement; a new one is a file with such an object and a line in the registry.
+
+    Attributes:
+        name: Its name in settings, on the command line and in file names.
+        run: Turns a minimum into rows of records.
+        settings: What its numbers depend on beside the run, of plain data.
+        needs: Measures whose files it reads; they are measured before it.
+        applies: Whether it has something to measure at a cell.
+        default_seeds: At how many seeds it runs where ``measures.seeds`` says nothing; None for all.
+        recorded: Whether it reads what is recorded along training (`analyses.training.recording`).
+        version: Raised when the numbers change for the same settings.
+    """
+
+    name: str
+    run: Callable[[Subject, Progress], Rows]
+    settings: Callable[[Study], Any] = _nothing
+    needs: tuple[Measure, ...] = ()
+    applies: Callable[[Study, Cell], bool] = _everywhere
+    default_seeds: int | None = None
+    recorded: bool = False
+    version: int = 1
+
+    def key(self, study: Study) -> str:
+        """Eight digits that change whenever its numbers at one run may."""
+        recording = study.measures.dynamics and study.measures.dynamics.model_dump() if self.recorded else None
+        return fingerprint([self.settings(study), recording, [need.key(study) for need in self.needs], self.version])
+
+    def path(self, study: Study, cell: Cell, folder: StudyFolder) -> Path:
+        """File of its records."""
+        return folder.measurements(study, cell) / f"{self.name}-{self.key(study)}.parquet"
+
+    def keep(self, subject: Subject, vectors: Mapping[str, Tensor]) -> None:
+        """Keep vectors of weight space beside the records, for measures that build on this one."""
+        contiguous = {name: vector.contiguous() for name, vector in vectors.items()}
+        write_atomically(self._vectors(subject), partial(save_file, contiguous))
+
+    def kept(self, subject: Subject) -> dict[str, Tensor]:
+        """What `keep` kept."""
+        return load_file(self._vectors(subject), device=str(subject.device))
+
+    def _vectors(self, subject: Subject) -> Path:
+        return self.path(subject.study, subject.cell, subject.folder).with_suffix(".safetensors")
+
+    def runs_at(self, study: Study, cell: Cell) -> bool:
+        """Whether a study measures it at a cell."""
+        if self.recorded and study.measures.dynamics is None:
+            return False
+        limit = study.measures.seeds.get(self.name, self.default_seeds)
+        return (limit is None or cell.seed < limit) and self.applies(study, cell)

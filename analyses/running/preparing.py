@@ -1,0 +1,98 @@
+"""Before the cells: settings that fit the task, the folder for oneself, and the model from which all start."""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+
+from tqdm import tqdm
+
+from analyses.measures.registry import measures_of
+from analyses.records.files import new_folder, remove_leftovers
+from analyses.study import Study, StudyError, StudyFolder
+from analyses.tasks import build_task
+from analyses.training.devices import check_device
+from analyses.training.runs import method_config
+from bilora import METHODS
+from bilora.attaching import target_layers
+
+
+def check(study: Study) -> None:
+    """Refuse settings that do not fit the task, before any work.
+
+    Raises:
+        StudyError: The split is impossible, no layer is adapted, the rank is too large, or a measure is unknown.
+    """
+    check_device(study.device)
+    measures_of(study)
+    for train_size in study.train_sizes:
+        model = build_task(study.task, train_size, draw=0 if study.resample else None).new_model(0)
+    names = target_layers(model, study.adapters.target_modules, study.adapters.modules_to_save)
+    if not names:
+        linear = sorted({name.split(".")[-2] for name, p in model.named_parameters() if p.ndim == 2})
+        raise StudyError(
+            f"adapters.target_modules: {study.adapters.target_modules!r} matches no linear layer; "
+            f"the model has {', '.join(linear)}"
+        )
+    shapes = dict(model.named_parameters())
+    smallest = min(min(shapes[f"{name}.weight"].shape) for name in names)
+    for column in study.methods:
+        config = method_config(study, column)
+        try:
+            METHODS[config.method].check(config)
+        except ValueError as error:
+            raise StudyError(f"methods.{column}: {error}") from error
+        largest = max(config.r * (2 if config.method == "lora_2r" else 1), config.auxiliary_r or 1)
+        if largest > smallest:
+            raise StudyError(f"adapters.r: rank {largest} exceeds the smallest adapted dimension, {smallest}")
+
+
+@contextmanager
+def exclusive(study: Study, folder: StudyFolder) -> Iterator[Study]:
+    """Hold the study's folder; a second process that wants it is refused, a dead one holds nothing.
+
+    Nothing in a folder of somebody else's changes, nor in one where another process is at work.
+
+    Yields:
+        What the folder's study is from now on: see `StudyFolder.keep`.
+
+    Raises:
+        StudyError: The folder is another study's, or another process works in it.
+    """
+    folder.refuse_others(study)
+    with locked(folder):
+        yield folder.keep(study)
+
+
+@contextmanager
+def locked(folder: StudyFolder) -> Iterator[None]:
+    """Hold a folder against other processes without a look at what study it holds.
+
+    Raises:
+        StudyError: Another process works in it.
+    """
+    folder.root.mkdir(parents=True, exist_ok=True)
+    with folder.lock.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StudyError(f"--out: another process is at work in {folder.root}; wait for it") from None
+        yield
+
+
+def prepare(study: Study, folder: StudyFolder) -> None:
+    """Create the base model if it is not there."""
+    remove_leftovers(folder.root)
+    path = folder.base(study)
+    if not path.exists():
+        task = build_task(study.task, study.train_sizes[0])
+        with tqdm(desc="base model", unit="step", dynamic_ncols=True) as bar, new_folder(path) as temporary:
+            task.create_base(temporary, partial(show, bar))
+
+
+def show(bar: tqdm, step: int, total: int) -> None:  # type: ignore[type-arg]
+    """Move a bar to ``step`` of ``total``."""
+    bar.total = total
+    bar.update(step - bar.n)
