@@ -6,7 +6,7 @@ import sys
 from collections import Counter
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from jsonargparse import ArgumentParser, Namespace
@@ -18,14 +18,17 @@ from analyses.study import (
     Study,
     StudyError,
     StudyFolder,
+    load_claims,
     load_preset,
     load_study,
     preset_names,
 )
-from reports.page import claims_text, write_report
+from reports.claims import claims_text
+from reports.page import write_report
 
 if TYPE_CHECKING:
     from analyses.measures.base import Measure
+    from analyses.running.stopping import Stopping
 
 DONE, CELLS_FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -54,11 +57,32 @@ def main(arguments: list[str] | None = None) -> int:
 
 def audit(options: Namespace) -> int:
     """Train, measure, judge and report a whole study; what is done already is kept."""
-    from analyses.running.audit import run_audit
+    from analyses.running.audit import Outcome, planned, run_audit
+    from analyses.running.preparing import check
+    from analyses.running.stopping import until_decided
 
     study, folder = _study(options), _folder(options)
     methods = _chosen(study, options.methods) if options.methods else None
-    outcome = run_audit(study, folder, jobs=options.jobs, methods=methods)
+    if options.dry_run:
+        check(study)
+        folder.refuse_others(study)
+        for name, count in planned(study, folder).items():
+            print(f"{count:>5}  {name}")
+        return DONE
+    stopping = _stopping(options, study)
+    outcomes: list[Outcome] = []
+
+    def audit_with(seeds: int) -> list[dict[str, Any]]:
+        grown = study.model_copy(update={"seeds": seeds})
+        outcomes.append(run_audit(grown, folder, jobs=options.jobs, methods=methods, stopping=stopping))
+        claims: list[dict[str, Any]] = outcomes[-1].claims["claims"]
+        return claims
+
+    if stopping is None:
+        audit_with(study.seeds)
+    else:
+        until_decided(audit_with, stopping, study.seeds)
+    outcome = outcomes[-1]
     page = write_report(folder.root)
     print(claims_text(read_json(folder.root / "claims.json")))
     if outcome.num_done_before == outcome.num_cells:
@@ -144,12 +168,14 @@ def tune(options: Namespace) -> int:
 def report(options: Namespace) -> int:
     """Judge the claims and draw figures, tables and the page again from a folder's records."""
     from analyses.judging.claims import claims_document
+    from analyses.running.stopping import LOOKS, recorded_looks
 
     records = options.directory / "records.parquet"
     if not records.is_file():
         raise StudyError(f"DIR: {options.directory} holds no records.parquet; run 'landscape audit' first")
-    settings = load_study(options.directory / "study.yaml").claims
-    write_json(options.directory / "claims.json", claims_document(read_records(records), settings))
+    settings = _with_claims(load_study(options.directory / "study.yaml"), options.claims).claims
+    looks = recorded_looks(options.directory / LOOKS, settings)
+    write_json(options.directory / "claims.json", claims_document(read_records(records), settings, looks))
     print(f"Report: {write_report(options.directory)}")
     return DONE
 
@@ -202,10 +228,23 @@ def _parser() -> ArgumentParser:
         if name == "audit":
             sub.add_argument("--seeds", type=int, help="number of paired seeds instead of the study's")
             sub.add_argument(
+                "--until-decided",
+                "--until_decided",
+                action="store_true",
+                help="add seeds in blocks until every outcome claim is decided, at a level that allows for the looks",
+            )
+            sub.add_argument("--max-seeds", "--max_seeds", type=int, help="most seeds with --until-decided")
+            sub.add_argument("--hours", type=float, help="begin no further block after so many hours")
+            sub.add_argument(
+                "--dry-run", "--dry_run", action="store_true", help="say what is left to do, and do nothing"
+            )
+            sub.add_argument(
                 "--methods", type=str, nargs="+", help="work on these of the study's methods only (default: all)"
             )
         if name in ("audit", "train", "tune", "measure"):
             sub.add_argument("--device", type=str, help="auto, cpu, cuda or cuda:N instead of the study's")
+        if name in ("audit", "report"):
+            sub.add_argument("--claims", type=Path, help="YAML file of claims in place of the study's")
         if name in ("audit", "tune"):
             sub.add_argument("--jobs", type=int, default=2, help="worker processes, one thread each")
         if name == "train":
@@ -245,10 +284,30 @@ def _study(options: Namespace) -> Study:
     if options.get("device"):
         changes["device"] = options.device
     try:
-        return Study.model_validate(study.model_dump() | changes)
+        changed = Study.model_validate(study.model_dump() | changes)
+        return _with_claims(changed, options.get("claims"))
     except ValidationError as error:
         problem = error.errors()[0]
         raise StudyError(f"--{problem['loc'][0]}: {problem['msg']} (got {problem['input']!r})") from None
+
+
+def _with_claims(study: Study, path: Path | None) -> Study:
+    if path is None:
+        return study
+    return study.model_copy(update={"claims": study.claims.model_copy(update={"file": load_claims(path)})})
+
+
+def _stopping(options: Namespace, study: Study) -> Stopping | None:
+    from analyses.running.stopping import Stopping
+
+    if not options.until_decided:
+        for name in ("max_seeds", "hours"):
+            if options[name] is not None:
+                raise StudyError(f"--{name.replace('_', '-')}: belongs to --until-decided; add that")
+        return None
+    if options.max_seeds is None or options.max_seeds < study.seeds:
+        raise StudyError(f"--max-seeds: expected at least the study's {study.seeds} seeds, got {options.max_seeds}")
+    return Stopping(options.max_seeds, hours=options.hours)
 
 
 def _chosen(study: Study, given: list[str]) -> list[str]:

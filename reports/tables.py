@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ from analyses.records import is_rise, write_atomically
 from reports.style import mean_interval, method_order, method_style
 
 NOTHING, UNBOUNDED = "–", "unbounded"
-PART = ("name", "effect", "low", "high", "unit", "n", "p_value")
 ALGORITHMS = ("lanczos", "power_iteration", "pyhessian")
 CONVERGED = 5e-2
 """Relative residual up to which the agreement table counts an eigenpair as resolved, whatever the solver's own rule."""
@@ -176,31 +175,6 @@ def pyhessian_table(records: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     return pd.DataFrame(shown), pd.DataFrame(plain)
 
 
-def claims_table(claims: Sequence[Mapping[str, Any]]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """One row a comparison: effect, interval, adjusted p-value and the claim's verdict."""
-    shown, plain = [], []
-    for claim in claims:
-        # A claim without comparisons still has a row.
-        for index, part in enumerate(claim["parts"] or [dict.fromkeys(PART)]):
-            plain.append(
-                {key: claim[key] for key in ("number", "statement", "verdict", "p_adjusted", "test")}
-                | {key: part[key] for key in PART}
-            )
-            first = index == 0
-            shown.append(
-                {
-                    "claim": str(claim["number"]) if first else "",
-                    "statement": claim["statement"] if first else "",
-                    "comparison": part["name"] or NOTHING,
-                    "effect": quantity(part["effect"], part["unit"]),
-                    "95 % interval": interval(part["low"], part["high"]),
-                    "adjusted p": significant(claim["p_adjusted"]) if first else "",
-                    "verdict": claim["verdict"] if first else "",
-                }
-            )
-    return pd.DataFrame(shown), pd.DataFrame(plain)
-
-
 def write_tables(tables: Mapping[str, tuple[pd.DataFrame, pd.DataFrame]], folder: Path) -> None:
     """Write each (text, numbers) pair as NAME.md, NAME.tex and NAME.csv."""
     for name, (shown, plain) in tables.items():
@@ -219,7 +193,9 @@ def significant(value: float | None) -> str:
 def quantity(value: float | None, unit: str | None) -> str:
     """A number with its unit, or the word or dash alone for what is not a number."""
     number = significant(value)
-    return number if number in (NOTHING, UNBOUNDED) else f"{number} {unit}"
+    if number in (NOTHING, UNBOUNDED):
+        return number
+    return f"{number} ×" if unit == "ratio" else f"{number} {unit}"
 
 
 def interval(low: float | None, high: float | None) -> str:

@@ -1,221 +1,217 @@
-"""The paper's statements as hypotheses, judged from the records."""
+"""The claims of a study judged from its records: what supports them, family by family, and the question's answer."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from importlib import resources
+from typing import Any, Literal
 
-import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
+import yaml
 
-from analyses.judging.propositions import judge_propositions
-from analyses.judging.statistics import fieller, paired
-from analyses.judging.verdicts import Claim, Evidence, Part, both, higher_is_better, verdicts
-from analyses.records import is_rise
-from analyses.study import ClaimSettings
+from analyses.judging.evidence import Evidence, weigh
+from analyses.judging.families import Adjusted, fallback, holm
+from analyses.judging.looks import Looks
+from analyses.judging.values import Values
+from analyses.study import ClaimFile, ClaimSettings, ClaimSpec
 
-Array = NDArray[np.float64]
-BILORA, LORA = "bilora", "lora"
-FULL_SAM = ("lora_sam_full", "sam")
-CONTROLS = ("dual_lora", "random_aux", "lora_2r")
+Verdict = Literal["supported", "contradicted", "equivalent", "undecided"]
+PROCEDURES = {
+    "outcome": "fallback procedure in the order of the claims",
+    "mechanism": "Holm's procedure",
+    "controls": "Holm's procedure",
+    "cost": "counted exactly",
+}
+"""Families in the order in which they are shown, and what holds each to the level."""
 
 
-def judge(records: pd.DataFrame, settings: ClaimSettings) -> list[Claim]:
-    """Judge every claim of which the study has Bi-LoRA and a method to compare it with.
+@dataclass(frozen=True)
+class Judged:
+    """A claim with its verdict.
 
-    See `analyses.judging.verdicts.verdicts`.
+    Attributes:
+        number: Place among the claims judged.
+        name: Name of the claim.
+        family: Its family.
+        statement: The claim in words.
+        subject: Label of the claim's subject.
+        short: What the opening sentence says of the subject, ``{effect}`` left open; empty where it says nothing.
+        verdict: See `judge`.
+        p_value: The smaller of the p-values of a direction and of equivalence; None where nothing is tested.
+        p_adjusted: The same within its family.
+        level: Level at which the claim is decided.
+        procedure: What the p-values went through.
+        evidence: The comparison.
+    """
+
+    number: int
+    name: str
+    family: str
+    statement: str
+    subject: str
+    short: str
+    verdict: Verdict
+    p_value: float | None
+    p_adjusted: float | None
+    level: float | None
+    procedure: str
+    evidence: Evidence
+
+
+@dataclass(frozen=True)
+class _Draft:
+    key: str
+    claim: ClaimSpec
+    statement: str
+    subject: str
+    short: str
+    evidence: Evidence
+
+
+def judge(records: pd.DataFrame, settings: ClaimSettings, looks: Looks | None = None) -> list[Judged]:
+    """Judge every claim whose roles the study fills and for which something was recorded.
+
+    A claim is **equivalent** if two one-sided tests put the effect within the margin, **supported** or **contradicted**
+    if a two-sided test puts it on one side of the limit, all at the level that its family leaves it; equivalence,
+    where it is shown, goes before a direction, since a difference within the margin is none that matters. Else it is
+    **undecided**. A claim that says "equivalent" is supported by equivalence, and contradicted by an effect beyond the
+    margin.
 
     Args:
         records: Records of the study.
-        settings: Radius, level and thresholds.
+        settings: Level, thresholds and claims.
+        looks: Earlier looks at a study that grows until it is decided; None for a fixed number of seeds.
 
     Returns:
-        One entry a claim, in the order of their numbers.
+        The claims, family by family.
     """
-    table, present = _Values(records, settings.rho), set(records["method"])
-    drafts = [
-        (number, statement, make(table, settings))
-        for number, statement, make, others in _claims(settings)
-        if BILORA in present and not present.isdisjoint(others)
-    ]
-    return verdicts(drafts, alpha=settings.alpha, family="claims")
+    drafts, _ = _drafts(records, settings)
+    return _judged(drafts, settings, looks)
 
 
-def claims_document(records: pd.DataFrame, settings: ClaimSettings) -> dict[str, object]:
-    """The judged claims and propositions as plain data, with the settings that decided."""
-    judged = judge(records, settings)
+def claims_document(records: pd.DataFrame, settings: ClaimSettings, looks: Looks | None = None) -> dict[str, Any]:
+    """The judged claims as plain data, with what decided them and what could not be judged."""
+    drafts, missing = _drafts(records, settings)
+    judged = _judged(drafts, settings, looks)
     return {
         "rho": settings.rho,
         "alpha": settings.alpha,
-        "sentence": answer(records, settings, judged),
-        "claims": [asdict(claim) for claim in judged],
-        "propositions": [asdict(claim) for claim in judge_propositions(records, alpha=settings.alpha)],
+        "sentence": answer(judged, settings),
+        "design": looks.description if looks else "",
+        "families": PROCEDURES,
+        "claims": [{**asdict(one), **asdict(one.evidence)} | {"evidence": None} for one in judged],
+        "not_judged": missing,
     }
 
 
-def _claims(
-    settings: ClaimSettings,
-) -> list[tuple[int, str, Callable[[_Values, ClaimSettings], list[Evidence]], tuple[str, ...]]]:
-    """Number, statement, evidence, and the methods that Bi-LoRA is compared with."""
-    rho, share = f"{settings.rho:g}", f"{settings.recovered_share:.0%}"
-    below = f"Bi-LoRA's worst-case loss rise in the full space (rho = {rho}) is below"
-    recovers = f"Bi-LoRA recovers at least {share} of full SAM's reduction of the worst-case rise"
-    step = f"A Bi-LoRA step takes at most {settings.step_ratio:g} times a LoRA step and less than a LoRA-SAM step"
-    captures = "The auxiliary captures more of the dominant curvature than a random subspace"
-    return [
-        (1, f"{below} LoRA's", _below(LORA), (LORA,)),
-        (2, f"{below} LoRA-SAM's", _below("lora_sam"), ("lora_sam",)),
-        (3, recovers, _recovered, FULL_SAM),
-        (4, "Bi-LoRA's test accuracy is above LoRA's", _accuracy, (LORA,)),
-        (5, step, _step_time, (LORA, "lora_sam")),
-        (6, captures, _captured, (BILORA,)),
-        (7, "Bi-LoRA's reduction exceeds that of every control", _below(*CONTROLS), CONTROLS),
-    ]
+def evidence_of(records: pd.DataFrame, settings: ClaimSettings) -> dict[str, Evidence]:
+    """What the records say about each claim, by its name, whatever the number of looks."""
+    return {draft.key: draft.evidence for draft in _drafts(records, settings)[0]}
 
 
-class _Values:
-    """Values by method, paired over seeds and training-set sizes."""
-
-    def __init__(self, records: pd.DataFrame, rho: float) -> None:
-        self._records, self._rho = records, rho
-
-    def series(self, method: str, measure: str) -> pd.Series:
-        """Values of one method indexed by (train size, seed)."""
-        chosen = self._records[(self._records["method"] == method) & (self._records["measure"] == measure)]
-        if measure == "worst_case_rise":
-            chosen = chosen[is_rise(chosen, "full", self._rho)]
-        if measure.startswith("captured_energy"):
-            chosen = chosen[chosen["layer"] == "all"]
-        return chosen.groupby(["train_size", "seed"])["value"].mean()
-
-    def pairs(self, *wanted: tuple[str, str]) -> list[Array]:
-        """Values of several (method, measure) at the seeds that all of them have and where they are finite."""
-        joined = pd.concat([self.series(*one) for one in wanted], axis=1, join="inner")
-        joined = joined.replace([np.inf, -np.inf], np.nan).dropna()
-        return [joined.iloc[:, i].to_numpy(dtype=float) for i in range(len(wanted))]
+def claim_file(settings: ClaimSettings) -> ClaimFile:
+    """The study's own claims, or the bundled ones."""
+    return settings.file or _bundled()
 
 
-def _below(*others: str) -> Callable[[_Values, ClaimSettings], list[Evidence]]:
-    def evidence(values: _Values, settings: ClaimSettings) -> list[Evidence]:
-        return [_rise_ratio(values, other, settings) for other in others]
-
-    return evidence
-
-
-def _rise_ratio(values: _Values, other: str, settings: ClaimSettings) -> Evidence:
-    """Bi-LoRA's worst-case rise over another method's, as a ratio of geometric means.
-
-    Rises span decades, so that a difference in nats is that of the sharpest seed; t-tests are on log ratios. A pair of
-    which a rise is not positive has no logarithm and is left out, as ``reading`` says.
-    """
-    pairs = values.pairs((BILORA, "worst_case_rise"), (other, "worst_case_rise"))
-    kept = (pairs[0] > 0) & (pairs[1] > 0)
-    logs = paired(np.log(pairs[0][kept] / pairs[1][kept]))
-    left_out = int((~kept).sum())
-    reading = f"worst-case rise of bilora over {other}'s, ratio of geometric means; margin {settings.rise_margin:g}"
-    reading += f"; {left_out} pairs without a rise left out" if left_out else ""
-    effect, low, high = (_exp(value) for value in (logs.effect, logs.low, logs.high))
-    smallest = logs.smallest_effect(settings.alpha)
-    part = Part(
-        f"bilora / {other}",
-        effect,
-        low,
-        high,
-        "ratio",
-        logs.n,
-        both(logs.p_below, logs.p_above),
-        reading,
-        logs.p_outside(math.log(settings.rise_margin)),
-        None if smallest is None else _exp(smallest),
-    )
-    return Evidence(part, logs.p_below, logs.p_above)
-
-
-def answer(records: pd.DataFrame, settings: ClaimSettings, judged: Sequence[Claim]) -> str:
-    """The question in one sentence: how sharp Bi-LoRA's minima are against full-space SAM's and LoRA's.
-
-    Against LoRA the verdict is claim 1's; the ratio to full-space SAM is no claim's: it is judged alone, at the
-    settings' level, and has its p-value beside it. Empty where the study has neither comparison.
-    """
-    table, present, found = _Values(records, settings.rho), set(records["method"]), []
-    for other, name in (("lora_sam_full", "full-space SAM's"), (LORA, "LoRA's")):
-        if {BILORA, other} <= present:
-            alone = verdicts([(1, "", [_rise_ratio(table, other, settings)])], alpha=settings.alpha, family="ratios")
-            verdict = next(claim.verdict for claim in (judged if other == LORA else alone) if claim.number == 1)
-            part = alone[0].parts[0]
-            if math.isfinite(part.high) and part.n:
-                words = {
-                    "supported": "flatter",
-                    "contradicted": "sharper",
-                    "equivalent": f"equal within a factor of {settings.rise_margin:g}",
-                    "undecided": "undecided",
-                }
-                shown = f"{part.effect:.2f} × [{part.low:.2f}, {part.high:.2f}]"
-                source = "claim 1" if other == LORA else f"alone, p = {alone[0].p_value:.1g}"
-                found.append(f"{shown} as sharp as {name} ({words[verdict]}; {source})")
-    if not found:
+def answer(judged: Sequence[Judged], settings: ClaimSettings) -> str:
+    """The claims that have a short form in one sentence; empty where there is none."""
+    parts: list[str] = []
+    before = ""
+    for one in judged:
+        found = one.evidence
+        if one.short and math.isfinite(found.effect):
+            shown = f"{found.effect:.2f} × [{found.low:.2f}, {found.high:.2f}]"
+            whose = "its" if one.subject == before else f"{one.subject}'s"
+            parts.append(f"{whose} {one.short.format(effect=shown)}: {one.verdict}")
+            before = one.subject
+    if not parts:
         return ""
-    rho = f"{settings.rho:g}"
-    return (
-        f"Bi-LoRA's minima are {' and '.join(found)}: ratios of worst-case loss rises at rho = {rho}, 95 % intervals."
-    )
+    return f"{'; '.join(parts)} (geometric means, 95 % intervals; rises at rho = {settings.rho:g})."
 
 
-def _recovered(values: _Values, settings: ClaimSettings) -> list[Evidence]:
-    found = []
-    for reference in FULL_SAM:
-        rise = "worst_case_rise"
-        lora, bilora, ideal = values.pairs((LORA, rise), (BILORA, rise), (reference, rise))
-        ratio, low, high = fieller(lora - bilora, lora - ideal)
-        contrast = paired((lora - bilora) - settings.recovered_share * (lora - ideal))
-        reduction = paired(lora - ideal)
-        reading = (
-            f"share of {reference}'s reduction over lora that bilora recovers (Fieller interval); "
-            f"{reference} itself reduces the rise by {reduction.effect:.3g} nats"
-        )
-        # Without a reduction by the reference there is no share to recover: the claim then cannot be supported.
-        p_for = max(contrast.p_above, reduction.p_above)
-        p_against = max(contrast.p_below, reduction.p_above)
-        part = Part(f"share of {reference}", ratio, low, high, "share", contrast.n, both(p_for, p_against), reading)
-        found.append(Evidence(part, p_for, p_against))
-    return found
+@cache
+def _bundled() -> ClaimFile:
+    text = (resources.files("analyses") / "judging" / "claims.yaml").read_text()
+    return ClaimFile.model_validate(yaml.safe_load(text))
 
 
-def _accuracy(values: _Values, settings: ClaimSettings) -> list[Evidence]:
-    ours, theirs = values.pairs((BILORA, "test_accuracy"), (LORA, "test_accuracy"))
-    result = paired(100 * (ours - theirs))
-    reading = "test accuracy of bilora minus lora's, in percentage points"
-    return [higher_is_better(result, "bilora − lora", "points", reading)]
+def _drafts(records: pd.DataFrame, settings: ClaimSettings) -> tuple[list[_Draft], list[dict[str, str]]]:
+    values, content = Values(records, settings), claim_file(settings)
+    given = content.roles if settings.roles is None else settings.roles
+    role_sets = given if isinstance(given, list) else [given]
+    defaults = content.roles if isinstance(content.roles, dict) else {}
+    drafts, missing = [], []
+    for family in PROCEDURES:
+        for claim in content.claims:
+            for roles in role_sets if claim.family == family else []:
+                columns = {role: (defaults | roles).get(role, role) for role in claim.roles}
+                key = claim.name + (f"@{columns[claim.subject]}" if len(role_sets) > 1 else "")
+                labels = _labels(columns, content)
+                statement = claim.sentence.format_map(labels)
+                absent = sorted({column for column in columns.values() if column not in values.columns})
+                reason = f"the study lacks {', '.join(absent)}" if absent else f"nothing recorded of {claim.measure}"
+                evidence = None if absent else weigh(claim, columns, values, settings)
+                if evidence is None:
+                    missing.append({"name": key, "family": family, "statement": statement, "reason": reason})
+                else:
+                    short = (claim.short or "").format_map({**labels, "effect": "{effect}"})
+                    drafts.append(_Draft(key, claim, statement, labels[claim.subject], short, evidence))
+    return drafts, missing
 
 
-def _step_time(values: _Values, settings: ClaimSettings) -> list[Evidence]:
-    found = []
-    for other, limit in ((LORA, settings.step_ratio), ("lora_sam", 1.0)):
-        ours, theirs = values.pairs((BILORA, "step_seconds"), (other, "step_seconds"))
-        logs = paired(np.log(ours / theirs))
-        against = paired(np.log(ours / theirs) - math.log(limit))
-        effect, low, high = (_exp(value) for value in (logs.effect, logs.low, logs.high))
-        reading = f"step time of bilora over {other}'s (limit {limit:g}); pairs are interleaved rounds in one process"
-        p_value = both(against.p_below, against.p_above)
-        part = Part(f"bilora / {other}", effect, low, high, "ratio", logs.n, p_value, reading)
-        found.append(Evidence(part, against.p_below, against.p_above))
-    return found
+def _labels(columns: Mapping[str, str], content: ClaimFile) -> dict[str, str]:
+    """What sentences call the roles: with the column's name where it is not the role's usual one."""
+    usual = content.roles if isinstance(content.roles, dict) else {}
+    labels = {}
+    for role in {*columns, *content.labels}:
+        label, column = content.labels.get(role, role), columns.get(role, usual.get(role, role))
+        labels[role] = label if column == usual.get(role, role) else f"{label} ({column})"
+    return labels
 
 
-def _captured(values: _Values, settings: ClaimSettings) -> list[Evidence]:
-    measures = ("captured_energy", "captured_energy_null", "captured_energy_optimum")
-    ours, null, best = values.pairs(*((BILORA, measure) for measure in measures))
-    reading = "share of the dominant eigenvectors in the auxiliary's column space, minus the random expectation"
-    if len(ours):
-        reading += f" of {_percent(null.mean())}; a space of that rank can hold at most {_percent(best.mean())}"
-    return [higher_is_better(paired(ours - null), "auxiliary − random", "share", reading)]
+def _judged(drafts: Sequence[_Draft], settings: ClaimSettings, looks: Looks | None) -> list[Judged]:
+    judged: list[Judged] = []
+    for family, procedure in PROCEDURES.items():
+        own = [draft for draft in drafts if draft.claim.family == family]
+        if looks is not None and family != "cost":
+            own = [replace(draft, evidence=looks.allowed_for(draft.key, draft.evidence)) for draft in own]
+        smaller = [min(draft.evidence.p_directed, draft.evidence.p_equivalent) for draft in own]
+        if family == "outcome":
+            places = fallback(smaller, [draft.claim.weight for draft in own], alpha=settings.alpha) if own else []
+        else:
+            places = holm(smaller, alpha=settings.alpha)
+        for draft, p, place in zip(own, smaller, places, strict=True):
+            common = (len(judged) + 1, draft.key, family, draft.statement, draft.subject, draft.short)
+            if family == "cost":
+                judged.append(Judged(*common, _counted(draft), None, None, None, procedure, draft.evidence))
+                continue
+            through, verdict = f"{procedure} over {len(own)} claims", _verdict(draft, place)
+            judged.append(Judged(*common, verdict, p, place.p_value, place.level, through, draft.evidence))
+    return judged
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
+def _verdict(draft: _Draft, place: Adjusted) -> Verdict:
+    evidence, claims_equality = draft.evidence, draft.claim.direction == "equivalent"
+    if evidence.p_equivalent <= place.level:
+        return "supported" if claims_equality else "equivalent"
+    if evidence.p_directed <= place.level:
+        return "supported" if evidence.p_for < evidence.p_against else "contradicted"
+    return "undecided"
 
 
-def _exp(value: float) -> float:
-    return math.exp(min(value, 700.0)) if math.isfinite(value) else (0.0 if value == -math.inf else value)
+def _counted(draft: _Draft) -> Verdict:
+    """Numbers that are counted have no error: the effect itself against the limit, or the limit times the margin."""
+    evidence, direction = draft.evidence, draft.claim.direction
+    slack = evidence.margin if evidence.margin is not None else 1.0
+    holds = {
+        "below": evidence.effect < evidence.limit,
+        "above": evidence.effect > evidence.limit,
+        "not_above": evidence.effect <= evidence.limit * slack * (1 + 1e-9),
+        "not_below": evidence.effect >= evidence.limit / slack * (1 - 1e-9),
+        "equivalent": abs(math.log(evidence.effect / evidence.limit)) <= math.log(slack) + 1e-9,
+    }[direction]
+    return "supported" if holds else "contradicted"

@@ -39,7 +39,11 @@ def measure_cost(study: Study, folder: StudyFolder, progress: Progress) -> None:
     fixed = {"study": study.name, "train_size": study.train_sizes[0]}
     rows: list[dict[str, Any]] = []
     for name, step in steps.items():
-        constants = {"gradient_passes": step.passes(), "peak_memory_bytes": step.peak_bytes()}
+        constants = {
+            "gradient_passes": step.passes(),
+            "step_flops": step.flops(),
+            "peak_memory_bytes": step.peak_bytes(),
+        }
         for measure, value in constants.items():
             rows.append(fixed | {"method": name, "seed": 0, "measure": measure, "value": value})
     rounds = study.measures.cost_rounds

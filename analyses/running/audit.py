@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import traceback
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from tqdm import tqdm
 
@@ -18,6 +20,7 @@ from analyses.running.executors import Failure, quieten, run_cells
 from analyses.running.gathering import gather
 from analyses.running.preparing import check, exclusive, prepare, show
 from analyses.running.progress import ProgressFile
+from analyses.running.stopping import LOOKS, Stopping, looked_at, recorded_looks, refuse_other_plan
 from analyses.study import Cell, Study, StudyFolder
 from analyses.training.runs import read_run, train_cell
 
@@ -26,14 +29,21 @@ from analyses.training.runs import read_run, train_cell
 class Outcome:
     """What an audit left: the judged claims, the cells that failed and the runs that diverged."""
 
-    claims: dict[str, object]
+    claims: dict[str, Any]
     failures: list[Failure]
     diverged: list[Failure]
     num_done_before: int
     num_cells: int
 
 
-def run_audit(study: Study, folder: StudyFolder, *, jobs: int, methods: Sequence[str] | None = None) -> Outcome:
+def run_audit(
+    study: Study,
+    folder: StudyFolder,
+    *,
+    jobs: int,
+    methods: Sequence[str] | None = None,
+    stopping: Stopping | None = None,
+) -> Outcome:
     """Train and measure every cell that is not done, then gather all records of the folder and judge the claims.
 
     Args:
@@ -41,6 +51,7 @@ def run_audit(study: Study, folder: StudyFolder, *, jobs: int, methods: Sequence
         folder: Where.
         jobs: Worker processes.
         methods: Work on these of the study's methods only.
+        stopping: How the study grows until it is decided; None for the study's number of seeds.
 
     Raises:
         StudyError: The settings do not fit the task, or the folder is another study's or in use.
@@ -48,12 +59,14 @@ def run_audit(study: Study, folder: StudyFolder, *, jobs: int, methods: Sequence
     check(study)
     with exclusive(study, folder) as whole:
         quieten()
+        refuse_other_plan(recorded_looks(folder.root / LOOKS, study.claims), stopping)
         prepare(study, folder)
         cells = [cell for cell in study.cells() if methods is None or cell.method in methods]
         missing = [cell for cell in cells if not is_done(study, cell, folder)]
         failures = run_cells(missing, partial(run_cell, study, folder), folder, jobs=jobs) if missing else []
         failures += measure_together(whole, folder)
-        document = claims_document(gather(whole, folder), study.claims)
+        records = gather(whole, folder)
+        document = claims_document(records, study.claims, looked_at(records, whole, folder, stopping))
         write_json(folder.root / "claims.json", document)
         diverged = [
             Failure(str(cell), reason, "")
@@ -64,6 +77,16 @@ def run_audit(study: Study, folder: StudyFolder, *, jobs: int, methods: Sequence
             rows = [{"cell": f.cell, "reason": f.reason, "trace": f.trace} for f in found]
             write_json(folder.root / f"{name}.json", rows)
     return Outcome(document, failures, diverged, len(cells) - len(missing), len(cells))
+
+
+def planned(study: Study, folder: StudyFolder) -> dict[str, int]:
+    """What an audit would still have to do: trainings and measurements by name."""
+    counts: Counter[str] = Counter()
+    for cell in study.cells():
+        counts["training"] += not folder.run(study, cell).exists()
+        for measure in measures_at(study, cell):
+            counts[measure.name] += not measure.path(study, cell, folder).exists()
+    return dict(counts)
 
 
 def is_done(study: Study, cell: Cell, folder: StudyFolder) -> bool:

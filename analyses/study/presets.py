@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
+from typing import TypeVar
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from analyses.study.base import StudyError
+from analyses.study.claim_settings import ClaimFile
 from analyses.study.settings import Study
+
+Model = TypeVar("Model", bound=BaseModel)
 
 
 def preset_names() -> list[str]:
@@ -35,18 +39,33 @@ def load_study(path: Path) -> Study:
     Raises:
         StudyError: The file cannot be read, or its settings are wrong.
     """
-    try:
-        text = path.read_text()
-    except OSError as error:
-        raise StudyError(f"--config: cannot read {path}: {error.strerror}") from error
-    return parse_study(text, source=str(path))
+    return parse_study(_text(path, "--config"), source=str(path))
+
+
+def load_claims(path: Path) -> ClaimFile:
+    """Read claims from a YAML file.
+
+    Raises:
+        StudyError: The file cannot be read, or its claims are wrong.
+    """
+    return _parsed(ClaimFile, _text(path, "--claims"), source=str(path))
 
 
 def parse_study(text: str, *, source: str) -> Study:
     """Read a study from YAML text; every problem is named with its key."""
+    return _parsed(Study, text, source=source)
+
+
+def _text(path: Path, option: str) -> str:
     try:
-        content = yaml.safe_load(text)
-        return Study.model_validate(content)
+        return path.read_text()
+    except OSError as error:
+        raise StudyError(f"{option}: cannot read {path}: {error.strerror}") from error
+
+
+def _parsed(kind: type[Model], text: str, *, source: str) -> Model:
+    try:
+        return kind.model_validate(yaml.safe_load(text))
     except yaml.YAMLError as error:
         raise StudyError(f"{source}: not valid YAML: {error}") from error
     except ValidationError as error:

@@ -13,6 +13,7 @@ from pydantic import Field, FiniteFloat, field_validator, model_validator
 
 from analyses.study.base import Count, Positive, Settings, TaskSettings
 from analyses.study.cells import Cell
+from analyses.study.claim_settings import ClaimSettings
 from analyses.study.measure_settings import MeasureSettings
 from bilora import METHODS
 from bilora.config import Clip, RhoSchedule
@@ -64,19 +65,6 @@ class MethodSettings(Settings):
     rho_schedule: RhoSchedule | None = None
     adaptive: bool | None = None
     match_gradients: bool | None = None
-
-
-class ClaimSettings(Settings):
-    """Thresholds fixed before the data are seen.
-
-    Two worst-case rises count as equal up to a factor of ``rise_margin``.
-    """
-
-    rho: Positive
-    alpha: Annotated[FiniteFloat, Field(gt=0, lt=1)] = 0.05
-    recovered_share: FiniteFloat = 0.5
-    rise_margin: Annotated[FiniteFloat, Field(gt=1)] = 1.25
-    step_ratio: Positive = 1.25
 
 
 class TuningSettings(Settings):
@@ -176,7 +164,7 @@ class Study(Settings):
             "methods": {name: self._method(name) for name in self.methods},
             "adapters": _named(self.adapters, "r", "alpha", "target_modules"),
         }
-        return f"cost-{fingerprint(fixed | {'rounds': self.measures.cost_rounds})}"
+        return f"cost-{fingerprint(fixed | {'rounds': self.measures.cost_rounds, 'version': 2})}"
 
     def _method(self, name: str) -> dict[str, Any]:
         return _named(self.methods[name], "learning_rate", "rho", "auxiliary_lr", "clip")

@@ -1,82 +1,107 @@
-"""Verdicts on made-up records whose answer is known, and the statistics behind them."""
+"""Verdicts on made-up records whose answer is known."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from pydantic import ValidationError
 from scipy import stats
 
-from analyses.judging.claims import claims_document, judge
-from analyses.judging.statistics import fieller, paired
+from analyses.judging.claims import Judged, claim_file, claims_document, judge
 from analyses.records import records_frame
-from analyses.study import ClaimSettings
+from analyses.study import ClaimFile, ClaimSettings
 
 SETTINGS = ClaimSettings(rho=0.1)
 RISES = {
     "sam": 0.2, "lora": 1.0, "lora_sam": 0.9, "lora_sam_full": 0.3, "bilora": 0.4, "dual_lora": 1.0,
-    "random_aux": 0.95, "lora_2r": 1.1,
+    "random_aux": 0.95, "lora_2r": 1.1, "lora_2r_same_rate": 1.2, "bilora_cooled": 1.0,
 }  # fmt: skip
 
 
-def made_up(rises: dict[str, float], *, seeds: int = 6, noise: float = 0.02, step: float = 1.1) -> pd.DataFrame:
+def made_up(
+    rises: dict[str, float],
+    *,
+    seeds: int = 6,
+    noise: float = 0.02,
+    sizes: tuple[int, ...] = (100,),
+    loss: dict[str, float] | None = None,
+    accuracy: dict[str, float] | None = None,
+    diverged: tuple[tuple[str, int], ...] = (),
+) -> pd.DataFrame:
     generator, rows = np.random.default_rng(0), []
-    for seed in range(seeds):
-        shared = math.exp(generator.normal(0, 0.3))  # a seed's own level, which pairing removes
-        for method, rise in rises.items():
-            base = {"study": "s", "method": method, "seed": seed, "train_size": 100}
-            value = rise * shared * math.exp(noise * generator.normal())
-            rows.append(base | {"measure": "worst_case_rise", "rho": 0.1, "subspace": "full", "value": value})
-            rows.append(base | {"measure": "worst_case_rise", "rho": 0.2, "subspace": "full", "value": 50.0})
-            rows.append(
-                base | {"measure": "worst_case_rise", "ball": "filter", "rho": 0.1, "subspace": "full", "value": 50.0}
-            )
-            rows.append(base | {"measure": "worst_case_rise", "rho": 0.1, "subspace": "lora", "value": -value})
-            accuracy = {"bilora": 0.85, "lora": 0.80}.get(method, 0.8) + 0.001 * generator.normal()
-            rows.append(base | {"measure": "test_accuracy", "value": accuracy})
-            seconds = {"bilora": step, "lora_sam": 2.0}.get(method, 1.0) * (1 + 0.01 * generator.normal())
-            rows.append(base | {"measure": "step_seconds", "value": seconds})
-            for k in range(1, 3):
-                energy = base | {"index": k, "layer": "all", "subspace": "column"}
-                rows.append(energy | {"measure": "captured_energy", "value": 0.2 + 0.01 * generator.normal()})
-                rows.append(energy | {"measure": "captured_energy_null", "value": 0.05})
-                rows.append(energy | {"measure": "captured_energy_optimum", "value": 0.8})
+    for size in sizes:
+        for seed in range(seeds):
+            shared = math.exp(generator.normal(0, 0.3))  # a seed's own level, which pairing removes
+            for method, rise in rises.items():
+                base = {"study": "s", "method": method, "seed": seed, "train_size": size}
+                value = rise * shared * math.exp(noise * generator.normal())
+                if (method, seed) in diverged:
+                    rows.append(base | {"measure": "diverged", "value": 1.0})
+                    continue
+                worst = base | {"measure": "worst_case_rise", "rho": 0.1, "subspace": "full", "value": value}
+                rows += [worst, worst | {"rho": 0.2, "value": 50.0}, worst | {"ball": "filter", "value": 50.0}]
+                rows.append(worst | {"subspace": "lora", "value": -value})
+                rows.append(worst | {"measure": "worst_case_gap", "ball": "l2", "value": 0.01})
+                right = (accuracy or {}).get(method, 0.8) + 0.001 * generator.normal()
+                rows.append(base | {"measure": "test_accuracy", "value": right})
+                wrong = (loss or {}).get(method, 0.6) * math.exp(0.01 * generator.normal())
+                rows.append(base | {"measure": "test_loss", "value": wrong})
+                for k in range(1, 3):
+                    energy = base | {"index": k, "layer": "all", "subspace": "column"}
+                    rows.append(energy | {"measure": "captured_energy", "value": 0.2 + 0.01 * generator.normal()})
+                    rows.append(energy | {"measure": "captured_energy_null", "value": 0.05})
+    for method in rises:
+        base = {"study": "s", "method": method, "seed": 0, "train_size": sizes[0]}
+        passes = 2 if method == "lora_sam" else 1
+        for name, cost in {"gradient_passes": passes, "step_flops": 1e6, "peak_memory_bytes": 2e6}.items():
+            rows.append(base | {"measure": name, "value": cost})
     return records_frame(rows)
 
 
-def verdicts(records: pd.DataFrame) -> dict[int, str]:
-    return {claim.number: claim.verdict for claim in judge(records, SETTINGS)}
+def judged(records: pd.DataFrame, settings: ClaimSettings = SETTINGS) -> dict[str, Judged]:
+    return {claim.name: claim for claim in judge(records, settings)}
+
+
+def test_the_question_comes_first_and_the_families_in_their_order() -> None:
+    claims = judge(made_up(RISES), SETTINGS)
+    assert [claim.name for claim in claims[:2]] == ["flatter_than_full_sam", "generalises_better_than_lora"]
+    order = [claim.family for claim in claims]
+    assert order == sorted(order, key=["outcome", "mechanism", "controls", "cost"].index)
+    assert [claim.number for claim in claims] == list(range(1, len(claims) + 1))
 
 
 def test_planted_effects_are_supported() -> None:
-    claims = judge(made_up(RISES), SETTINGS)
-    assert {claim.verdict for claim in claims} == {"supported"}
-    first = claims[0].parts[0]
-    assert first.unit == "ratio" and first.low < 0.4 < first.high and first.effect == pytest.approx(0.4, abs=0.05)
-    assert claims[2].parts[0].effect == pytest.approx(0.6 / 0.7, abs=0.1)
-    assert len(claims[6].parts) == 3
+    records = made_up(RISES | {"bilora": 0.2}, loss={"bilora": 0.5}, accuracy={"bilora": 0.85})
+    found = judged(records)
+    assert {claim.verdict for claim in found.values()} == {"supported"}
+    first = found["flatter_than_lora"].evidence
+    assert first.unit == "ratio" and first.low < 0.2 < first.high
+    assert found["recovers_full_sam"].evidence.effect == pytest.approx(0.8 / 0.7, abs=0.1)
+    assert found["flatter_than_lora"].evidence.search_error == pytest.approx(-2 * math.log(0.99))
 
 
 def test_opposite_effects_are_contradicted() -> None:
-    flipped = RISES | {"bilora": 1.4}
-    found = verdicts(made_up(flipped, step=1.6))
-    assert [found[n] for n in (1, 2, 3, 5, 7)] == ["contradicted"] * 5
+    found = judged(made_up(RISES | {"bilora": 1.6}, loss={"bilora": 0.8}, accuracy={"bilora": 0.7}))
+    contradicted = {name for name, claim in found.items() if claim.verdict == "contradicted"}
+    assert contradicted == {name for name, claim in found.items() if claim.family in ("outcome", "controls")}
 
 
 def test_noise_decides_nothing() -> None:
-    same = dict.fromkeys(RISES, 1.0)
-    found = verdicts(made_up(same, noise=0.3))
-    assert {found[n] for n in (1, 2, 3, 7)} == {"undecided"}
+    found = judged(made_up(dict.fromkeys(RISES, 1.0), noise=0.3))
+    rises = [claim for claim in found.values() if claim.evidence.search_error is not None]
+    assert len(rises) == 9 and {claim.verdict for claim in rises} == {"undecided"}
+    assert all(claim.evidence.runs_needed is None or claim.evidence.runs_needed > 6 for claim in rises)
 
 
 def test_equal_rises_are_equivalent_and_a_small_difference_is_none_that_matters() -> None:
-    claims = judge(made_up(dict.fromkeys(RISES, 1.0), noise=0.01), SETTINGS)
-    assert [claims[n].verdict for n in (0, 1, 6)] == ["equivalent"] * 3
-    assert max(part.p_equivalent for part in claims[6].parts) < 1e-3
-    slightly = judge(made_up(dict.fromkeys(RISES, 1.0) | {"bilora": 0.93}, noise=0.001), SETTINGS)[0]
-    assert slightly.parts[0].high < 1 and slightly.verdict == "equivalent"
+    found = judged(made_up(dict.fromkeys(RISES, 1.0), noise=0.01))
+    assert found["flatter_than_full_sam"].verdict == found["flatter_than_dual_lora"].verdict == "equivalent"
+    slightly = judged(made_up(dict.fromkeys(RISES, 1.0) | {"bilora": 0.93}, noise=0.001))["flatter_than_lora"]
+    assert slightly.evidence.high < 1 and slightly.verdict == "equivalent"
 
 
 def test_a_ratio_of_rises_is_scipys_t_test_on_logarithms() -> None:
@@ -84,109 +109,143 @@ def test_a_ratio_of_rises_is_scipys_t_test_on_logarithms() -> None:
     full = records[(records["measure"] == "worst_case_rise") & (records["subspace"] == "full") & records["ball"].isna()]
     rises = full[full["rho"] == 0.1].pivot_table(index="seed", columns="method", values="value")
     logs = np.log(rises["bilora"] / rises["lora"])
-    part, reference = judge(records, SETTINGS)[0].parts[0], stats.ttest_1samp(logs, 0)
+    evidence, reference = judged(records)["flatter_than_lora"].evidence, stats.ttest_1samp(logs, 0)
     interval = reference.confidence_interval(0.95)
-    assert part.p_value == pytest.approx(reference.pvalue)
-    assert (part.low, part.high) == pytest.approx((math.exp(interval.low), math.exp(interval.high)))
+    assert evidence.p_directed == pytest.approx(reference.pvalue)
+    assert (evidence.low, evidence.high) == pytest.approx((math.exp(interval.low), math.exp(interval.high)))
     margin = math.log(SETTINGS.rise_margin)
     above = stats.ttest_1samp(logs, -margin, alternative="greater").pvalue
     below = stats.ttest_1samp(logs, margin, alternative="less").pvalue
-    assert part.p_equivalent == pytest.approx(max(above, below))
+    assert evidence.p_equivalent == pytest.approx(max(above, below))
+    assert evidence.p_sign_flip == 2 / 2**6  # all six pairs agree
 
 
-def test_the_smallest_effect_is_found_with_its_power() -> None:
-    generator = np.random.default_rng(3)
-    smallest = paired(np.array([-1.0, 1.0] * 4)).smallest_effect(0.05)
-    draws = generator.normal(smallest, math.sqrt(8 / 7), (4000, 8))
-    assert np.mean(stats.ttest_1samp(draws, 0, axis=1).pvalue < 0.05) == pytest.approx(0.8, abs=0.02)
-
-
-def test_the_judge_errs_at_most_at_its_level() -> None:
-    """Lognormal rises of 2,000 studies: a direction where there is none, and equivalence on the margin itself."""
-    generator, margin = np.random.default_rng(4), math.log(SETTINGS.rise_margin)
-    wrong_direction = wrong_equivalence = 0
-    for _ in range(2000):
-        level = paired(generator.normal(0, 0.3, 12))
-        wrong_direction += 2 * min(level.p_above, level.p_below) < 0.05
-        wrong_equivalence += paired(generator.normal(margin, 0.1, 12)).p_outside(margin) < 0.05
-    assert wrong_direction / 2000 < 0.065 and wrong_equivalence / 2000 < 0.065
-
-
-def test_a_spread_of_rounding_is_no_evidence() -> None:
-    same = paired(0.1 + 1e-16 * np.arange(6))
-    assert same.p_above == 0.5 and same.low == -math.inf and same.p_outside(1.0) == 1.0
-    assert same.smallest_effect(0.05) is None
+def test_accuracy_may_be_lower_by_less_than_the_margin() -> None:
+    verdicts = [
+        judged(made_up(RISES, accuracy={"bilora": 0.8 - loss}))["accuracy_not_worse_than_lora"]
+        for loss in (0.005, 0.02)
+    ]
+    assert [one.verdict for one in verdicts] == ["supported", "contradicted"]
+    assert verdicts[0].evidence.effect == pytest.approx(-0.5, abs=0.2)
 
 
 def test_the_sentence_answers_the_question() -> None:
-    sentence = str(claims_document(made_up(RISES | {"bilora": 1.0}), SETTINGS)["sentence"])
-    assert "as sharp as full-space SAM's (sharper; alone, p = " in sentence
-    assert "as sharp as LoRA's (equal within a factor of 1.25; claim 1)" in sentence
+    sentence = claims_document(made_up(RISES | {"bilora": 1.0}, loss={"bilora": 0.7}), SETTINGS)["sentence"]
+    assert sentence.startswith("Bi-LoRA's minima are 3.") and "full-space SAM's: contradicted" in sentence
+    assert "its test loss is 1.1" in sentence and "LoRA's: contradicted" in sentence
     assert claims_document(made_up({"lora": 1.0}), SETTINGS)["sentence"] == ""
-    assert claims_document(made_up(RISES, seeds=1), SETTINGS)["sentence"] == ""
 
 
-def test_one_control_that_does_as_well_blocks_claim_7() -> None:
-    found = verdicts(made_up(RISES | {"dual_lora": 0.4}, noise=0.05))
-    assert found[1] == "supported" and found[7] == "undecided"
+def test_what_a_study_lacks_is_named_and_not_counted() -> None:
+    document = claims_document(made_up({name: RISES[name] for name in ("lora", "bilora")}), SETTINGS)
+    names = {claim["name"]: claim for claim in document["claims"]}
+    assert "flatter_than_full_sam" not in names
+    assert names["flatter_than_lora"]["procedure"].endswith("over 3 claims")
+    reasons = {one["name"]: one["reason"] for one in document["not_judged"]}
+    assert reasons["flatter_than_lora_sam"] == "the study lacks lora_sam"
+    assert reasons["auxiliary_ascends_after_the_clip"] == "nothing recorded of ascent"
+    assert claims_document(records_frame([]), SETTINGS)["claims"] == []
 
 
-def test_without_a_reduction_by_full_sam_there_is_no_share() -> None:
-    claims = judge(made_up(RISES | {"lora_sam_full": 1.0, "sam": 1.0}, noise=0.2), SETTINGS)
-    part = claims[2].parts[0]
-    assert claims[2].verdict == "undecided"
-    assert part.low == -math.inf and part.high == math.inf
+def test_a_study_without_the_largest_weights_ends_in_plain_data() -> None:
+    document = claims_document(made_up(RISES, seeds=1), SETTINGS)
+    tested = [claim for claim in document["claims"] if claim["family"] != "cost"]
+    assert {claim["verdict"] for claim in tested} == {"undecided"}
+    assert {claim["verdict"] for claim in document["claims"] if claim["family"] == "cost"} == {"supported"}
 
 
-def test_holm_matches_its_definition() -> None:
-    claims = judge(made_up(RISES, noise=0.5), SETTINGS)
-    running, expected = 0.0, {}
-    for rank, claim in enumerate(sorted(claims, key=lambda claim: claim.p_value)):
-        running = max(running, min(1.0, (len(claims) - rank) * claim.p_value))
-        expected[claim.number] = running
-    assert {claim.number: claim.p_adjusted for claim in claims} == pytest.approx(expected)
+def test_a_run_that_diverged_is_the_worst_and_not_left_out() -> None:
+    """Bi-LoRA below LoRA on five seeds, and diverged on the two where it would have been sharpest."""
+    even = RISES | {"lora": 1.0, "bilora": 0.8}
+    whole = judged(made_up(even, seeds=7))["flatter_than_lora"]
+    assert whole.verdict == "supported"
+    found = judged(made_up(even, seeds=7, diverged=(("bilora", 2), ("bilora", 5))))["flatter_than_lora"]
+    assert found.verdict == "undecided" and found.evidence.n == 7 and "diverged" in found.evidence.test
+    ranks = np.array([-1.0, -2, 6.5, -3, -4, 6.5, -5])  # whichever of the small ones is smaller
+    exact = stats.permutation_test((ranks,), np.mean, permutation_type="samples", n_resamples=np.inf).pvalue
+    assert found.evidence.p_directed == pytest.approx(exact)
+    assert found.evidence.high == math.inf
+    for method in ("lora", "bilora"):
+        all_bad = tuple((method, seed) for seed in range(7))
+        verdict = judged(made_up(even, seeds=7, diverged=all_bad))["flatter_than_lora"]
+        assert verdict.evidence.p_directed == pytest.approx(2 / 2**7)
 
 
-def test_one_seed_is_undecided_not_an_error() -> None:
-    claims = judge(made_up(RISES, seeds=1), SETTINGS)
-    assert len(claims) == 7 and {claim.verdict for claim in claims} == {"undecided"}
-
-
-def test_claims_about_methods_that_the_study_lacks_are_not_judged() -> None:
-    few = judge(made_up({method: RISES[method] for method in ("lora", "bilora", "sam")}), SETTINGS)
-    assert [claim.number for claim in few] == [1, 3, 4, 5, 6]
-    assert few[0].test.endswith("Holm over 5 claims")
-    document = claims_document(made_up({"lora": 1.0}), SETTINGS)
-    assert document["claims"] == [] and document["propositions"] == []
-    assert judge(records_frame([]), SETTINGS) == []
-
-
-def test_a_claim_whose_values_are_undefined_stays_undecided() -> None:
-    records = made_up(RISES)
-    diverged = (records["method"] == "bilora") & (records["measure"] == "worst_case_rise")
-    claims = judge(records.assign(value=records["value"].mask(diverged)), SETTINGS)
-    assert len(claims) == 7 and claims[0].verdict == "undecided" and math.isnan(claims[0].parts[0].effect)
+def test_both_diverged_is_a_tie() -> None:
+    both = (("bilora", 1), ("lora", 1))
+    evidence = judged(made_up(RISES, diverged=both))["flatter_than_lora"].evidence
+    assert evidence.n == 6 and math.isfinite(evidence.effect) and evidence.test == "paired t"
 
 
 def test_a_failed_seed_drops_its_pair_only() -> None:
     records = made_up(RISES)
     records = records[~((records["method"] == "lora") & (records["seed"] == 2))]
-    assert judge(records, SETTINGS)[0].parts[0].n == 5
+    assert judged(records)["flatter_than_lora"].evidence.n == 5
 
 
-def test_paired_agrees_with_scipy() -> None:
-    differences = np.random.default_rng(1).normal(0.3, 1, 9)
-    result, reference = paired(differences), stats.ttest_1samp(differences, 0, alternative="greater")
-    interval = stats.ttest_1samp(differences, 0).confidence_interval(0.95)
-    assert result.p_above == pytest.approx(reference.pvalue)
-    assert (result.low, result.high) == pytest.approx((interval.low, interval.high))
+def test_sizes_are_pooled_seed_by_seed() -> None:
+    """Twelve numbers of six seeds are six, not twelve."""
+    records = made_up(RISES, sizes=(50, 100))
+    evidence = judged(records)["flatter_than_lora"].evidence
+    rises = records[
+        (records["measure"] == "worst_case_rise") & (records["subspace"] == "full") & records["ball"].isna()
+    ]
+    wide = rises[rises["rho"] == 0.1].pivot_table(index=["train_size", "seed"], columns="method", values="value")
+    logs = np.log(wide["bilora"] / wide["lora"]).unstack("train_size")
+    assert evidence.n == 6
+    assert evidence.p_directed == pytest.approx(stats.ttest_1samp(logs.mean(axis=1), 0).pvalue)
+    assert evidence.by_size == pytest.approx({size: math.exp(logs[size].mean()) for size in (50, 100)})
 
 
-def test_fieller_covers_the_true_ratio_at_its_level() -> None:
-    generator, hits = np.random.default_rng(2), 0
-    for _ in range(1000):
-        denominators = generator.normal(2.0, 1.0, 8)
-        numerators = 0.5 * denominators + generator.normal(0, 0.5, 8)
-        _, low, high = fieller(numerators, denominators)
-        hits += low <= 0.5 <= high
-    assert 0.93 <= hits / 1000 <= 0.97
+def test_roles_fill_the_claims_of_a_study_with_other_columns() -> None:
+    ranks = {"lora_r1": 1.0, "bilora_r1": 0.3, "lora_r4": 1.0, "bilora_r4": 1.0}
+    roles = [{"bilora": f"bilora_r{r}", "lora": f"lora_r{r}"} for r in (1, 4)]
+    found = judged(made_up(ranks), ClaimSettings(rho=0.1, roles=roles))
+    assert found["flatter_than_lora@bilora_r1"].verdict == "supported"
+    assert found["flatter_than_lora@bilora_r4"].verdict == "equivalent"
+    assert found["flatter_than_lora@bilora_r1"].statement.startswith("Bi-LoRA (bilora_r1)'s worst-case")
+    assert not judged(made_up(ranks))
+
+
+MINE: dict[str, Any] = {
+    "claims": [
+        {"name": "same", "sentence": "{mine}'s minima are those of {adamw}", "measure": "worst_case_rise",
+         "subject": "mine", "reference": "adamw", "scale": "ratio", "direction": "equivalent", "margin": 1.2},
+        {"name": "small", "sentence": "{mine}'s loss is below one half", "measure": "test_loss",
+         "subject": "mine", "reference": 0.5, "scale": "difference", "direction": "below", "family": "controls"},
+    ],
+    "roles": {"mine": "lora_sam"},
+    "labels": {"adamw": "AdamW"},
+}  # fmt: skip
+
+
+def test_claims_of_ones_own() -> None:
+    settings = ClaimSettings(rho=0.1, file=ClaimFile.model_validate(MINE | {"roles": {"mine": "a", "adamw": "b"}}))
+    equal = judged(made_up({"a": 1.0, "b": 1.0}), settings)
+    assert equal["same"].verdict == "supported" and equal["same"].statement == "mine's minima are those of AdamW"
+    assert equal["small"].verdict == "contradicted" and equal["small"].evidence.effect == pytest.approx(0.6, abs=0.02)
+    assert judged(made_up({"a": 2.0, "b": 1.0}), settings)["same"].verdict == "contradicted"
+    assert judged(made_up({"a": 1.1, "b": 1.0}, noise=0.3), settings)["same"].verdict == "undecided"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"scale": "share"}, "limit: scale share needs one"),
+        ({"margin": None}, "margin: direction equivalent needs one"),
+        ({"reference": 2.0}, "goes with scale difference"),
+        ({"baseline": "x"}, "belongs to scale share"),
+        ({"colour": "blue"}, "Extra inputs"),
+        ({"margin": "wide"}, "margin"),
+    ],
+)
+def test_a_claim_that_cannot_be_judged_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        ClaimFile.model_validate(MINE | {"claims": [MINE["claims"][0] | changes]})
+
+
+def test_the_bundled_claims_are_whole() -> None:
+    claims = claim_file(SETTINGS).claims
+    assert len({claim.name for claim in claims}) == len(claims) >= 25
+    labels = claim_file(SETTINGS).labels
+    assert {role for claim in claims for role in claim.roles} <= labels.keys()

@@ -158,9 +158,9 @@ def test_gauss_newton_eigenpairs_are_positive_and_resolved(finished: Path) -> No
 
 def test_measure_only_what_is_asked_for(finished: Path) -> None:
     run = next((finished / "out" / "runs").glob("lora-seed1*"))
-    done = landscape("measure", run, "--what", "sharpness,surface")
+    done = landscape("measure", run, "--what", "sharpness,generalization", "surface")
     assert done.returncode == 0, done.stderr
-    assert "worst_case_rise" in done.stdout and "loss_surface" in done.stdout and "test_accuracy" not in done.stdout
+    assert "worst_case_rise" in done.stdout and "loss_surface" in done.stdout and "hessian" not in done.stdout
     wrong = landscape("measure", run, "--what", "shape")
     assert wrong.returncode == 2 and "--what: expected some of" in wrong.stderr
 

@@ -9,8 +9,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from analyses.measures.registry import MEASURES
 from analyses.running.tuning import best_settings
-from analyses.study import load_preset, preset_names
+from analyses.study import Study, load_preset, preset_names
 from tests.analyses.mini import MINI, landscape, written
 
 
@@ -79,14 +80,32 @@ def test_more_seeds_compute_only_the_new_ones() -> None:
     assert study.cost_name() == more.cost_name()
 
 
-def test_changed_settings_recompute_what_depends_on_them() -> None:
+def changed(study: Study, part: str, **values: object) -> Study:
+    settings = getattr(study.measures, part).model_copy(update=values)
+    return study.model_copy(update={"measures": study.measures.model_copy(update={part: settings})})
+
+
+@pytest.mark.parametrize(
+    ("part", "values", "measured_again"),
+    [
+        ("worst_case", {"radii": [0.1, 0.2]}, {"sharpness", "recovery", "alignment", "surface"}),
+        ("worst_case", {"average_samples": 20}, {"sharpness"}),
+        ("curvature", {"power_tol": 0.1}, {"power_iteration"}),
+        ("curvature", {"lanczos_tol": 0.1},
+         {"curvature", "gauss_newton", "alignment", "angles", "alignment_along_training", "surface"}),
+        ("dynamics", {"notes": 12}, {"dynamics", "alignment_along_training", "trajectory"}),
+        ("alignment", {"null_samples": 20}, {"alignment"}),
+        ("surface", {"line_points": 5}, {"surface"}),
+    ],
+)  # fmt: skip
+def test_a_changed_setting_measures_again_what_depends_on_it_alone(
+    part: str, values: dict[str, Any], measured_again: set[str]
+) -> None:
     study = load_preset("digits")
+    other = changed(study, part, **values)
     cell = next(iter(study.cells()))
-    radii = study.measures.worst_case.model_copy(update={"radii": [0.1, 0.2]})
-    changed = study.model_copy(update={"measures": study.measures.model_copy(update={"worst_case": radii})})
-    assert changed.run_name(cell) == study.run_name(cell)
-    assert changed.measurement_name("sharpness") != study.measurement_name("sharpness")
-    assert changed.measurement_name("curvature") == study.measurement_name("curvature")
+    assert other.run_name(cell) == study.run_name(cell)
+    assert {m.name for m in MEASURES if m.key(other) != m.key(study)} == measured_again
 
 
 @pytest.mark.parametrize("name", [name for name in preset_names() if load_preset(name).tuning])

@@ -9,9 +9,11 @@ import pandas as pd
 import pytest
 import torch
 
-from analyses.judging.propositions import judge_propositions
+from analyses.judging.claims import Judged, judge
 from analyses.measures.dynamics import angles_to_final, settled_at
 from analyses.records import records_frame
+from analyses.records.derive import gain_spreads
+from analyses.study import ClaimSettings
 
 
 def test_angles_of_a_rotating_line() -> None:
@@ -64,17 +66,32 @@ def made_up(gain: float, ascent: float, settled: tuple[float, float]) -> pd.Data
     return records_frame(rows)
 
 
+def mechanism(records: pd.DataFrame) -> dict[str, Judged]:
+    return {claim.name: claim for claim in judge(records, ClaimSettings(rho=0.1)) if claim.family == "mechanism"}
+
+
+LATE, EARLY = "auxiliarys_space_settles_late", "lora_sams_space_settles_early"
+ASCENDS = ("auxiliary_ascends_before_the_clip", "auxiliary_ascends_after_the_clip")
+REACHES = "reaches_half_of_the_optimum"
+
+
 def test_planted_propositions() -> None:
-    supported = judge_propositions(made_up(0.8, 0.1, (0.2, 0.9)), alpha=0.05)
-    assert [claim.number for claim in supported] == [1, 2, 3, 4, 5, 6]
-    parts = {claim.number: claim.parts for claim in supported}
-    assert parts[5][0].effect == pytest.approx(0.8, abs=0.03)
-    assert {claim.verdict for claim in supported} == {"supported"}
-    contradicted = judge_propositions(made_up(0.1, -0.1, (0.9, 0.2)), alpha=0.05)
-    assert {c.number: c.verdict for c in contradicted if c.number in (2, 3, 5)} == dict.fromkeys(
-        (2, 3, 5), "contradicted"
-    )
+    supported = mechanism(made_up(0.8, 0.1, (0.2, 0.9)))
+    assert {"lora_sam_perturbs_inside_its_factors", LATE, EARLY, *ASCENDS, REACHES} < supported.keys()
+    assert {"points_along_the_gradient", "follows_the_frobenius_optimum"} < supported.keys()
+    assert supported[REACHES].evidence.effect == pytest.approx(0.8, abs=0.03)
+    assert {claim.verdict for claim in supported.values()} == {"supported"}
+    contradicted = mechanism(made_up(0.1, -0.1, (0.9, 0.2)))
+    assert {contradicted[name].verdict for name in (LATE, EARLY, *ASCENDS, REACHES)} == {"contradicted"}
 
 
-def test_nothing_recorded_is_nothing_judged() -> None:
-    assert judge_propositions(records_frame([]), alpha=0.05) == []
+def test_the_spread_is_that_of_the_log_ratio_over_rising_steps() -> None:
+    gains, best = [0.5, -0.1, 0.2, 0.4], [1.0, 1.0, 0.8, 0.5]
+    rows = [
+        {"method": "bilora", "seed": 0, "train_size": 9, "step": step, "measure": name, "value": value}
+        for step, values in enumerate(zip(gains, best, best, strict=True))
+        for name, value in zip(("ascent_gain", "ascent_gain_optimum", "ascent_gain_ky_fan"), values, strict=True)
+    ]
+    found = gain_spreads(records_frame(rows)).set_index("measure")["value"]
+    expected = np.std(np.log([0.5, 0.25, 0.8]), ddof=1)
+    assert found.to_dict() == pytest.approx({"gain_spread_to_optimum": expected, "gain_spread_to_ky_fan": expected})

@@ -9,10 +9,14 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from pydantic_core import PydanticUndefined
 from transformers import BertConfig
 
-from analyses.measures.curvature import is_third_opinion_cell
-from analyses.measures.registry import kinds_at
+from analyses.measures.alignment import ALIGNMENT
+from analyses.measures.curvature import CURVATURE, is_third_opinion_cell
+from analyses.measures.generalization import GENERALIZATION
+from analyses.measures.registry import measures_at
+from analyses.measures.sharpness import SHARPNESS
 from analyses.study import AdapterSettings, Study, fingerprint, load_preset
 from analyses.study.base import DigitsTask, MinilmSentimentTask, StudyError, TaskSettings
 from analyses.tasks import TASKS, build_task, minilm_sentiment
@@ -43,8 +47,8 @@ def corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_every_task_that_can_be_configured_can_be_built() -> None:
     assert get_origin(TaskSettings) is Annotated
-    configured = {one.model_fields["name"].default for one in get_args(get_args(TaskSettings)[0])}
-    assert configured == set(TASKS)
+    configured = {get_args(one)[0].model_fields["name"].default for one in get_args(get_args(TaskSettings)[0])}
+    assert configured - {PydanticUndefined} == set(TASKS) and PydanticUndefined in configured  # and the user's own
 
 
 def test_the_name_chooses_the_tasks_settings() -> None:
@@ -62,11 +66,10 @@ def test_options_left_out_change_no_names() -> None:
     study = load_preset("digits")
     cell = next(iter(study.cells()))
     settings = {
-        "task": study.task.model_dump(),
+        "task": study.task.model_dump(exclude_none=True),
         "training": {"epochs": 60, "batch_size": 25, "warmup_ratio": 0.1},
         "adapters": {"r": 4, "alpha": 8.0, "target_modules": study.adapters.target_modules},
         "settings": {"learning_rate": 3e-3, "rho": 0.0, "auxiliary_lr": None, "clip": "global"},
-        "dynamics": {"snapshots": 24, "notes": 48},
     }
     assert study.run_name(cell) == f"{cell}-{fingerprint(settings)}"
     with_head = AdapterSettings(**study.adapters.model_dump() | {"modules_to_save": ["classifier"]})
@@ -74,16 +77,29 @@ def test_options_left_out_change_no_names() -> None:
     assert changed.run_name(cell) != study.run_name(cell) and changed.cost_name() != study.cost_name()
 
 
-def test_memory_changes_no_names_and_a_third_opinion_only_the_curvatures() -> None:
+def test_memory_and_opinions_change_no_keys() -> None:
     study = load_preset("digits")
     measures = study.measures.model_copy(update={"graph_gib": 3.0, "third_opinion": False, "surface": None})
     changed = study.model_copy(update={"measures": measures})
-    for kind in ("generalization", "sharpness", "alignment"):
-        assert changed.measurement_name(kind) == study.measurement_name(kind)
-    assert changed.measurement_name("curvature") != study.measurement_name("curvature")
+    for measure in (GENERALIZATION, SHARPNESS, ALIGNMENT, CURVATURE):
+        assert measure.key(changed) == measure.key(study)
     assert any(is_third_opinion_cell(study, cell) for cell in study.cells())
     assert not any(is_third_opinion_cell(changed, cell) for cell in changed.cells())
-    assert not any("surface" in kinds_at(changed, cell) for cell in changed.cells())
+    names = {measure.name for cell in changed.cells() for measure in measures_at(changed, cell)}
+    assert not names & {"surface", "trajectory", "pyhessian"}
+
+
+def test_a_resampled_training_set_leaves_the_test_images_alone() -> None:
+    settings = DigitsTask(test_size=400)
+    first, again, other = (build_task(settings, 60, draw=draw) for draw in (0, 0, 1))
+    assert torch.equal(first.examples("train")["pixel_values"], again.examples("train")["pixel_values"])
+    assert not torch.equal(first.examples("train")["pixel_values"], other.examples("train")["pixel_values"])
+    larger = build_task(settings, 100)
+    for task in (other, larger):
+        assert torch.equal(task.examples("test")["labels"], first.examples("test")["labels"])
+    assert len(larger.examples("test")["labels"]) == 400
+    with pytest.raises(StudyError, match=r"task\.test_size"):
+        build_task(DigitsTask(), 60, draw=0)
 
 
 def test_a_missing_package_is_named_with_the_way_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:

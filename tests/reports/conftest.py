@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -124,27 +123,39 @@ def _pictures(method: str, sharp: float) -> Iterator[dict[str, Any]]:
 
 
 def made_up_claims() -> dict[str, Any]:
-    """Claims of each verdict; the last one has nothing that is defined."""
+    """Claims of each verdict; the last but one has nothing that is defined, the last is counted."""
 
-    def claim(number: int, verdict: str, effects: list[tuple[Any, Any, Any]], p: float | None) -> dict[str, Any]:
-        parts = [
-            {"name": f"bilora_{i} − lora", "effect": effect, "low": low, "high": high, "unit": "nats", "n": 5}
-            | {"p_value": p, "reading": f"reading {number}.{i} with 95 % & <b>"}
-            for i, (effect, low, high) in enumerate(effects)
-        ]
+    def claim(
+        number: int, verdict: str, effect: tuple[Any, Any, Any], p: float | None, family: str = "outcome"
+    ) -> dict[str, Any]:
         statement = f"Statement number {number} says that one method's worst-case rise is below another's"
-        common = {"number": number, "statement": statement, "verdict": verdict, "test": "paired t, Holm over 4 claims"}
-        return common | {"p_value": p, "p_adjusted": p, "parts": parts}
+        common = {"number": number, "name": f"claim_{number}", "family": family, "statement": statement}
+        value, low, high = effect
+        unknown = dict.fromkeys(
+            ["margin", "bootstrap_low", "bootstrap_high", "smallest_effect", "runs_needed", "spread", "search_error"]
+        )
+        tested = {"p_for": p, "p_against": p, "p_equivalent": 1.0, "p_sign_flip": 0.06, "test": "paired t"}
+        rest = {"comparison": "bilora − lora", "unit": "nats", "n": 5, "limit": 0.0, "by_size": {}}
+        shown = {"note": f"note {number} with 95 % & <b>", "procedure": "Holm's procedure over 4 claims"}
+        judged = {"verdict": verdict, "p_value": p, "p_adjusted": p, "effect": value, "low": low, "high": high}
+        return common | unknown | tested | rest | shown | judged
 
+    whole = claim(1, "supported", (-0.1, -0.2, -0.05), 0.001)
+    known = {"margin": 0.1, "bootstrap_low": -0.19, "bootstrap_high": -0.04, "smallest_effect": 0.08, "spread": 0.1}
     return {
         "rho": RHO,
         "alpha": 0.05,
+        "sentence": "Bi-LoRA's minima are 5.40 × [4.42, 6.59] as sharp as full-space SAM's: contradicted.",
+        "design": "The number of seeds was fixed: 5.",
         "claims": [
-            claim(1, "supported", [(-0.1, -0.2, -0.05), (-0.3, -0.4, -0.2)], 0.001),
-            claim(2, "contradicted", [(0.1, 0.05, 0.2)], 0.002),
-            claim(3, "undecided", [(0.5, -math.inf, math.inf)], 0.8),
-            claim(4, "undecided", [(math.nan, None, math.nan)], None),
-            claim(5, "undecided", [], math.nan),
+            whole | known | {"search_error": 0.02, "by_size": {"50": -0.1, "100": -0.2}},
+            claim(2, "contradicted", (0.1, 0.05, 0.2), 0.002),
+            claim(3, "undecided", (0.5, None, None), 0.8, "mechanism") | {"runs_needed": 44},
+            claim(4, "undecided", (None, None, None), 1.0, "controls"),
+            claim(5, "supported", (1.0, None, None), None, "cost"),
+        ],
+        "not_judged": [
+            {"name": "flatter_than_x", "family": "outcome", "statement": "…", "reason": "the study lacks x"}
         ],
     }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -10,7 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from reports.page import claims_text, write_report
+from reports.claims import TITLES, claims_text, details
+from reports.page import write_report
 from tests.reports.conftest import made_up_records, write_study
 
 FAILURES = [{"cell": "sam-3", "reason": "the loss <diverged>"}]
@@ -51,7 +51,7 @@ def test_page_is_whole_and_self_contained(records: pd.DataFrame, claims: dict[st
     assert not re.search(r'(src|href)="(?!data:)', source)
     assert "url(" not in source and "<script" not in source
     for expected in (
-        "reading 1.0 with 95 % & <b>",
+        "note 1 with 95 % & <b>",
         "Statement number 3",
         "the loss <diverged>",
         "a <comment>",
@@ -64,7 +64,7 @@ def test_page_is_whole_and_self_contained(records: pd.DataFrame, claims: dict[st
     assert not UNDEFINED.search(page.text)
     names = {table.stem for table in (tmp_path / "tables").iterdir()}
     assert names == {
-        *("main", "cost", "agreement", "pyhessian", "claims", "propositions", "differences"),
+        *("main", "cost", "agreement", "pyhessian", "claims", "differences"),
         *("alignment", "inside", "modules", "angles", "measures", "searches", "balls"),
     }
 
@@ -94,7 +94,7 @@ def test_a_second_report_has_the_same_bytes(claims: dict[str, Any], tmp_path: Pa
 
 
 def test_a_study_without_anything_to_judge_says_so(claims: dict[str, Any], tmp_path: Path) -> None:
-    none = claims | {"claims": [], "propositions": []}
+    none = claims | {"claims": [], "sentence": ""}
     records = made_up_records(("bilora_r1", "lora_r1"), num_seeds=2)
     assert "lacks the methods" in _Page(write_report(write_study(tmp_path, records, none, [])).read_text()).text
     assert "lacks the methods" in claims_text(none)
@@ -102,11 +102,21 @@ def test_a_study_without_anything_to_judge_says_so(claims: dict[str, Any], tmp_p
 
 def test_claims_in_a_terminal(claims: dict[str, Any]) -> None:
     text = claims_text(claims)
-    heads = [line for line in text.splitlines() if line.startswith("(")]
-    assert [line[:3] for line in heads] == ["(1)", "(2)", "(3)", "(4)", "(5)"]
+    assert text.startswith("Bi-LoRA's minima are 5.40")
+    heads = [line for line in text.splitlines() if "Statement number" in line]
+    assert [line[:3] for line in heads] == ["  1", "  2", "  3", "  4", "  5"]
     verdicts = [claim["verdict"] for claim in claims["claims"]]
-    columns = {line.index(f" {verdict} ") for line, verdict in zip(heads, verdicts, strict=True)}
+    columns = {line.index(f" {verdict}") for line, verdict in zip(heads, verdicts, strict=True)}
     assert len(columns) == 1
-    assert max(len(line) for line in text.splitlines()) < 100
-    assert "unbounded" in text and not UNDEFINED.search(text)
-    assert claims_text({"rho": 0.1, "alpha": math.nan, "claims": []}).startswith("Claims")
+    assert max(len(line) for line in text.splitlines()) <= 100
+    assert "unbounded" in text and "counted" in text and not UNDEFINED.search(text)
+    assert [text.index(title) for title in TITLES.values()] == sorted(text.index(title) for title in TITLES.values())
+
+
+def test_what_stands_beside_an_interval(claims: dict[str, Any]) -> None:
+    whole, *_, counted = (details(claim) for claim in claims["claims"])
+    sizes = "by training-set size 50: -0.1, 100: -0.2"
+    for expected in ("n = 5 pairs", "bootstrap [-0.19, -0.04]", "margin 0.1", "80 % power", "search error 0.02", sizes):
+        assert expected in whole
+    assert "about 44 runs" in details(claims["claims"][2])
+    assert "p =" not in counted

@@ -1,0 +1,236 @@
+"""A claim's comparison, worked out from the values of the runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from analyses.judging.power import runs_needed, smallest_effect
+from analyses.judging.statistics import Comparison, bootstrap_interval, fieller, paired, sign_flip, signed_ranks
+from analyses.judging.values import Values, by_seed
+from analyses.study import ClaimSettings, ClaimSpec
+
+Array = NDArray[np.float64]
+_DOWN = ("below", "not_above", "equivalent")
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the records say about one claim; effects and intervals are in ``unit``.
+
+    Attributes:
+        comparison: What is compared with what.
+        effect: Estimate.
+        low: Lower end of its 95 % interval.
+        high: Upper end.
+        unit: Of effect and interval.
+        n: Number of pairs.
+        limit: Effect that separates support from contradiction.
+        margin: Effects so near to no effect count as equal; None without one.
+        p_for: One-sided p-value for the claim.
+        p_against: One-sided p-value for its contrary.
+        p_equivalent: P-value of two one-sided tests against the margin; 1 without one.
+        test: How the p-values came about.
+        bootstrap_low: Lower end of the bootstrap interval (BCa).
+        bootstrap_high: Upper end.
+        p_sign_flip: Two-sided exact p-value under changes of signs.
+        smallest_effect: Effect that so many pairs with this spread find with 80 % power; None where not worked out.
+        runs_needed: Pairs with which this effect and spread would be decided; None where not worked out.
+        spread: Standard deviation over the pairs, in log units for ratios.
+        search_error: For worst cases, the root mean square over pairs of what the poorer search lacks, in log units.
+        by_size: Effect by size of the training set, where the study has several.
+        note: What else a reader must know.
+    """
+
+    comparison: str
+    effect: float
+    low: float
+    high: float
+    unit: str
+    n: int
+    limit: float
+    margin: float | None
+    p_for: float
+    p_against: float
+    p_equivalent: float
+    test: str
+    bootstrap_low: float
+    bootstrap_high: float
+    p_sign_flip: float
+    smallest_effect: float | None
+    runs_needed: int | None
+    spread: float
+    search_error: float | None
+    by_size: dict[int, float] = field(default_factory=dict)
+    note: str = ""
+
+    @property
+    def p_directed(self) -> float:
+        """Two-sided p-value of the better supported direction."""
+        return min(1.0, 2 * min(self.p_for, self.p_against))
+
+
+def weigh(claim: ClaimSpec, columns: Mapping[str, str], values: Values, settings: ClaimSettings) -> Evidence | None:
+    """Work out a claim's comparison; None where nothing was recorded for it.
+
+    Ratios are of geometric means: t-tests and intervals are those of the log ratios, seed by seed. Shares are ratios of
+    means in the measure's own units, with Fieller's interval; the test is that of numerator − limit · denominator, and
+    without a denominator above 0 there is no share to speak of. Where a run diverged, its value is the worst of all and
+    signed ranks take the place of the t-test. With several training-set sizes every seed counts with its mean over
+    them.
+
+    Args:
+        claim: The claim.
+        columns: Column of the study by role.
+        values: Values of the study.
+        settings: Level and thresholds.
+    """
+    limit, margin = settings.threshold(claim.limit), settings.threshold(claim.margin)
+    worst = math.inf if claim.direction in _DOWN else -math.inf
+    subject = values.series(columns[claim.subject], claim.measure, claim.where, worst=worst)
+    named = [f"{columns[claim.subject]}"]
+    if isinstance(claim.reference, str):
+        where = claim.where if claim.reference_where is None else claim.reference_where
+        measure = claim.reference_measure or claim.measure
+        reference = values.series(columns[claim.reference], measure, where, worst=worst)
+        same = claim.reference == claim.subject
+        named.append(f"{columns[claim.reference]}{f' ({measure})' if same else ''}")
+    else:
+        reference = pd.Series(claim.reference, index=subject.index)
+        named.append(f"{claim.reference:g}")
+    pairs = pd.concat({"subject": subject, "reference": reference}, axis=1, join="inner")
+    if claim.baseline is not None:
+        baseline = values.series(columns[claim.baseline], claim.measure, claim.where, worst=worst)
+        pairs = pairs.join(baseline.rename("baseline"), how="inner")
+    if pairs.empty:
+        return None
+    scaled = {"ratio": _ratio, "difference": _difference, "share": _share}[claim.scale]
+    evidence = scaled(claim, pairs, limit, margin, settings.alpha)
+    error = _search_error(claim, columns, values, pairs)
+    comparison = {"ratio": " / ", "difference": " − ", "share": " of "}[claim.scale].join(named)
+    if claim.scale == "difference" and not isinstance(claim.reference, str):
+        comparison = f"{named[0]}, against {named[1]}"
+    return Evidence(comparison=comparison, search_error=error, **evidence)
+
+
+def _ratio(
+    claim: ClaimSpec, pairs: pd.DataFrame, limit: float | None, margin: float | None, alpha: float
+) -> dict[str, Any]:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        logs = np.log(pairs["subject"]) - np.log(pairs["reference"])
+    undefined = (pairs["subject"] < 0) | (pairs["reference"] < 0)
+    both_worst = ~np.isfinite(pairs["subject"]) & ~np.isfinite(pairs["reference"])
+    logs = logs.mask(both_worst, 0.0).mask((pairs["subject"] == 0) & (pairs["reference"] == 0), 0.0)
+    note = f"{int(undefined.sum())} pairs with a negative value left out" if undefined.any() else ""
+    center = math.log(limit or 1.0)
+    bound = None if margin is None else abs(math.log(margin))
+    found = _tested(claim, logs[~undefined], center, bound, alpha, exact_only=False)
+    return found | {"note": note, "unit": "ratio", "limit": limit or 1.0, "margin": margin} | {
+        key: _exp(value) for key in _EFFECTS if (value := found[key]) is not None
+    } | {"by_size": {size: _exp(value) for size, value in found["by_size"].items()}}  # fmt: skip
+
+
+_EFFECTS = ("effect", "low", "high", "bootstrap_low", "bootstrap_high", "smallest_effect")
+
+
+def _difference(
+    claim: ClaimSpec, pairs: pd.DataFrame, limit: float | None, margin: float | None, alpha: float
+) -> dict[str, Any]:
+    against_number = not isinstance(claim.reference, str)
+    both_worst = ~np.isfinite(pairs["subject"]) & ~np.isfinite(pairs["reference"])
+    difference = (pairs["subject"] - pairs["reference"]).mask(both_worst, 0.0) * claim.times
+    center = limit or 0.0
+    found = _tested(claim, difference, center, margin, alpha, exact_only=False)
+    shift = claim.times * float(claim.reference) if against_number else 0.0
+    moved = {key: found[key] + shift for key in ("effect", "low", "high", "bootstrap_low", "bootstrap_high")}
+    by_size = {size: value + shift for size, value in found["by_size"].items()}
+    fixed = {"unit": claim.unit, "limit": center + shift, "margin": margin, "by_size": by_size}
+    return found | moved | fixed
+
+
+def _share(
+    claim: ClaimSpec, pairs: pd.DataFrame, limit: float | None, margin: float | None, alpha: float
+) -> dict[str, Any]:
+    asked = 0.0 if limit is None else limit
+    if claim.baseline is None:
+        numerator, denominator = pairs["subject"], pairs["reference"]
+    else:
+        numerator, denominator = pairs["baseline"] - pairs["subject"], pairs["baseline"] - pairs["reference"]
+    contrast = _tested(claim, numerator - asked * denominator, 0.0, None, alpha, exact_only=True)
+    above, sizes = by_seed(numerator)
+    below, below_sizes = by_seed(denominator)
+    above, below = above.align(below, join="inner")
+    whole = np.isfinite(above) & np.isfinite(below)
+    effect, low, high = fieller(above[whole].to_numpy(float), below[whole].to_numpy(float))
+    reduction = paired(below[whole].to_numpy(float))
+    p_for, p_against = float(contrast["p_for"]), float(contrast["p_against"])
+    # A denominator that is the same in every run, and positive, is a number and not an estimate.
+    p_nothing = 0.0 if not reduction.spread > 0 and below[whole].gt(0).all() and len(below) > 1 else reduction.p_above
+    p_for, p_against = max(p_for, p_nothing), max(p_against, p_nothing)
+    what = "reduces it by" if claim.baseline is not None else "amounts to"
+    shares = {size: float(one.mean() / below_sizes[size].mean()) for size, one in sizes.items() if size in below_sizes}
+    return contrast | {
+        "effect": effect, "low": low, "high": high, "unit": "share", "limit": asked, "margin": margin,
+        "bootstrap_low": -math.inf, "bootstrap_high": math.inf, "smallest_effect": None, "by_size": shares,
+        "p_for": p_for, "p_against": p_against, "note": f"the reference itself {what} {reduction.effect:.3g}",
+        "test": f"{contrast['test']} of the contrast; Fieller's interval",
+    }  # fmt: skip
+
+
+def _tested(
+    claim: ClaimSpec, differences: pd.Series, center: float, bound: float | None, alpha: float, *, exact_only: bool
+) -> dict[str, Any]:
+    """Everything that one column of paired differences gives; ``center`` is the limit, ``bound`` the margin."""
+    by_run, sizes = by_seed(differences.dropna())
+    sample = by_run.to_numpy(dtype=float)
+    finite = bool(np.isfinite(sample).all())
+    compare: Callable[[Array], Comparison] = paired if finite else signed_ranks
+    shown = compare(sample)
+    null = center
+    if claim.direction in ("not_below", "not_above"):
+        assert bound is not None
+        null = center - bound if claim.direction == "not_below" else center + bound
+    tested = compare(sample - null)
+    downwards = claim.direction in ("below", "not_above")
+    p_for, p_against = (tested.p_below, tested.p_above) if downwards else (tested.p_above, tested.p_below)
+    p_equivalent = 1.0
+    if bound is not None and claim.direction in ("below", "above", "equivalent") and finite:
+        p_equivalent = compare(sample - center).p_outside(bound)
+    if claim.direction == "equivalent":
+        assert bound is not None
+        outside = [compare(sample - center - bound).p_above, compare(sample - center + bound).p_below]
+        p_for, p_against = 1.0, min(outside)
+    spread = shown.spread if finite else math.nan
+    low, high = bootstrap_interval(sample) if finite else (-math.inf, math.inf)
+    margin_of_test = bound if claim.direction in ("below", "above", "equivalent") else None
+    return {
+        "effect": shown.effect, "low": shown.low, "high": shown.high, "n": shown.n,
+        "p_for": p_for, "p_against": p_against, "p_equivalent": p_equivalent,
+        "test": "paired t" if finite else "signed ranks, a run diverged",
+        "bootstrap_low": low, "bootstrap_high": high,
+        "p_sign_flip": sign_flip(sample - null) if finite else min(1.0, 2 * min(p_for, p_against)),
+        "smallest_effect": smallest_effect(spread, shown.n, alpha=alpha),
+        "runs_needed": None if exact_only and not finite
+        else runs_needed(shown.effect - null, spread, alpha=alpha, margin=margin_of_test),
+        "spread": spread, "by_size": {size: compare(one.to_numpy(float)).effect for size, one in sizes.items()},
+    }  # fmt: skip
+
+
+def _search_error(claim: ClaimSpec, columns: Mapping[str, str], values: Values, pairs: pd.DataFrame) -> float | None:
+    """Root mean square, over pairs, of log(1 − gap) of the two rises added."""
+    if claim.measure != "worst_case_rise" or not isinstance(claim.reference, str):
+        return None
+    methods = (columns[claim.subject], columns[claim.reference])
+    gaps = [values.gaps(method, claim.where).reindex(pairs.index) for method in methods]
+    errors = sum(-np.log1p(-gap.clip(upper=1 - 1e-12)) for gap in gaps).dropna()  # type: ignore[union-attr]
+    return float(np.sqrt(np.mean(np.square(errors)))) if len(errors) else None
+
+
+def _exp(value: float) -> float:
+    return math.exp(min(value, 700.0)) if math.isfinite(value) else (0.0 if value == -math.inf else value)

@@ -1,0 +1,72 @@
+"""One number a run from the records: what claims compare, paired over seeds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+
+from analyses.records import DIVERGED
+from analyses.records.derive import with_derived
+from analyses.study import ClaimSettings
+
+_WORST_CASE: Mapping[str, str | float] = {"ball": "l2", "subspace": "full"}
+
+
+class Values:
+    """Values of a study by run.
+
+    Args:
+        records: Records of the study.
+        settings: Radius of the worst cases that claims speak of.
+    """
+
+    def __init__(self, records: pd.DataFrame, settings: ClaimSettings) -> None:
+        self._records, self._rho = with_derived(records), settings.rho
+        self.columns = set(records["method"].dropna())
+
+    def series(self, method: str, measure: str, where: Mapping[str, str | float], *, worst: float) -> pd.Series:
+        """Mean of a measure by run of one method, indexed by (train size, seed).
+
+        Args:
+            method: Column of the study.
+            measure: Measure.
+            where: Column and value of the records that count.
+            worst: Value of runs that diverged and of numbers that are not finite.
+        """
+        own = self._records[self._records["method"] == method]
+        chosen = own[own["measure"] == measure]
+        for column, value in self._rows(measure, where).items():
+            held = chosen[column]
+            if column == "ball":
+                held = held.fillna("l2")  # records of the time before there were others
+            same = np.isclose(held.astype(float), float(value)) if _is_number(value) else (held == value).fillna(False)
+            chosen = chosen[same]
+        found = chosen.assign(value=chosen["value"].where(np.isfinite(chosen["value"]), worst))
+        means = found.groupby(["train_size", "seed"])["value"].mean()
+        diverged = own[own["measure"] == DIVERGED].groupby(["train_size", "seed"])["value"].size() * worst
+        return pd.concat([means, diverged.rename("value").drop(means.index, errors="ignore")]).astype(float)
+
+    def gaps(self, method: str, where: Mapping[str, str | float]) -> pd.Series:
+        """What the poorer of two searches for the worst case lacks of the best rise, by run; empty if not recorded."""
+        return self.series(method, "worst_case_gap", where, worst=math.nan)
+
+    def _rows(self, measure: str, where: Mapping[str, str | float]) -> dict[str, str | float]:
+        of_worst_case = measure.startswith(("worst_case", "own_worst_case", "one_step_rise"))
+        return ({**_WORST_CASE, "rho": self._rho} if of_worst_case else {}) | dict(where)
+
+
+def by_seed(values: pd.Series) -> tuple[pd.Series, dict[int, pd.Series]]:
+    """Mean over the sizes of the training set, seed by seed, and the values of each size.
+
+    Sizes are fixed and seeds random: the mean is over the sizes of the study, and a seed that lacks one is left out.
+    """
+    wide = values.unstack("train_size")
+    sizes = {int(size): wide[size].dropna() for size in wide.columns}
+    return wide.dropna().mean(axis=1), sizes if len(sizes) > 1 else {}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,113 @@
+"""When a study has enough seeds: fixed beforehand, or decided look by look."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from analyses.judging.claims import evidence_of
+from analyses.judging.looks import P_VALUES, Look, Looks
+from analyses.records import read_json, write_json
+from analyses.study import ClaimSettings, Study, StudyError, StudyFolder
+
+
+@dataclass(frozen=True)
+class Stopping:
+    """Grow a study block by block until every outcome claim is decided.
+
+    Attributes:
+        max_seeds: Most seeds; the level is spent over the way there.
+        block: Seeds added between two looks.
+        hours: Time after which no further block is begun; None for no limit.
+    """
+
+    max_seeds: int
+    block: int = 3
+    hours: float | None = None
+
+    def sizes(self, first: int) -> list[int]:
+        """Seeds at the looks, from the study's own number on.
+
+        >>> Stopping(max_seeds=12).sizes(5)
+        [5, 8, 11, 12]
+        """
+        return [*range(first, self.max_seeds, self.block), self.max_seeds]
+
+
+def looked_at(records: pd.DataFrame, study: Study, folder: StudyFolder, stopping: Stopping | None) -> Looks:
+    """The folder's looks with the present one, which is written down before anything is made of it.
+
+    A look at no more seeds than the last one takes its place.
+
+    Raises:
+        StudyError: The folder's looks were planned otherwise.
+    """
+    kept = recorded_looks(folder.root / LOOKS, study.claims)
+    refuse_other_plan(kept, stopping)
+    earlier = [look for look in kept.looks if look.seeds < study.seeds] if kept else []
+    evidence = evidence_of(records, study.claims)
+    now = Look(study.seeds, {key: [getattr(one, name) for name in P_VALUES] for key, one in evidence.items()})
+    looks = Looks([*earlier, now], stopping.max_seeds if stopping else None, study.claims.alpha)
+    rule = "group-sequential" if stopping else "fixed"
+    content = {"rule": rule, "max_seeds": looks.max_seeds, "looks": [asdict(look) for look in looks.looks]}
+    write_json(folder.root / LOOKS, content)
+    return looks
+
+
+def refuse_other_plan(kept: Looks | None, stopping: Stopping | None) -> None:
+    """Refuse to change the rule of a study after looks at it: its error rate would be nobody's.
+
+    Raises:
+        StudyError: It would.
+    """
+    planned = stopping.max_seeds if stopping else None
+    if kept is None or kept.max_seeds == planned:
+        return
+    if kept.max_seeds is None:
+        raise StudyError(
+            f"--until-decided: the study was looked at with a fixed number of seeds ({kept.looks[-1].seeds}) already; "
+            "begin it in a folder of its own (copy runs/, recordings/ and measurements/ to repeat no work)"
+        )
+    raise StudyError(
+        f"--max-seeds: the looks at this study were planned for {kept.max_seeds} seeds, got "
+        f"{planned or 'a fixed number'}; go on with --until-decided --max-seeds {kept.max_seeds}"
+    )
+
+
+def recorded_looks(path: Path, settings: ClaimSettings) -> Looks | None:
+    """What `looked_at` wrote; None if nothing."""
+    if not path.exists():
+        return None
+    content: dict[str, Any] = read_json(path)
+    return Looks([Look(**look) for look in content["looks"]], content["max_seeds"], settings.alpha)
+
+
+def until_decided(
+    audit: Callable[[int], list[dict[str, Any]]],
+    stopping: Stopping,
+    first: int,
+    clock: Callable[[], float] = time.monotonic,
+) -> None:
+    """Audit with more and more seeds until no outcome claim is undecided or the budget ends.
+
+    Args:
+        audit: Audits with a number of seeds; the judged claims.
+        stopping: The rule.
+        first: Seeds of the first look.
+        clock: Seconds.
+    """
+    began = clock()
+    for seeds in stopping.sizes(first):
+        judged = audit(seeds)
+        undecided = [one for one in judged if one["family"] == "outcome" and one["verdict"] == "undecided"]
+        if not undecided or (stopping.hours is not None and clock() - began >= 3600 * stopping.hours):
+            return
+
+
+LOOKS = "looks.json"
+"""File of the looks, in a study's folder."""

@@ -1,0 +1,102 @@
+"""The judged claims as a table, as plain text and as what the page shows of them."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from reports.tables import NOTHING, UNBOUNDED, interval, quantity, significant
+
+TITLES = {
+    "outcome": "Outcome: flatness and generalisation",
+    "mechanism": "Mechanism: the auxiliary's space and the propositions",
+    "controls": "Controls: is it the ascent?",
+    "cost": "Cost of a step",
+}
+"""Titles of the families, in the order in which they are shown."""
+_PLAIN = (
+    "number", "name", "family", "statement", "verdict", "p_adjusted", "p_value", "procedure", "comparison", "effect",
+    "low", "high", "unit", "n", "limit", "margin", "p_for", "p_against", "p_equivalent", "test", "bootstrap_low",
+    "bootstrap_high", "p_sign_flip", "smallest_effect", "runs_needed", "spread", "search_error", "note",
+)  # fmt: skip
+
+
+def claims_table(claims: Sequence[Mapping[str, Any]]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """One row a claim: effect, interval, adjusted p-value and verdict."""
+    shown = [
+        {
+            "claim": str(claim["number"]),
+            "statement": claim["statement"],
+            "comparison": claim["comparison"],
+            "effect": quantity(claim["effect"], claim["unit"]),
+            "95 % interval": claim_interval(claim),
+            "adjusted p": significant(claim["p_adjusted"]),
+            "verdict": claim["verdict"],
+        }
+        for claim in claims
+    ]
+    return pd.DataFrame(shown), pd.DataFrame([{key: claim[key] for key in _PLAIN} for claim in claims])
+
+
+def by_family(claims: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """Claims by the title of their family, in order; families without claims are left out."""
+    grouped = {title: [one for one in claims if one["family"] == family] for family, title in TITLES.items()}
+    return {title: own for title, own in grouped.items() if own}
+
+
+def claim_interval(claim: Mapping[str, Any]) -> str:
+    """Its interval; ``unbounded`` where the data leave it open, a word for what is counted."""
+    if claim["family"] == "cost":
+        return "counted"
+    if claim["low"] is None or claim["high"] is None:
+        return NOTHING if claim["effect"] is None else UNBOUNDED
+    return interval(claim["low"], claim["high"])
+
+
+def details(claim: Mapping[str, Any]) -> str:
+    """What stands beside the interval, in one line of words."""
+    parts = [] if claim["family"] == "cost" else [f"n = {claim['n']} pairs"]
+    if claim["p_for"] is not None and claim["family"] != "cost":
+        directed = min(1.0, 2 * min(claim["p_for"], claim["p_against"]))
+        parts.append(f"p = {significant(directed)} ({claim['test']})")
+        parts.append(f"under changes of signs p = {significant(claim['p_sign_flip'])}")
+    if claim["bootstrap_low"] is not None:
+        parts.append(f"bootstrap {interval(claim['bootstrap_low'], claim['bootstrap_high'])}")
+    if claim["margin"] is not None and claim["family"] != "cost":
+        parts.append(f"beyond the margin {claim['margin']:.3g} p = {significant(claim['p_equivalent'])}")
+    if claim["smallest_effect"] is not None:
+        seen = quantity(claim["smallest_effect"], claim["unit"])
+        parts.append(f"these runs would find {seen} with 80 % power")
+    if claim["verdict"] == "undecided" and claim["runs_needed"] is not None:
+        parts.append(f"this effect would take about {claim['runs_needed']} runs")
+    if claim["search_error"] is not None and claim["spread"] is not None:
+        parts.append(f"search error {claim['search_error']:.2g} against a spread of {claim['spread']:.2g} log units")
+    if claim["by_size"]:
+        sizes = ", ".join(f"{size}: {significant(value)}" for size, value in claim["by_size"].items())
+        parts.append(f"by training-set size {sizes} (sizes fixed, seeds random; every seed is its mean over sizes)")
+    return "; ".join([*parts, claim["note"]] if claim["note"] else parts)
+
+
+def claims_text(document: Mapping[str, Any]) -> str:
+    """The answer and the verdicts as plain text for a terminal."""
+    lines = [*textwrap.wrap(document["sentence"], 100), ""] if document["sentence"] else []
+    lines += [*textwrap.wrap(document["design"], 100), ""] if document["design"] else []
+    for title, claims in by_family(document["claims"]).items():
+        heading = f"{title} ({claims[0]['procedure']})"
+        lines += [heading, "-" * len(heading)]
+        for claim in claims:
+            wrapped = textwrap.wrap(claim["statement"], 60)
+            p_value = "" if claim["p_adjusted"] is None else f" p = {significant(claim['p_adjusted'])}"
+            lines.append(f"{claim['number']:>3} {wrapped[0]:<62}{claim['verdict']:<13}{p_value}".rstrip())
+            lines += [f"    {line}" for line in wrapped[1:]]
+            effect = quantity(claim["effect"], claim["unit"])
+            lines.append(f"      {claim['comparison']:<40} {effect:<18} {claim_interval(claim)}")
+    if not document["claims"]:
+        lines.append("No claim is judged: the study lacks the methods that they compare.")
+    if document["not_judged"]:
+        names = ", ".join(one["name"] for one in document["not_judged"])
+        lines += ["", *textwrap.wrap(f"Not judged, for want of methods or records: {names}.", 100)]
+    return "\n".join(lines)
