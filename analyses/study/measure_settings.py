@@ -94,14 +94,14 @@ class MeasureSettings(Settings):
     """What is measured at every minimum.
 
     ``seeds`` says at how many of the study's seeds a measure runs, by its name; what is not named runs at all of them,
-    pictures at the first. ``own`` holds measures of the user's, by their place ``package.module:NAME``, with settings
-    of their own. ``surface`` may be null: no pictures and no barriers. ``third_opinion`` has PyHessian compute the
-    eigenvalues of one cell too. ``dynamics`` is null unless training is to be followed. ``graph_gib`` is the memory
-    for the graphs of curvature products: time, not numbers, depend on it.
+    pictures at the first; 0 leaves it out. ``own`` holds measures of the user's, by their place
+    ``package.module:NAME``, with settings of their own. ``surface`` may be null: no pictures and no barriers.
+    ``third_opinion`` has PyHessian compute the eigenvalues of one cell too. ``dynamics`` is null unless training is to
+    be followed. ``graph_gib`` is the memory for the graphs of curvature products: time, not numbers, depend on it.
     """
 
     worst_case: WorstCaseSettings
-    seeds: dict[str, Count] = Field(default_factory=dict)
+    seeds: dict[str, Annotated[int, Field(ge=0)]] = Field(default_factory=dict)
     own: dict[str, dict[str, Any]] = Field(default_factory=dict)
     curvature: CurvatureSettings = CurvatureSettings()
     alignment: AlignmentSettings = AlignmentSettings()

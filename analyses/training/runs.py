@@ -88,6 +88,9 @@ def train_cell(study: Study, cell: Cell, folder: StudyFolder, progress: Progress
         started, diverged = time.perf_counter(), None
         try:
             trainer.train()
+            final = trainer.evaluate(trainer.train_dataset)["eval_loss"]
+            if not math.isfinite(final):
+                diverged = f"the training loss of the deployed weights is {final}"
         except FloatingPointError as error:
             diverged = str(error)
         seconds = time.perf_counter() - started
@@ -201,7 +204,12 @@ def environment() -> dict[str, str]:
 def _git(*command: str) -> str | None:
     try:
         done = subprocess.run(
-            ["git", *command], cwd=Path(__file__).parent, capture_output=True, text=True, check=True, timeout=10
+            ["git", "--no-optional-locks", *command],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
         )
     except (OSError, subprocess.SubprocessError):
         return None

@@ -39,6 +39,23 @@ MINI: dict[str, Any] = {
 }
 
 
+LEFT_OUT = (
+    "curvature", "power_iteration", "pyhessian", "alignment", "gauss_newton", "alignment_along_training", "angles",
+    "dynamics", "recovery", "surface", "trajectory",
+)  # fmt: skip
+QUICK: dict[str, Any] = MINI | {
+    "measures": MINI["measures"]
+    | {
+        "worst_case": {"radii": [0.1], "steps": 2, "restarts": 1, "screened": 4, "max_passes": 1, "average_samples": 2},
+        "seeds": dict.fromkeys(LEFT_OUT, 0),
+        "surface": None,
+        "cost_rounds": 1,
+    },
+    "training": {"max_steps": 2, "batch_size": 20},
+}
+"""A study of losses and rises alone."""
+
+
 def landscape(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "analyses.cli", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)

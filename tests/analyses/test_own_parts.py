@@ -1,0 +1,142 @@
+"""A measure, a claim and a task from outside the package, as CONTRIBUTING.md describes them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from analyses.cli import main
+from analyses.measures.registry import measures_at, measures_of
+from analyses.records import read_json, read_records
+from analyses.study import Cell, StudyError, parse_study
+from analyses.tasks import build_task
+from tests.analyses.mini import QUICK
+
+MEASURE = '''
+from analyses.measures.base import Measure
+
+
+def weight_norm(subject, progress):
+    """Norm of the update, scaled."""
+    total = sum(float(update.double().square().sum()) for update in subject.minimum.updates.values())
+    yield {"measure": "update_norm", "value": subject.settings["scale"] * total**0.5}
+
+
+def breaks(subject, progress):
+    """Nothing for Bi-LoRA."""
+    if subject.cell.method == "bilora":
+        raise ArithmeticError("no such <number>")
+    yield {"measure": "broken", "value": 1.0}
+
+
+UPDATE_NORM = Measure("update_norm", weight_norm)
+BREAKS = Measure("breaks", breaks)
+'''
+
+TASK = '''
+from analyses.study.base import DigitsTask
+from analyses.tasks.digits import Digits
+
+
+class Upright(Digits):
+    """Digits that are not rotated."""
+
+    def __init__(self, settings, train_size, draw=None):
+        super().__init__(DigitsTask(angle=0.0, pretrain_epochs=1, **settings), train_size, draw)
+'''
+
+CLAIM = {
+    "claims": [
+        {
+            "name": "moves_as_far",
+            "sentence": "{bilora} moves the weights as far as {lora} does",
+            "short": "update is {effect} as long as {lora}'s",
+            "measure": "update_norm",
+            "subject": "bilora",
+            "reference": "lora",
+            "scale": "ratio",
+            "direction": "equivalent",
+            "margin": 10.0,
+        }
+    ],
+    "labels": {"bilora": "Bi-LoRA", "lora": "LoRA"},
+}
+
+
+@pytest.fixture
+def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder on the path, in this process and in its workers, with a package of the user's."""
+    (tmp_path / "mine").mkdir()
+    for name, text in {"__init__": "", "measures": MEASURE, "tasks": TASK}.items():
+        (tmp_path / "mine" / f"{name}.py").write_text(text)
+    (tmp_path / "claims.yaml").write_text(yaml.safe_dump(CLAIM))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    yield tmp_path
+    for name in [name for name in sys.modules if name.partition(".")[0] == "mine"]:
+        del sys.modules[name]
+
+
+def test_parts_of_ones_own_from_settings_to_verdict(outside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    measures = QUICK["measures"] | {"own": {"mine.measures:UPDATE_NORM": {"scale": 2.0}}}
+    study = QUICK | {"task": {"name": "mine.tasks:Upright"}, "measures": measures, "seeds": 2}
+    (outside / "study.yaml").write_text(yaml.safe_dump(study))
+    arguments = ["--config", str(outside / "study.yaml"), "--out", str(outside / "out")]
+    assert main(["audit", *arguments, "--claims", str(outside / "claims.yaml")]) == 0
+    (claim,) = read_json(outside / "out" / "claims.json")["claims"]
+    assert claim["statement"] == "Bi-LoRA moves the weights as far as LoRA does" and claim["n"] == 2
+    assert "Bi-LoRA's update is " in capsys.readouterr().out
+    records = read_records(outside / "out" / "records.parquet")
+    assert len(records[records["measure"] == "update_norm"]) == 4
+    # The claims stay with the folder.
+    assert main(["report", str(outside / "out")]) == 0
+    assert len(read_json(outside / "out" / "claims.json")["claims"]) == 1
+
+
+def test_a_cell_that_fails_is_named_and_the_others_finish(outside: Path) -> None:
+    measures = QUICK["measures"] | {"own": {"mine.measures:BREAKS": {}}}
+    (outside / "study.yaml").write_text(yaml.safe_dump(QUICK | {"measures": measures, "seeds": 1}))
+    assert main(["audit", "--config", str(outside / "study.yaml"), "--out", str(outside / "out")]) == 1
+    (failure,) = read_json(outside / "out" / "failures.json")
+    assert failure["cell"] == "bilora-seed0-n40" and failure["reason"] == "ArithmeticError: no such <number>"
+    records = read_records(outside / "out" / "records.parquet")
+    assert records.loc[records["measure"] == "broken", "method"].tolist() == ["lora"]
+    assert set(records.loc[records["measure"] == "worst_case_rise", "method"]) == {"lora", "bilora"}
+    assert "no such &lt;number&gt;" in (outside / "out" / "report.html").read_text()
+
+
+def test_a_measures_settings_are_in_its_key(outside: Path) -> None:
+    studies = [
+        parse_study(
+            yaml.safe_dump(QUICK | {"measures": QUICK["measures"] | {"own": {"mine.measures:UPDATE_NORM": settings}}}),
+            source="mine",
+        )
+        for settings in ({"scale": 1.0}, {"scale": 3.0})
+    ]
+    keys = [measures_of(study)["update_norm"].key(study) for study in studies]
+    assert keys[0] != keys[1]
+    assert "update_norm" in [measure.name for measure in measures_at(studies[0], Cell("lora", 0, 40))]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"own": {"mine.measures:NOTHING": {}}}, "cannot import 'mine.measures:NOTHING'"),
+        ({"own": {"nobody:X": {}}}, "cannot import 'nobody:X'"),
+        ({"own": {"mine.measures:weight_norm": {}}}, "is a function, expected"),
+        ({"seeds": {"update_norms": 2}}, "measures.seeds: expected some of"),
+    ],
+)
+def test_what_is_no_measure_is_refused(outside: Path, changes: dict, message: str) -> None:
+    study = parse_study(yaml.safe_dump(QUICK | {"measures": QUICK["measures"] | changes}), source="mine")
+    with pytest.raises(StudyError, match=message):
+        measures_of(study)
+
+
+def test_a_task_that_is_not_there_is_refused(outside: Path) -> None:
+    study = parse_study(yaml.safe_dump(QUICK | {"task": {"name": "mine.tasks:Nothing"}}), source="mine")
+    with pytest.raises(StudyError, match=r"cannot import 'mine\.tasks:Nothing'"):
+        build_task(study.task, 40)
