@@ -24,6 +24,7 @@ from analyses.study import (
     preset_names,
 )
 from reports.claims import claims_text
+from reports.figures.front import write_front
 from reports.page import write_report
 
 if TYPE_CHECKING:
@@ -150,19 +151,29 @@ def compare(options: Namespace) -> int:
 
 
 def tune(options: Namespace) -> int:
-    """Run the study's tuning grid on its validation split and write the table."""
-    from analyses.running.tuning import best_settings, write_table
-    from analyses.running.tuning import tune as run_grid
+    """Try the settings of the study's tuning section on its validation split and choose by rule."""
+    from analyses.running.tuning import at_the_edge, best_settings, write_table
+    from analyses.running.tuning import tune as try_all
 
     study, folder = _study(options), _folder(options)
-    table = run_grid(study, folder, jobs=options.jobs)
+    table, failures = try_all(study, folder, jobs=options.jobs)
     path = folder.root / "tuning.csv"
     write_table(table, path)
-    assert study.tuning is not None  # run_grid refuses a study without a grid
-    for method, settings in best_settings(table, study.tuning).items():
+    for failure in failures:
+        print(f"failed: {failure.cell}: {failure.reason}", file=sys.stderr)
+    assert study.tuning is not None  # a study without a tuning section is refused
+    chosen = best_settings(table, study.tuning, study.methods)
+    for method, settings in chosen.items():
         print(f"{method}: {settings.model_dump(exclude_none=True, exclude={'clip'})}")
-    print(f"Grid: {path}")
-    return DONE
+    for warning in at_the_edge(table, chosen):
+        print(f"at the edge: {warning}")
+    untouched = [method for method in study.methods if method not in chosen]
+    if untouched:
+        print(f"not tuned, as they have no grid: {', '.join(untouched)}")
+    if study.tuning.rise:
+        print(f"Front: {write_front(table, folder.root / 'figures')}")
+    print(f"Table: {path}")
+    return CELLS_FAILED if failures else DONE
 
 
 def report(options: Namespace) -> int:

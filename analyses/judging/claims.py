@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from importlib import resources
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 import yaml
@@ -16,9 +16,9 @@ from analyses.judging.evidence import Evidence, weigh
 from analyses.judging.families import Adjusted, fallback, holm
 from analyses.judging.looks import Looks
 from analyses.judging.values import Values
+from analyses.judging.verdict import Verdict, decide
 from analyses.study import ClaimFile, ClaimSettings, ClaimSpec
 
-Verdict = Literal["supported", "contradicted", "equivalent", "undecided"]
 PROCEDURES = {
     "outcome": "fallback procedure in the order of the claims",
     "mechanism": "Holm's procedure",
@@ -195,12 +195,9 @@ def _judged(drafts: Sequence[_Draft], settings: ClaimSettings, looks: Looks | No
 
 
 def _verdict(draft: _Draft, place: Adjusted) -> Verdict:
-    evidence, claims_equality = draft.evidence, draft.claim.direction == "equivalent"
-    if evidence.p_equivalent <= place.level:
-        return "supported" if claims_equality else "equivalent"
-    if evidence.p_directed <= place.level:
-        return "supported" if evidence.p_for < evidence.p_against else "contradicted"
-    return "undecided"
+    evidence = draft.evidence
+    verdict = decide(evidence.p_for, evidence.p_against, evidence.p_equivalent, place)
+    return "supported" if verdict == "equivalent" and draft.claim.direction == "equivalent" else verdict
 
 
 def _counted(draft: _Draft) -> Verdict:

@@ -1,4 +1,4 @@
-"""The small grid from which a study's learning rates and radii were chosen."""
+"""Learning rates and radii tried on a validation split, and the choice among them by rule."""
 
 from __future__ import annotations
 
@@ -8,26 +8,30 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+from scipy.stats import qmc
 
+from analyses.measures.worst_cases import search_settings
 from analyses.records import read_json, write_atomically, write_json
-from analyses.running.executors import quieten, run_cells
+from analyses.running.executors import Failure, quieten, run_cells
 from analyses.running.preparing import check, exclusive, prepare
 from analyses.running.progress import ProgressFile
 from analyses.study import Cell, MethodSettings, Study, StudyError, StudyFolder, TuningSettings
 from analyses.training.devices import take_device
-from analyses.training.runs import load_minimum, study_task, train_cell
+from analyses.training.runs import load_minimum, read_run, study_task, train_cell
 from bilora import METHODS
 from bilora.methods.bilora import BiLora, RandomAuxiliary
-from landscape import EmpiricalRisk
+from landscape import EmpiricalRisk, worst_case_sharpness
 from landscape.losses import zero_one
 
 SETTINGS = ["learning_rate", "rho", "auxiliary_lr"]
+NUMBERS = ["train_loss", "validation_accuracy", "validation_loss", "rise"]
 
 
 @dataclass(frozen=True)
 class GridPoint:
-    """One training run of the grid."""
+    """One training run of the tuning."""
 
     method: str
     settings: MethodSettings
@@ -38,74 +42,113 @@ class GridPoint:
         return f"{self.method}-{numbers}-seed{self.seed}"
 
 
-def grid(study: Study, tuning: TuningSettings) -> Iterator[tuple[str, MethodSettings]]:
-    """Every method with every combination of its settings."""
-    for method in study.methods:
-        family = METHODS[study.methods[method].method or method]
+def tried(study: Study, tuning: TuningSettings) -> Iterator[tuple[str, MethodSettings]]:
+    """Every method with every combination of its settings; methods without a grid are not tuned."""
+    for method, own in study.methods.items():
+        family = METHODS[own.method or method]
         learns_auxiliary = issubclass(family, BiLora) and not issubclass(family, RandomAuxiliary)
-        ratios = tuning.auxiliary_lr_ratio.get(method, [1.0]) if learns_auxiliary else [None]
-        for rate, rho, ratio in itertools.product(tuning.learning_rate[method], tuning.rho.get(method, [0.0]), ratios):
-            auxiliary = None if ratio is None else float(f"{rate * ratio:.6g}")
-            tried = {"learning_rate": rate, "rho": rho, "auxiliary_lr": auxiliary}
-            yield method, study.methods[method].model_copy(update=tried)
+        for rate, rho, ratio in _points(method, tuning, "rho" in family.uses):
+            auxiliary = float(f"{rate * ratio:.6g}") if learns_auxiliary else None
+            yield method, own.model_copy(update={"learning_rate": rate, "rho": rho, "auxiliary_lr": auxiliary})
 
 
-def tune(study: Study, folder: StudyFolder, *, jobs: int) -> pd.DataFrame:
-    """Train the grid on the tuning seeds and judge it on the validation split.
+def _points(method: str, tuning: TuningSettings, has_ball: bool) -> Iterator[tuple[float, float, float]]:
+    """Learning rate, radius (0 without a ball) and the auxiliary's rate over the primary's."""
+    design = tuning.design
+    if design is None:
+        rates, radii = tuning.learning_rate.get(method, []), tuning.rho.get(method, [0.0])
+        yield from itertools.product(rates, radii, tuning.auxiliary_lr_ratio.get(method, [1.0]))
+        return
+    drawn = qmc.Sobol(d=3, rng=np.random.default_rng(design.seed)).random(design.settings)
+    ranges = np.log(np.array([design.learning_rate, design.rho, design.auxiliary_lr_ratio]))
+    for rate, rho, ratio in np.exp(ranges[:, 0] + drawn * (ranges[:, 1] - ranges[:, 0])):
+        yield _round(rate), _round(rho) if has_ball else 0.0, _round(ratio)
+
+
+def tune(study: Study, folder: StudyFolder, *, jobs: int) -> tuple[pd.DataFrame, list[Failure]]:
+    """Train every setting on the tuning seeds and judge it on the validation split.
 
     Returns:
-        One row a method and setting: mean training loss, mean validation accuracy and loss over the seeds, and the
-        number of runs that diverged.
+        One row a method and setting: means over the seeds, the standard error of the accuracy, and the number of runs
+        that diverged or failed; and the failures.
 
     Raises:
-        StudyError: The study has no grid.
+        StudyError: The study says nothing of tuning.
     """
     if study.tuning is None:
         raise StudyError("tuning: the study has no grid; add a 'tuning' section")
     check(study)
     seeds = study.tuning.seeds
-    settings = list(grid(study, study.tuning))
+    settings = list(tried(study, study.tuning))
     points = [GridPoint(method, setting, seed) for method, setting in settings for seed in seeds]
+    failures: list[Failure] = []
     with exclusive(study, folder):
         quieten()
         prepare(study, folder)
         missing = [point for point in points if not _result(study, folder, point).exists()]
         if missing:
-            run_cells(missing, partial(_try, study, folder), folder, jobs=jobs)
+            failures = run_cells(missing, partial(_try, study, folder), folder, jobs=jobs)
     rows = []
     for method, setting in settings:
         paths = [_result(study, folder, GridPoint(method, setting, seed)) for seed in seeds]
-        results = [read_json(path) for path in paths if path.exists()]
-        measured = pd.DataFrame(results, columns=["train_loss", "validation_accuracy", "validation_loss"])
+        results = [found for path in paths if path.exists() and not (found := read_json(path)).get("diverged")]
+        measured = pd.DataFrame(results, columns=NUMBERS).astype(float)
         chosen = {key: setting.model_dump()[key] for key in SETTINGS}
+        noise = {"validation_accuracy_se": measured["validation_accuracy"].sem()}
         failed = {"num_failed": len(seeds) - len(results)}
-        rows.append({"method": method} | chosen | measured.mean().to_dict() | failed)
-    return pd.DataFrame(rows)
+        rows.append({"method": method} | chosen | measured.mean().to_dict() | noise | failed)
+    return pd.DataFrame(rows), failures
 
 
-def best_settings(table: pd.DataFrame, tuning: TuningSettings) -> dict[str, MethodSettings]:
-    """The choice for each method: highest mean validation accuracy among settings that fit the training data.
+def best_settings(
+    table: pd.DataFrame, tuning: TuningSettings, methods: dict[str, MethodSettings]
+) -> dict[str, MethodSettings]:
+    """The choice for each method by rule: the best mean validation accuracy among settings that fit the training data.
 
-    Settings count if no seed diverged and the mean training loss is at most ``max_train_loss``; ties go to the lower
-    validation loss.
+    Settings within one standard error of the best accuracy are as good as it: the one of the lowest validation loss is
+    taken. What sets a variant apart stays as it is.
+
+    Args:
+        table: Of `tune`.
+        tuning: The rule's settings.
+        methods: The study's methods.
     """
     chosen = {}
     for method, rows in table.groupby("method", sort=False):
         fit = rows[(rows["num_failed"] == 0) & (rows["train_loss"] <= tuning.max_train_loss)]
         if fit.empty:
             raise StudyError(f"tuning: no setting of {method} reaches a training loss of {tuning.max_train_loss}")
-        row = fit.sort_values(["validation_accuracy", "validation_loss"], ascending=[False, True]).iloc[0]
+        best = fit.sort_values("validation_accuracy", ascending=False).iloc[0]
+        noise = float(best.get("validation_accuracy_se", 0.0) or 0.0)
+        as_good = fit[fit["validation_accuracy"] >= best["validation_accuracy"] - (0.0 if np.isnan(noise) else noise)]
+        row = as_good.sort_values("validation_loss").iloc[0]
         auxiliary = None if pd.isna(row["auxiliary_lr"]) else float(row["auxiliary_lr"])
-        chosen[str(method)] = MethodSettings(
-            learning_rate=float(row["learning_rate"]), rho=float(row["rho"]), auxiliary_lr=auxiliary
-        )
+        update = {"learning_rate": float(row["learning_rate"]), "rho": float(row["rho"]), "auxiliary_lr": auxiliary}
+        chosen[str(method)] = methods[str(method)].model_copy(update=update)
     return chosen
 
 
+def at_the_edge(table: pd.DataFrame, chosen: dict[str, MethodSettings]) -> list[str]:
+    """Which choices lie at an end of what was tried, where a better one may lie beyond; in words."""
+    found = []
+    for method, settings in chosen.items():
+        rows = table[table["method"] == method]
+        for name in SETTINGS:
+            values, own = rows[name].dropna().unique(), getattr(settings, name)
+            if own is not None and len(values) > 1 and own in (values.min(), values.max()):
+                end = "lowest" if own == values.min() else "highest"
+                found.append(f"{method}: {name} {own:g} is the {end} of {len(values)} tried; try beyond it")
+    return found
+
+
 def write_table(table: pd.DataFrame, path: Path) -> None:
-    """Write the grid's results as CSV."""
-    rounded = table.round({"train_loss": 5, "validation_accuracy": 5, "validation_loss": 5})
+    """Write the results as CSV."""
+    rounded = table.round(dict.fromkeys([*NUMBERS, "validation_accuracy_se"], 5))
     write_atomically(path, lambda temporary: rounded.to_csv(temporary, index=False))
+
+
+def _round(value: float) -> float:
+    return float(f"{value:.3g}")
 
 
 def _variant(study: Study, point: GridPoint) -> tuple[Study, Cell]:
@@ -116,20 +159,28 @@ def _variant(study: Study, point: GridPoint) -> tuple[Study, Cell]:
 
 def _result(study: Study, folder: StudyFolder, point: GridPoint) -> Path:
     variant, cell = _variant(study, point)
-    return folder.root / "grid" / f"{variant.run_name(cell)}.json"
+    with_rise = "-rise" if study.tuning and study.tuning.rise else ""
+    return folder.root / "grid" / f"{variant.run_name(cell)}{with_rise}.json"
 
 
 def _try(study: Study, folder: StudyFolder, point: GridPoint, progress: ProgressFile) -> None:
-    """Train one point of the grid and keep its numbers."""
+    """Train one point and keep its numbers."""
     variant, cell = _variant(study, point)
-    if not folder.run(variant, cell).exists():
+    run, result = folder.run(variant, cell), _result(study, folder, point)
+    if not run.exists():
         train_cell(variant, cell, folder, progress.stage("train"))
+    if reason := read_run(run)["diverged"]:
+        write_json(result, {"diverged": reason})
+        return
     minimum, task = load_minimum(variant, cell, folder), study_task(variant, cell)
     minimum.model.to(take_device(study.device))
-    validation = task.batches("validation")
+    train, validation = task.batches("train"), task.batches("validation")
     numbers = {
-        "train_loss": EmpiricalRisk(minimum.model, task.batches("train")).loss(),
+        "train_loss": EmpiricalRisk(minimum.model, train).loss(),
         "validation_accuracy": 1 - EmpiricalRisk(minimum.model, validation, loss=zero_one).loss(),
         "validation_loss": EmpiricalRisk(minimum.model, validation).loss(),
     }
-    write_json(_result(study, folder, point), numbers)
+    if study.tuning and study.tuning.rise:
+        found = worst_case_sharpness(minimum.risk(train), study.claims.rho, seed=cell.seed, **search_settings(study))
+        numbers["rise"] = found.rise
+    write_json(result, numbers)

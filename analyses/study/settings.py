@@ -67,14 +67,44 @@ class MethodSettings(Settings):
     match_gradients: bool | None = None
 
 
-class TuningSettings(Settings):
-    """The grid from which each method's settings were chosen, on the validation split and these seeds."""
+Range = Annotated[list[Positive], Field(min_length=2, max_length=2)]
+"""Lower and upper end of what is tried."""
 
-    seeds: list[int]
-    learning_rate: dict[str, list[Positive]]
+
+class TuningDesign(Settings):
+    """The same number of settings for every method, from the same ranges: a scrambled Sobol sequence in log units.
+
+    A method that has no radius or no auxiliary rate takes the other numbers of each point.
+    """
+
+    settings: Count = 16
+    seed: int = 0
+    learning_rate: Range
+    rho: Range
+    auxiliary_lr_ratio: Range
+
+
+class TuningSettings(Settings):
+    """How each method's settings were chosen, on the validation split and these seeds.
+
+    Either ``design`` or grids by method; methods without a grid keep their settings. A setting counts if no seed
+    diverged and the mean training loss is at most ``max_train_loss``. With ``rise`` the worst case at the claims'
+    radius is searched at every point too, with the study's effort.
+    """
+
+    seeds: Annotated[list[int], Field(min_length=1)]
+    design: TuningDesign | None = None
+    learning_rate: dict[str, list[Positive]] = Field(default_factory=dict)
     rho: dict[str, list[Positive]] = Field(default_factory=dict)
     auxiliary_lr_ratio: dict[str, list[Positive]] = Field(default_factory=dict)
     max_train_loss: Positive = 0.1
+    rise: bool = False
+
+    @model_validator(mode="after")
+    def _one_way(self) -> TuningSettings:
+        if (self.design is None) == (not self.learning_rate):
+            raise ValueError("tuning: give either a design or grids of learning_rate by method")
+        return self
 
 
 class Study(Settings):

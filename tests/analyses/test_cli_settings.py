@@ -100,9 +100,9 @@ def test_the_presets_settings_are_the_grids_best(name: str) -> None:
     study = load_preset(name)
     table = pd.read_csv(Path(__file__).parents[2] / "analyses" / "presets" / f"{name}_tuning.csv")
     assert study.tuning is not None
-    assert {name: s.model_dump() for name, s in best_settings(table, study.tuning).items()} == {
-        name: s.model_dump() for name, s in study.methods.items()
-    }
+    best = best_settings(table, study.tuning, study.methods)
+    tuned = {name: s.model_dump() for name, s in study.methods.items() if name in study.tuning.learning_rate}
+    assert {name: s.model_dump() for name, s in best.items()} == tuned
 
 
 @pytest.mark.parametrize("command", ["audit", "train", "measure", "compare", "tune", "report", "presets", "methods"])

@@ -11,6 +11,7 @@ from scipy import stats
 from analyses.judging.families import fallback, holm
 from analyses.judging.power import runs_needed, smallest_effect
 from analyses.judging.sequential import inflated_rate, nominal_levels, repeated_p_value
+from analyses.judging.simulation import Truth, simulate
 from analyses.judging.statistics import bootstrap_interval, fieller, paired, sign_flip, signed_ranks
 
 
@@ -110,3 +111,19 @@ def test_repeated_p_values_err_at_most_at_their_level() -> None:
     smallest = [min(repeated_p_value(list(p[:k]), fractions[:k]) for k in range(1, 5)) for p in stats.norm.sf(z)]
     rates = [np.mean(np.array(smallest) <= level) for level in (0.025, 0.05)]
     assert rates == pytest.approx([0.025, 0.05], abs=0.009)
+
+
+@pytest.mark.parametrize("looks", [[5], [12], [5, 8, 11, 14, 17, 20]])
+def test_the_judges_err_at_most_at_their_level(looks: list[int]) -> None:
+    """As `benchmarks/judges.py`, in fewer studies: the standard error of a rate of 5 % is 0.7 to 1 point."""
+    options = {"studies": 500 if len(looks) > 1 else 1000, "alpha": 0.05, "margin": 1.25, "seed": 2}
+    equal = simulate(Truth(1.0, (0.05, 0.45)), looks, **options)
+    assert equal.supported < 0.04 and equal.contradicted < 0.04
+    assert simulate(Truth(1.25, (0.11, 0.11)), looks, **options).equivalent < 0.07
+    if len(looks) == 1:
+        assert equal.coverage == pytest.approx(0.95, abs=0.02)
+        seen = smallest_effect(math.hypot(0.35, 0.35), looks[0], alpha=0.05)
+        assert seen is not None
+        assert simulate(Truth(math.exp(-seen), (0.35, 0.35)), looks, **options).supported == pytest.approx(
+            0.8, abs=0.05
+        )

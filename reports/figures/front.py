@@ -1,0 +1,44 @@
+"""Rise against fit over all settings that were tried, with the front of each method."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.figure import Figure
+
+from analyses.records.front import on_front
+from reports.style import TWO_COLUMNS, method_order, method_style, plot_context, save_figure
+
+
+def plot_front(table: pd.DataFrame) -> Figure:
+    """Worst-case rise against training and against validation loss; lines join the settings that nothing beats.
+
+    Args:
+        table: One row a method and setting, with ``rise``, ``train_loss`` and ``validation_loss``.
+    """
+    with plot_context():
+        figure, axes = plt.subplots(1, 2, figsize=(TWO_COLUMNS, 3.0), sharey=True)
+        for ax, fit in zip(axes, ("train_loss", "validation_loss"), strict=True):
+            whole = table.dropna(subset=["rise", fit])
+            whole = whole[(whole["rise"] > 0) & (whole[fit] > 0)]
+            for method in method_order(whole["method"]):
+                own, style = whole[whole["method"] == method], method_style(method)
+                marks = {"color": style.colour, "marker": style.marker, "ms": style.marker_size}
+                ax.plot(own[fit], own["rise"], ls="", alpha=0.35, **marks)
+                front = own[on_front(own[fit], own["rise"])].sort_values(fit)
+                ax.plot(front[fit], front["rise"], ls=style.line, label=style.label, **marks)
+            ax.set(xscale="log", yscale="log", xlabel=fit.replace("_", " "))
+        axes[0].set_ylabel("worst-case rise")
+        handles, labels = axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=4)
+    return figure
+
+
+def write_front(table: pd.DataFrame, folder: Path) -> Path:
+    """Draw `plot_front` into a folder as PDF and PNG; the PNG's path."""
+    figure = plot_front(table)
+    path = save_figure(figure, folder, "front")
+    plt.close(figure)
+    return path
