@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from analyses.records import is_rise, write_atomically
+from analyses.records.derive import eigenvalues_by_sign
 from reports.style import mean_interval, method_order, method_style
 
 NOTHING, UNBOUNDED = "–", "unbounded"
@@ -36,14 +37,18 @@ def main_table(records: pd.DataFrame, *, rho: float) -> tuple[pd.DataFrame, pd.D
 
     Text has the mean ± half-width of the 95 % interval over seeds, the second frame plain numbers.
     """
-    top = (records["measure"] == "hessian_eigenvalue") & (records["algorithm"] == "lanczos") & (records["index"] == 1)
+    records = records.reset_index(drop=True)
+    ranked = eigenvalues_by_sign(records)
+    top = ranked.index[(ranked["component"] == "positive") & (ranked["index"] == 1)]
+    stationary = (records["measure"] == "gradient_norm") & (records["subspace"] == "full")
     columns = {
         "test accuracy (%)": (records["measure"] == "test_accuracy", 100.0, 1),
         "test loss": (records["measure"] == "test_loss", 1.0, 3),
         "train loss": (records["measure"] == "train_loss", 1.0, 4),
         f"rise, full (rho={rho:g})": (is_rise(records, "full", rho), 1.0, 3),
         f"rise, LoRA (rho={rho:g})": (is_rise(records, "lora", rho), 1.0, 3),
-        "top eigenvalue": (top.fillna(False), 1.0, 2),
+        "largest eigenvalue": (records.index.isin(top), 1.0, 2),
+        "gradient norm": (stationary, 1.0, 3),
     }
     trained = records[records["measure"] == "train_loss"]
     sizes = sorted(trained["train_size"].unique())
@@ -69,35 +74,45 @@ def main_table(records: pd.DataFrame, *, rho: float) -> tuple[pd.DataFrame, pd.D
 
 
 def difference_table(records: pd.DataFrame, *, rho: float) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Paired differences to LoRA at the same seed and training-set size: mean ± half-width of the 95 % interval.
+    """Accuracy minus a baseline's, and rises over its, seed by seed: mean ± half-width, ratio with its 95 % interval.
 
-    ``bilora_r2`` is compared with ``lora_r2`` where the study has it.
+    The baseline is LoRA; ``bilora_r2`` is compared with ``lora_r2`` where the study has it, and SAM over all weights
+    with full fine-tuning, since against LoRA it would mix what SAM does with what full fine-tuning does.
     """
-    columns = {
-        "test accuracy (points)": (records["measure"] == "test_accuracy", 100.0, 1),
-        f"rise, full (rho={rho:g})": (is_rise(records, "full", rho), 1.0, 3),
-        f"rise, LoRA (rho={rho:g})": (is_rise(records, "lora", rho), 1.0, 3),
-    }
+    accuracy = records["measure"] == "test_accuracy"
+    rises = {f"rise, {name} (rho={rho:g})": is_rise(records, name.lower(), rho) for name in ("full", "LoRA")}
     shown, plain = {}, {}
     present = set(records["method"].dropna())
     baselines = {method: _baseline(method, present) for method in method_order(present)}
     for method, baseline in baselines.items():
-        if method == baseline:
+        if method == baseline or baseline not in present:
             continue
-        texts: dict[str, str] = {}
-        numbers: dict[str, float] = {}
-        for name, (mask, scale, digits) in columns.items():
-            values = records[mask].pivot_table(index=["train_size", "seed"], columns="method", values="value")
-            values = values.reindex(columns=[method, baseline]).dropna()
-            mean, half = mean_interval(scale * (values[method] - values[baseline]))
-            texts[name] = plus_minus(mean, half, digits)
-            numbers |= {f"{name} mean": mean, f"{name} half-width": half, f"{name} pairs": len(values)}
+        pair = _paired(records[accuracy], method, baseline)
+        mean, half = mean_interval(100 * (pair[method] - pair[baseline]))
+        name = "test accuracy (points)"
+        texts = {"baseline": method_style(baseline).label, name: plus_minus(mean, half, 1)}
+        numbers: dict[str, Any] = {"baseline": baseline}
+        numbers |= {f"{name} mean": mean, f"{name} half-width": half, f"{name} pairs": len(pair)}
+        for name, mask in rises.items():
+            pair = _paired(records[mask], method, baseline)
+            pair = pair[(pair > 0).all(axis=1)]
+            mean, half = mean_interval((pair[method] / pair[baseline]).map(math.log))
+            low, ratio, high = (math.exp(mean + side * half) for side in (-1, 0, 1))
+            texts[name] = NOTHING if math.isnan(ratio) else f"{ratio:.2f} × {interval(low, high)}"
+            numbers |= {f"{name} ratio": ratio, f"{name} low": low, f"{name} high": high, f"{name} pairs": len(pair)}
         shown[method_style(method).label], plain[method] = texts, numbers
     return by_row(shown, "method"), by_row(plain, "method")
 
 
+def _paired(records: pd.DataFrame, method: str, baseline: str) -> pd.DataFrame:
+    values = records.pivot_table(index=["train_size", "seed"], columns="method", values="value")
+    return values.reindex(columns=[method, baseline]).dropna()
+
+
 def _baseline(method: str, present: set[str]) -> str:
-    """LoRA, at the same rank in a study of ranks."""
+    """LoRA, at the same rank in a study of ranks; full fine-tuning for SAM over all weights."""
+    if method == "sam" and "full" in present:
+        return "full"
     rank = re.search(r"_r\d+$", method)
     at_rank = f"lora{rank[0]}" if rank else ""
     return at_rank if at_rank in present else "lora"
@@ -105,7 +120,7 @@ def _baseline(method: str, present: set[str]) -> str:
 
 def cost_table(records: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Cost of a step by method, absolute and relative to LoRA."""
-    measures = ("gradient_passes", "trainable_parameters", "step_seconds", "peak_memory_bytes")
+    measures = ("gradient_passes", "step_flops", "trainable_parameters", "step_seconds", "peak_memory_bytes")
     medians = records[records["measure"].isin(measures)].groupby(["method", "measure"])["value"].median().unstack()
     medians = medians.reindex(columns=list(measures))
     shown, plain = {}, {}
@@ -115,6 +130,8 @@ def cost_table(records: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
         shown[method_style(method).label] = {
             "gradient passes": _number(row["gradient_passes"], 0),
             "trainable weights": _number(row["trainable_parameters"], 0),
+            "MFLOP a step": _number(row["step_flops"] / 1e6, 1),
+            "FLOPs over LoRA": _number(ratios["step_flops"], 2),
             "ms a step": _number(1e3 * row["step_seconds"], 1),
             "over LoRA": _number(ratios["step_seconds"], 2),
             "peak MiB": _number(row["peak_memory_bytes"] / 2**20, 1),

@@ -33,3 +33,19 @@ def gain_spreads(records: pd.DataFrame) -> pd.DataFrame:
         found.append(logs.groupby(level=_RUN).std().rename("value").reset_index().assign(measure=name))
     derived = pd.concat(found).dropna(subset="value").reindex(columns=list(records.columns))
     return derived.astype(records.dtypes.to_dict())
+
+
+def eigenvalues_by_sign(records: pd.DataFrame) -> pd.DataFrame:
+    """Lanczos's Hessian eigenvalues, with ``index`` counted from the largest magnitude among those of a run's own sign.
+
+    By magnitude alone the second eigenvalue of one run may be positive and that of the next negative: their mean is
+    that of nothing.
+
+    Returns:
+        The records with ``component`` "positive" or "negative".
+    """
+    found = records[(records["measure"] == "hessian_eigenvalue") & (records["algorithm"] == "lanczos")]
+    sign = pd.Series(np.where(found["value"] >= 0, "positive", "negative"), index=found.index, dtype="string")
+    magnitude = found["value"].abs()
+    ranks = magnitude.groupby([*(found[key] for key in _RUN), sign]).rank(ascending=False, method="first")
+    return found.assign(component=sign, index=ranks.astype("Int64"))

@@ -92,7 +92,8 @@ def _over_runs(records: pd.DataFrame, rho: float, count: str, bars: str) -> Iter
         "eigenvalues",
         records[(measure == "hessian_eigenvalue") & (records["algorithm"] == "lanczos")],
         "Hessian eigenvalues of largest magnitude of the training loss over the adapted layers' merged weights, "
-        f"by thick-restart Lanczos; residuals stand in the agreement table. {over}",
+        "by thick-restart Lanczos, ranked among those of their sign (hollow: negative); residuals stand in the "
+        f"agreement table. {over}",
         lambda: plot_eigenvalues(records),
     )
     captured = records[measure.isin(CAPTURED)]

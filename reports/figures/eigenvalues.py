@@ -8,34 +8,38 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from analyses.records.derive import eigenvalues_by_sign
 from reports.style import ONE_COLUMN, mean_interval, method_order, method_style, plot_context
 
 
 def plot_eigenvalues(records: pd.DataFrame) -> Figure:
-    """Mean of each of the k largest eigenvalues (Lanczos) with 95 % intervals over seeds."""
-    chosen = records[(records["measure"] == "hessian_eigenvalue") & (records["algorithm"] == "lanczos")]
+    """Mean of each of the largest eigenvalues (Lanczos) with 95 % intervals over seeds; negative ones are hollow."""
+    chosen = eigenvalues_by_sign(records)
     methods = method_order(chosen["method"])
     with plot_context():
         figure, ax = plt.subplots(figsize=(ONE_COLUMN, 3.4))
         for index, method in enumerate(methods):
-            groups = chosen[chosen["method"] == method].groupby("index")["value"]
-            positions = np.array([k for k, _ in groups], dtype=float) + 0.07 * (index - (len(methods) - 1) / 2)
-            summary = np.array([mean_interval(values) for _, values in groups])
             style = method_style(method)
-            ax.errorbar(
-                positions,
-                summary[:, 0],
-                yerr=np.nan_to_num(summary[:, 1]),
-                color=style.colour,
-                marker=style.marker,
-                ms=style.marker_size,
-                ls="none",
-                elinewidth=0.7,
-                label=style.label,
-            )
+            for sign in ("positive", "negative"):
+                own = chosen[(chosen["method"] == method) & (chosen["component"] == sign)]
+                groups = own.groupby("index")["value"]
+                positions = np.array([k for k, _ in groups], dtype=float) + 0.07 * (index - (len(methods) - 1) / 2)
+                summary = np.array([mean_interval(values) for _, values in groups]).reshape(-1, 2)
+                ax.errorbar(
+                    positions,
+                    summary[:, 0],
+                    yerr=np.nan_to_num(summary[:, 1]),
+                    color=style.colour,
+                    marker=style.marker,
+                    mfc=style.colour if sign == "positive" else "white",
+                    ms=style.marker_size,
+                    ls="none",
+                    elinewidth=0.7,
+                    label=style.label if sign == "positive" else None,
+                )
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.set_ylim(bottom=min(0.0, ax.get_ylim()[0]))
-        ax.set_xlabel("index of the eigenvalue")
+        ax.set_xlabel("rank of the eigenvalue among those of its sign")
         ax.set_ylabel("Hessian eigenvalue")
         figure.legend(loc="outside lower center", ncols=2)
     return figure

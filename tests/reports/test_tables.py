@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analyses.records import records_frame
+from analyses.records import is_rise, records_frame
+from analyses.records.derive import eigenvalues_by_sign
 from reports.claims import claims_table
 from reports.style import mean_interval
 from reports.tables import (
@@ -145,8 +146,34 @@ def test_differences_in_a_study_of_ranks_are_to_lora_of_the_same_rank(records: p
     ranks = [few.assign(method=few["method"] + f"_r{rank}", value=few["value"] * rank) for rank in (1, 2)]
     _, plain = difference_table(pd.concat(ranks), rho=RHO)
     assert plain["method"].tolist() == ["bilora_r1", "bilora_r2"]
-    gains = plain["rise, full (rho=0.1) mean"]
-    assert gains[1] == pytest.approx(2 * gains[0]) and gains[0] < 0
+    ratios = plain["rise, full (rho=0.1) ratio"]
+    assert ratios[1] == pytest.approx(ratios[0]) and ratios[0] < 1
+
+
+def test_sam_over_all_weights_is_compared_with_full_fine_tuning(records: pd.DataFrame) -> None:
+    shown, plain = difference_table(records, rho=RHO)
+    of = plain.set_index("method")
+    assert of.loc["sam", "baseline"] == "full" and of.loc["lora_sam_full", "baseline"] == "lora"
+    rises = records[is_rise(records, "full", RHO)].pivot_table(index="seed", columns="method", values="value")
+    logs = np.log(rises["sam"] / rises["full"])
+    mean, half = mean_interval(logs)
+    row = of.loc["sam", [f"rise, full (rho=0.1) {name}" for name in ("ratio", "low", "high")]]
+    assert row.tolist() == pytest.approx([math.exp(value) for value in (mean, mean - half, mean + half)])
+    assert " × [" in shown.set_index("method").loc["SAM", "rise, full (rho=0.1)"]
+
+
+def test_the_largest_eigenvalue_is_not_the_one_of_largest_magnitude() -> None:
+    """-5, 4 in one run and 6, -1 in another: their largest eigenvalues are 4 and 6, not -5 and 6."""
+    rows = [
+        {"method": "lora", "seed": seed, "train_size": 9, "measure": "hessian_eigenvalue", "algorithm": "lanczos",
+         "index": index, "value": value}
+        for seed, values in enumerate([(-5.0, 4.0), (6.0, -1.0)]) for index, value in enumerate(values, 1)
+    ]  # fmt: skip
+    rows += [{"method": "lora", "seed": 0, "train_size": 9, "measure": "train_loss", "value": 1.0}]
+    ranked = eigenvalues_by_sign(records_frame(rows))
+    assert ranked["component"].tolist() == ["negative", "positive", "positive", "negative"]
+    assert ranked["index"].tolist() == [1, 1, 1, 1]
+    assert main_table(records_frame(rows), rho=RHO)[1]["largest eigenvalue mean"].tolist() == [5.0]
 
 
 def test_main_table_has_a_row_a_size_when_there_are_several(records: pd.DataFrame) -> None:
