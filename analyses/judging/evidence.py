@@ -92,7 +92,7 @@ def weigh(claim: ClaimSpec, columns: Mapping[str, str], values: Values, settings
         settings: Level and thresholds.
     """
     limit, margin = settings.threshold(claim.limit), settings.threshold(claim.margin)
-    worst = math.inf if claim.direction in _DOWN else -math.inf
+    worst = math.inf if claim.direction in _DOWN else 0.0 if claim.scale == "ratio" else -math.inf
     subject = values.series(columns[claim.subject], claim.measure, claim.where, worst=worst)
     named = [f"{columns[claim.subject]}"]
     if isinstance(claim.reference, str):
@@ -130,7 +130,7 @@ def _ratio(
     note = f"{int(undefined.sum())} pairs with a negative value left out" if undefined.any() else ""
     center = math.log(limit or 1.0)
     bound = None if margin is None else abs(math.log(margin))
-    found = _tested(claim, logs[~undefined], center, bound, alpha, exact_only=False)
+    found = _tested(claim, logs[~undefined], center, bound, alpha)
     return found | {"note": note, "unit": "ratio", "limit": limit or 1.0, "margin": margin} | {
         key: _exp(value) for key in _EFFECTS if (value := found[key]) is not None
     } | {"by_size": {size: _exp(value) for size, value in found["by_size"].items()}}  # fmt: skip
@@ -146,7 +146,7 @@ def _difference(
     both_worst = ~np.isfinite(pairs["subject"]) & ~np.isfinite(pairs["reference"])
     difference = (pairs["subject"] - pairs["reference"]).mask(both_worst, 0.0) * claim.times
     center = limit or 0.0
-    found = _tested(claim, difference, center, margin, alpha, exact_only=False)
+    found = _tested(claim, difference, center, margin, alpha)
     shift = claim.times * float(claim.reference) if against_number else 0.0
     moved = {key: found[key] + shift for key in ("effect", "low", "high", "bootstrap_low", "bootstrap_high")}
     by_size = {size: value + shift for size, value in found["by_size"].items()}
@@ -162,7 +162,8 @@ def _share(
         numerator, denominator = pairs["subject"], pairs["reference"]
     else:
         numerator, denominator = pairs["baseline"] - pairs["subject"], pairs["baseline"] - pairs["reference"]
-    contrast = _tested(claim, numerator - asked * denominator, 0.0, None, alpha, exact_only=True)
+    undefined = int((numerator - asked * denominator).isna().sum())
+    contrast = _tested(claim, numerator - asked * denominator, 0.0, None, alpha)
     above, sizes = by_seed(numerator)
     below, below_sizes = by_seed(denominator)
     above, below = above.align(below, join="inner")
@@ -178,13 +179,14 @@ def _share(
     return contrast | {
         "effect": effect, "low": low, "high": high, "unit": "share", "limit": asked, "margin": margin,
         "bootstrap_low": -math.inf, "bootstrap_high": math.inf, "smallest_effect": None, "by_size": shares,
-        "p_for": p_for, "p_against": p_against, "note": f"the reference itself {what} {reduction.effect:.3g}",
+        "p_for": p_for, "p_against": p_against, "note": f"the reference itself {what} {reduction.effect:.3g}"
+        + (f"; {undefined} pairs in which both diverged left out" if undefined else ""),
         "test": f"{contrast['test']} of the contrast; Fieller's interval",
     }  # fmt: skip
 
 
 def _tested(
-    claim: ClaimSpec, differences: pd.Series, center: float, bound: float | None, alpha: float, *, exact_only: bool
+    claim: ClaimSpec, differences: pd.Series, center: float, bound: float | None, alpha: float
 ) -> dict[str, Any]:
     """Everything that one column of paired differences gives; ``center`` is the limit, ``bound`` the margin."""
     by_run, sizes = by_seed(differences.dropna())
@@ -216,8 +218,7 @@ def _tested(
         "bootstrap_low": low, "bootstrap_high": high,
         "p_sign_flip": sign_flip(sample - null) if finite else min(1.0, 2 * min(p_for, p_against)),
         "smallest_effect": smallest_effect(spread, shown.n, alpha=alpha),
-        "runs_needed": None if exact_only and not finite
-        else runs_needed(shown.effect - null, spread, alpha=alpha, margin=margin_of_test),
+        "runs_needed": runs_needed(shown.effect - null, spread, alpha=alpha, margin=margin_of_test),
         "spread": spread, "by_size": {size: compare(one.to_numpy(float)).effect for size, one in sizes.items()},
     }  # fmt: skip
 

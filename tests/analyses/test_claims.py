@@ -171,6 +171,17 @@ def test_a_run_that_diverged_is_the_worst_and_not_left_out() -> None:
         assert verdict.evidence.p_directed == pytest.approx(2 / 2**7)
 
 
+def test_divergence_counts_against_a_claim_of_more_too() -> None:
+    """Of "mine is at least as large" a subject that diverged is the smallest, on any scale."""
+    for scale in ("ratio", "difference"):
+        claim = {"name": "more", "sentence": "more", "measure": "test_accuracy", "subject": "a", "reference": "b",
+                 "scale": scale, "direction": "above"}  # fmt: skip
+        settings = ClaimSettings(rho=0.1, file=ClaimFile.model_validate({"claims": [claim]}))
+        records = made_up({"a": 1.0, "b": 1.0}, accuracy={"a": 0.9}, diverged=(("a", 0), ("a", 1), ("a", 2)))
+        evidence = judged(records, settings)["more"].evidence
+        assert evidence.n == 6 and evidence.p_for > 0.4
+
+
 def test_both_diverged_is_a_tie() -> None:
     both = (("bilora", 1), ("lora", 1))
     evidence = judged(made_up(RISES, diverged=both))["flatter_than_lora"].evidence
