@@ -24,7 +24,7 @@ from analyses.study import (
     preset_names,
 )
 from reports.claims import claims_text
-from reports.figures.front import write_front
+from reports.figures.front import front_lines, write_front
 from reports.page import write_report
 
 if TYPE_CHECKING:
@@ -171,6 +171,8 @@ def tune(options: Namespace) -> int:
     if untouched:
         print(f"not tuned, as they have no grid: {', '.join(untouched)}")
     if study.tuning.rise:
+        for line in front_lines(table):
+            print(line)
         print(f"Front: {write_front(table, folder.root / 'figures')}")
     print(f"Table: {path}")
     return CELLS_FAILED if failures else DONE

@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analyses.records.front import on_front
+from analyses.records.front import flatter_at_equal_fit, on_front
 from reports.style import TWO_COLUMNS, method_order, method_style, plot_context, save_figure
 
 
@@ -42,3 +42,18 @@ def write_front(table: pd.DataFrame, folder: Path) -> Path:
     path = save_figure(figure, folder, "front")
     plt.close(figure)
     return path
+
+
+def front_lines(table: pd.DataFrame, reference: str = "lora") -> list[str]:
+    """Of every method, how many settings are flatter than all of LoRA's that fit as well; in words."""
+    lines = []
+    for method in method_order(set(table["method"]) - {reference}):
+        tried = int((table["method"] == method).sum())
+        for fit in ("train_loss", "validation_loss"):
+            found = flatter_at_equal_fit(table, method, reference, fit=fit)
+            best = f", at best {found['ratio'].min():.2f} ×" if len(found) else ""
+            lines.append(
+                f"{method}: {len(found)} of {tried} settings are flatter than every setting of {reference} with a "
+                f"{fit.replace('_', ' ')} at most theirs{best}"
+            )
+    return lines

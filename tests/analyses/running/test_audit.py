@@ -93,6 +93,23 @@ def test_every_file_says_what_made_it(finished: Path) -> None:
     assert sorted(one["made"] for one in made) == ["1 runs", "5 runs, 13 files of records"]
 
 
+def test_other_notes_leave_the_run_and_its_measurements_alone(tmp_path: Path) -> None:
+    def study(notes: int) -> dict[str, Any]:
+        seeds = QUICK["measures"]["seeds"] | {"dynamics": 1}
+        return QUICK["measures"] | {"dynamics": {"snapshots": 2, "notes": notes}, "seeds": seeds}
+
+    assert audit(tmp_path, measures=study(1)) == 0
+    before = files(tmp_path / "out" / "runs") | files(tmp_path / "out" / "measurements")
+    assert audit(tmp_path, measures=study(2)) == 0
+    after = files(tmp_path / "out" / "runs") | files(tmp_path / "out" / "measurements")
+    new = after.keys() - before.keys()
+    assert {name: after[name] for name in before} == before
+    assert sorted(name.partition("/")[2].partition("-")[0] for name in new) == ["dynamics", "dynamics"]
+    assert len(list((tmp_path / "out" / "recordings").iterdir())) == 2 * 2  # the first seed of two methods, twice
+    records = read_records(tmp_path / "out" / "records.parquet")
+    assert set(records.loc[records["measure"] == "ascent", "step"]) == {1, 2}
+
+
 def test_run_folders_hold_no_pickle(tmp_path: Path) -> None:
     assert audit(tmp_path, methods={"full": {"learning_rate": 1e-3}}, seeds=1) == 0
     suffixes = {path.suffix for path in (tmp_path / "out").rglob("*") if path.is_file()}

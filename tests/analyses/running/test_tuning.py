@@ -14,7 +14,7 @@ from analyses.cli import main
 from analyses.records.front import flatter_at_equal_fit, on_front
 from analyses.running.tuning import at_the_edge, best_settings, tried
 from analyses.study import MethodSettings, Study, TuningSettings
-from reports.figures.front import plot_front
+from reports.figures.front import front_lines, plot_front
 from tests.analyses.mini import QUICK
 
 DESIGN = {"settings": 8, "learning_rate": [1e-4, 1e-1], "rho": [0.01, 1.0], "auxiliary_lr_ratio": [0.1, 10.0]}
@@ -83,6 +83,8 @@ def test_the_front_holds_what_nothing_beats() -> None:
     )
     flatter = flatter_at_equal_fit(rows, "a", "b", fit="train_loss")
     assert flatter["rise"].tolist() == [0.4] and flatter["ratio"].tolist() == [0.8]
+    said = front_lines(rows.assign(validation_loss=rows["train_loss"]), "b")
+    assert said[0].startswith("a: 1 of 2 settings are flatter") and said[0].endswith("at best 0.80 ×")
     axes = plot_front(rows.assign(validation_loss=rows["train_loss"])).axes
     assert [ax.get_xlabel() for ax in axes] == ["train loss", "validation loss"]
     drawn = [line for line in axes[0].lines if line.get_label() in ("a", "b")]
