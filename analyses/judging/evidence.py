@@ -127,10 +127,11 @@ def _ratio(
     undefined = (pairs["subject"] < 0) | (pairs["reference"] < 0)
     both_worst = ~np.isfinite(pairs["subject"]) & ~np.isfinite(pairs["reference"])
     logs = logs.mask(both_worst, 0.0).mask((pairs["subject"] == 0) & (pairs["reference"] == 0), 0.0)
-    note = f"{int(undefined.sum())} pairs with a negative value left out" if undefined.any() else ""
     center = math.log(limit or 1.0)
     bound = None if margin is None else abs(math.log(margin))
     found = _tested(claim, logs[~undefined], center, bound, alpha)
+    negative = f"{int(undefined.sum())} pairs with a negative value left out" if undefined.any() else ""
+    note = _joined(found["note"], negative)
     return found | {"note": note, "unit": "ratio", "limit": limit or 1.0, "margin": margin} | {
         key: _exp(value) for key in _EFFECTS if (value := found[key]) is not None
     } | {"by_size": {size: _exp(value) for size, value in found["by_size"].items()}}  # fmt: skip
@@ -179,8 +180,11 @@ def _share(
     return contrast | {
         "effect": effect, "low": low, "high": high, "unit": "share", "limit": asked, "margin": margin,
         "bootstrap_low": -math.inf, "bootstrap_high": math.inf, "smallest_effect": None, "by_size": shares,
-        "p_for": p_for, "p_against": p_against, "note": f"the reference itself {what} {reduction.effect:.3g}"
-        + (f"; {undefined} pairs in which both diverged left out" if undefined else ""),
+        "p_for": p_for, "p_against": p_against, "note": _joined(
+            contrast["note"],
+            f"the reference itself {what} {reduction.effect:.3g}",
+f"{undefined} pairs in which both diverged left out" if undefined else "",
+        ),
         "test": f"{contrast['test']} of the contrast; Fieller's interval",
     }  # fmt: skip
 
@@ -219,8 +223,22 @@ def _tested(
         "p_sign_flip": sign_flip(sample - null) if finite else min(1.0, 2 * min(p_for, p_against)),
         "smallest_effect": smallest_effect(spread, shown.n, alpha=alpha),
         "runs_needed": runs_needed(shown.effect - null, spread, alpha=alpha, margin=margin_of_test),
-        "spread": spread, "by_size": {size: compare(one.to_numpy(float)).effect for size, one in sizes.items()},
+        "note": _without_spread(shown, finite), "spread": spread,
+        "by_size": {size: compare(one.to_numpy(float)).effect for size, one in sizes.items()},
     }  # fmt: skip
+
+
+def _without_spread(shown: Comparison, finite: bool) -> str:
+    """Why nothing can be tested, where that is so."""
+    if not finite or shown.spread > 0:
+        return ""
+    if shown.n == 1:
+        return "one pair has no spread to test against; run more seeds"
+    return "all pairs give the same effect: there is no spread to test against"
+
+
+def _joined(*notes: str) -> str:
+    return "; ".join(note for note in notes if note)
 
 
 def _search_error(claim: ClaimSpec, columns: Mapping[str, str], values: Values, pairs: pd.DataFrame) -> float | None:

@@ -147,10 +147,13 @@ def test_what_a_study_lacks_is_named_and_not_counted() -> None:
     assert claims_document(records_frame([]), SETTINGS)["claims"] == []
 
 
-def test_a_study_without_the_largest_weights_ends_in_plain_data() -> None:
+def test_what_one_seed_or_equal_values_cannot_say_is_said() -> None:
     document = claims_document(made_up(RISES, seeds=1), SETTINGS)
     tested = [claim for claim in document["claims"] if claim["family"] != "cost"]
     assert {claim["verdict"] for claim in tested} == {"undecided"}
+    assert all("one pair has no spread" in claim["note"] for claim in tested)
+    equal = judged(made_up(dict.fromkeys(RISES, 1.0), noise=0.0))["flatter_than_lora"]
+    assert equal.verdict == "undecided" and "all pairs give the same effect" in equal.evidence.note
     assert {claim["verdict"] for claim in document["claims"] if claim["family"] == "cost"} == {"supported"}
 
 
