@@ -51,12 +51,13 @@ def recovery(subject: Subject, progress: Progress) -> Rows:
 
     Over the rise in the full ball it is the share of sharpness that a perturbation of that form can see: all
     first-order changes of B·A at the end of training. The random space has the auxiliary's ranks and bases from the
-    Haar measure; methods without an auxiliary have the primary's space alone (``subspace`` "lora").
+    Haar measure; methods without an auxiliary, or with one that ends at zero, have the primary's space alone
+    (``subspace`` "lora").
     """
     risk = subject.risk()
     spaces = {"lora": low_rank_factors(subject, PRIMARY)}
-    if AUXILIARY in subject.minimum.factors:
-        auxiliary = low_rank_factors(subject, AUXILIARY)
+    auxiliary = subject.minimum.factors.get(AUXILIARY, {})
+    if any(bool(b.any()) for _, b in auxiliary.values()):  # one that ends at zero has no space
         generator = torch.Generator().manual_seed(subject.cell.seed)
         random = {
             name: (torch.randn(a.shape, generator=generator), torch.randn(b.shape, generator=generator))
@@ -98,5 +99,8 @@ def _effort(study: Study) -> dict[str, Any]:
 
 SHARPNESS = Measure("sharpness", sharpness, _effort)
 RECOVERY = Measure(
-    "recovery", recovery, lambda study: search_settings(study) | {"radii": study.measures.worst_case.inside_radii}
+    "recovery",
+    recovery,
+    lambda study: search_settings(study) | {"radii": study.measures.worst_case.inside_radii},
+    version=2,
 )

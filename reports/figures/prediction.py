@@ -37,5 +37,5 @@ def plot_prediction(records: pd.DataFrame) -> Figure:
         ax.minorticks_off()
         ax.set_xlabel("radius rho of the ball (norm of the weight change)")
         ax.set_ylabel("rise found / rise of the quadratic model")
-        figure.legend(loc="outside lower center", ncols=3)
+        figure.legend(loc="outside lower center", ncols=2)
     return figure
