@@ -10,7 +10,7 @@ from torch import Tensor
 
 from analyses.measures.base import Measure
 from analyses.measures.curvature import CURVATURE, eigenpairs
-from analyses.measures.minima import Progress, Rows, Subject, low_rank_factors
+from analyses.measures.minima import Progress, Rows, Subject, adapters_with_space, low_rank_factors
 from analyses.measures.worst_cases import worst_case_at, worst_case_settings
 from analyses.training.recording import load_recorded_snapshots
 from bilora.adapters import AUXILIARY, PRIMARY
@@ -190,11 +190,7 @@ def gauss_newton(subject: Subject, progress: Progress) -> Rows:
 
 def subspaces_of(subject: Subject, layout: Layout, gradient: Tensor) -> Subspaces:
     """By factors and kind: the adapters' subspaces, and those of as many of the gradient's top singular vectors."""
-    factors = {
-        adapter: low_rank_factors(subject, adapter)
-        for adapter in (AUXILIARY, PRIMARY)
-        if adapter == PRIMARY or adapter in subject.minimum.factors
-    }
+    factors = {adapter: low_rank_factors(subject, adapter) for adapter in adapters_with_space(subject)}
     rank = min(next(iter(factors[AUXILIARY if AUXILIARY in factors else PRIMARY].values()))[1].shape)
     columns, rows = top_singular_bases(layout, gradient, rank)
     spaces = {(name, kind): factor_subspace(layout, own, kind) for name, own in factors.items() for kind in KINDS}

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from analyses.measures.base import Measure
 from analyses.measures.curvature import CURVATURE, eigenpairs
-from analyses.measures.minima import Progress, Rows, Subject, low_rank_factors
-from bilora.adapters import AUXILIARY, PRIMARY
+from analyses.measures.minima import Progress, Rows, Subject, adapters_with_space, low_rank_factors
 from landscape import (
     chordal_distance,
     grassmann_distance,
@@ -30,7 +29,7 @@ def angles(subject: Subject, progress: Progress) -> Rows:
     weights = values.abs()
     layout = subject.risk().layout
     blocks = [layout.split(vector.double()) for vector in vectors]
-    adapters = [name for name in (AUXILIARY, PRIMARY) if name == PRIMARY or name in subject.minimum.factors]
+    adapters = adapters_with_space(subject)
     for index, adapter in enumerate(adapters):
         for name, (_, factor) in low_rank_factors(subject, adapter).items():
             space = orthonormal_basis(factor.double())

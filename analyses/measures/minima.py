@@ -14,6 +14,7 @@ from analyses.tasks import Task
 from analyses.training.devices import take_device
 from analyses.training.runs import load_minimum, study_task
 from bilora import Minimum
+from bilora.adapters import AUXILIARY, PRIMARY
 from landscape import EmpiricalRisk
 from landscape.batches import to_device
 
@@ -64,3 +65,9 @@ def low_rank_factors(subject: Subject, adapter: str) -> dict[str, tuple[Tensor, 
         left, singular, right = torch.linalg.svd(update, full_matrices=False)
         factors[name] = (right[:rank], left[:, :rank] * singular[:rank])
     return factors
+
+
+def adapters_with_space(subject: Subject) -> list[str]:
+    """The auxiliary, unless it ends at zero and so without a space, and the primary."""
+    auxiliary = subject.minimum.factors.get(AUXILIARY, {})
+    return [AUXILIARY, PRIMARY] if any(bool(b.any()) for _, b in auxiliary.values()) else [PRIMARY]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from analyses.measures.base import Measure
-from analyses.measures.minima import Progress, Rows, Subject, low_rank_factors
+from analyses.measures.minima import Progress, Rows, Subject, adapters_with_space, low_rank_factors
 from analyses.measures.worst_cases import Searched, search_settings, searched
 from analyses.study import Study
 from analyses.study.measure_settings import L2
@@ -56,8 +56,8 @@ def recovery(subject: Subject, progress: Progress) -> Rows:
     """
     risk = subject.risk()
     spaces = {"lora": low_rank_factors(subject, PRIMARY)}
-    auxiliary = subject.minimum.factors.get(AUXILIARY, {})
-    if any(bool(b.any()) for _, b in auxiliary.values()):  # one that ends at zero has no space
+    if AUXILIARY in adapters_with_space(subject):
+        auxiliary = low_rank_factors(subject, AUXILIARY)
         generator = torch.Generator().manual_seed(subject.cell.seed)
         random = {
             name: (torch.randn(a.shape, generator=generator), torch.randn(b.shape, generator=generator))
