@@ -109,7 +109,9 @@ def module_table(records: pd.DataFrame) -> Tables:
 
 
 def _own(records: pd.DataFrame) -> str:
-    return "auxiliary" if (records["component"] == "auxiliary").any() else "primary"
+    """The auxiliary where it has a space: one that ends at zero moves along training and has none."""
+    spaces = records[records["measure"].isin(["alignment", "alignment_weighted", "principal_angle_smallest"])]
+    return "auxiliary" if (spaces["component"] == "auxiliary").any() else "primary"
 
 
 def _over_runs(chosen: pd.DataFrame, scale: float = 100.0) -> tuple[float, float]:
