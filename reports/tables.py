@@ -77,7 +77,8 @@ def difference_table(records: pd.DataFrame, *, rho: float) -> tuple[pd.DataFrame
     """Accuracy minus a baseline's, and rises over its, seed by seed: mean ± half-width, ratio with its 95 % interval.
 
     The baseline is LoRA; ``bilora_r2`` is compared with ``lora_r2`` where the study has it, and SAM over all weights
-    with full fine-tuning, since against LoRA it would mix what SAM does with what full fine-tuning does.
+    with full fine-tuning, since against LoRA it would mix what SAM does with what full fine-tuning does. With several
+    training-set sizes every seed counts with its mean over them.
     """
     accuracy = records["measure"] == "test_accuracy"
     rises = {f"rise, {name} (rho={rho:g})": is_rise(records, name.lower(), rho) for name in ("full", "LoRA")}
@@ -88,7 +89,7 @@ def difference_table(records: pd.DataFrame, *, rho: float) -> tuple[pd.DataFrame
         if method == baseline or baseline not in present:
             continue
         pair = _paired(records[accuracy], method, baseline)
-        mean, half = mean_interval(100 * (pair[method] - pair[baseline]))
+        mean, half = mean_interval(_by_seed(100 * (pair[method] - pair[baseline])))
         name = "test accuracy (points)"
         texts = {"baseline": method_style(baseline).label, name: plus_minus(mean, half, 1)}
         numbers: dict[str, Any] = {"baseline": baseline}
@@ -96,12 +97,17 @@ def difference_table(records: pd.DataFrame, *, rho: float) -> tuple[pd.DataFrame
         for name, mask in rises.items():
             pair = _paired(records[mask], method, baseline)
             pair = pair[(pair > 0).all(axis=1)]
-            mean, half = mean_interval((pair[method] / pair[baseline]).map(math.log))
+            mean, half = mean_interval(_by_seed((pair[method] / pair[baseline]).map(math.log)))
             low, ratio, high = (math.exp(mean + side * half) for side in (-1, 0, 1))
             texts[name] = NOTHING if math.isnan(ratio) else f"{ratio:.2f} × {interval(low, high)}"
             numbers |= {f"{name} ratio": ratio, f"{name} low": low, f"{name} high": high, f"{name} pairs": len(pair)}
         shown[method_style(method).label], plain[method] = texts, numbers
     return by_row(shown, "method"), by_row(plain, "method")
+
+
+def _by_seed(values: pd.Series) -> pd.Series:
+    """Mean over training-set sizes: sizes are fixed and seeds random."""
+    return values.groupby(level="seed").mean()
 
 
 def _paired(records: pd.DataFrame, method: str, baseline: str) -> pd.DataFrame:

@@ -162,6 +162,16 @@ def test_sam_over_all_weights_is_compared_with_full_fine_tuning(records: pd.Data
     assert " × [" in shown.set_index("method").loc["SAM", "rise, full (rho=0.1)"]
 
 
+def test_a_seed_counts_once_whatever_the_number_of_sizes(records: pd.DataFrame) -> None:
+    few = records[records["method"].isin(["lora", "bilora"])]
+    once, twice = (
+        difference_table(pd.concat([few.assign(train_size=size) for size in sizes]), rho=RHO)[1]
+        for sizes in ([100], [50, 100])
+    )
+    name = "rise, full (rho=0.1)"
+    assert once[f"{name} low"].tolist() == pytest.approx(twice[f"{name} low"].tolist())
+
+
 def test_the_largest_eigenvalue_is_not_the_one_of_largest_magnitude() -> None:
     """-5, 4 in one run and 6, -1 in another: their largest eigenvalues are 4 and 6, not -5 and 6."""
     rows = [
