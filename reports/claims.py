@@ -66,7 +66,8 @@ def details(claim: Mapping[str, Any]) -> str:
     if claim["bootstrap_low"] is not None:
         parts.append(f"bootstrap {interval(claim['bootstrap_low'], claim['bootstrap_high'])}")
     if claim["margin"] is not None and claim["family"] != "cost":
-        parts.append(f"beyond the margin {claim['margin']:.3g} p = {significant(claim['p_equivalent'])}")
+        beyond = "" if claim["p_equivalent"] == 1 else f", beyond it p = {significant(claim['p_equivalent'])}"
+        parts.append(f"margin {claim['margin']:.3g}{beyond}")
     if claim["smallest_effect"] is not None:
         seen = quantity(claim["smallest_effect"], claim["unit"])
         parts.append(f"these runs would find {seen} with 80 % power")
