@@ -57,15 +57,17 @@ def claim_interval(claim: Mapping[str, Any]) -> str:
 
 
 def details(claim: Mapping[str, Any]) -> str:
-    """What stands beside the interval, in one line of words."""
-    parts = [] if claim["family"] == "cost" else [f"n = {claim['n']} pairs"]
-    if claim["p_for"] is not None and claim["family"] != "cost":
+    """What stands beside the interval, in one line of words; nothing where costs are counted."""
+    if claim["family"] == "cost":
+        return ""
+    parts = [f"n = {claim['n']} pairs"]
+    if claim["p_for"] is not None:
         directed = min(1.0, 2 * min(claim["p_for"], claim["p_against"]))
         parts.append(f"p = {significant(directed)} ({claim['test']})")
         parts.append(f"under changes of signs p = {significant(claim['p_sign_flip'])}")
-    if claim["bootstrap_low"] is not None:
+    if None not in (claim["bootstrap_low"], claim["bootstrap_high"]):
         parts.append(f"bootstrap {interval(claim['bootstrap_low'], claim['bootstrap_high'])}")
-    if claim["margin"] is not None and claim["family"] != "cost":
+    if claim["margin"] is not None:
         beyond = "" if claim["p_equivalent"] == 1 else f", beyond it p = {significant(claim['p_equivalent'])}"
         parts.append(f"margin {claim['margin']:.3g}{beyond}")
     if claim["smallest_effect"] is not None:
