@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections import Counter
 from functools import partial
@@ -28,7 +29,6 @@ from reports.figures.front import front_lines, write_front
 from reports.page import write_report
 
 if TYPE_CHECKING:
-    from analyses.measures.base import Measure
     from analyses.running.stopping import Stopping
 
 DONE, CELLS_FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -118,8 +118,10 @@ def train(options: Namespace) -> int:
 
 def measure(options: Namespace) -> int:
     """Measure finished runs with their own study's settings and print the records."""
+    from analyses.running.single import measured
+
     names = _names(options.what)
-    records = pd.concat([_measured(path, names, options.device) for path in options.runs], ignore_index=True)
+    records = pd.concat([measured(path, names, options.device) for path in options.runs], ignore_index=True)
     if options.csv:
         records.to_csv(options.csv, index=False)
         print(options.csv)
@@ -131,10 +133,12 @@ def measure(options: Namespace) -> int:
 
 def compare(options: Namespace) -> int:
     """Measure several minima and print the key numbers side by side."""
+    from analyses.running.single import measured
+
     columns: dict[str, dict[str, float]] = {}
     names = Counter(path.name for path in options.minima)
     for path in options.minima:
-        records = _measured(path, None)
+        records = measured(path, None)
         lanczos = (records["measure"] == "hessian_eigenvalue") & (records["algorithm"] == "lanczos")
         rows = {
             name: _first(records[records["measure"] == name]) for name in ("train_loss", "test_loss", "test_accuracy")
@@ -342,49 +346,8 @@ def _folder(options: Namespace) -> StudyFolder:
     return StudyFolder(options.out or Path("results") / _study(options).name)
 
 
-def _measured(path: Path, names: list[str] | None, device: str | None = None) -> pd.DataFrame:
-    """Records of one run, of the measures named or of all but the pictures; measured now unless they are there."""
-    import torch
-
-    from analyses.measures.registry import measure_cell, measures_of, with_needs
-    from analyses.running.executors import quieten
-    from analyses.running.preparing import locked
-    from analyses.training.devices import check_device
-    from analyses.training.runs import read_run, train_cell
-
-    if not (path / "run.json").is_file():
-        raise StudyError(f"RUN: {path} is no run folder: it has no run.json")
-    quieten()
-    description = read_run(path)
-    study = Study.model_validate(description["settings"] | ({"device": device} if device else {}))
-    if not torch.cuda.is_initialized():  # later runs see the one GPU that the first has taken
-        check_device(study.device)
-    cell = Cell(description["method"], description["seed"], description["train_size"])
-    folder = StudyFolder(path.resolve().parent.parent)
-    if not folder.base(study).exists():
-        raise StudyError(f"RUN: the pretrained model of {path} is missing; expected it at {folder.base(study)}")
-    known = measures_of(study)
-    for name in names or []:
-        if name not in known:
-            raise StudyError(f"--what: expected some of {', '.join(known)}; got {name!r}")
-    chosen = [measure for measure in known.values() if _is_asked_for(measure, names, study, cell)]
-    with locked(folder):
-        for measure in with_needs(chosen):
-            if not measure.path(study, cell, folder).exists():
-                if measure.recorded and not folder.recording(study, cell).exists():
-                    train_cell(study, cell, folder, lambda step, total: None, record=True)
-                measure_cell(study, cell, folder, measure, lambda step, total: None)
-    return pd.concat([read_records(measure.path(study, cell, folder)) for measure in chosen], ignore_index=True)
-
-
-def _is_asked_for(measure: Measure, names: list[str] | None, study: Study, cell: Cell) -> bool:
-    if measure.recorded and study.measures.dynamics is None:
-        return False
-    return measure.name in names if names else measure.default_seeds is None and measure.applies(study, cell)
-
-
 def _first(records: pd.DataFrame) -> float:
-    return float(records["value"].iloc[0])
+    return float(records["value"].iloc[0]) if len(records) else math.nan  # of a run that diverged
 
 
 if __name__ == "__main__":

@@ -15,6 +15,9 @@ from analyses.judging.looks import P_VALUES, Look, Looks
 from analyses.records import read_json, write_json
 from analyses.study import ClaimSettings, Study, StudyError, StudyFolder
 
+LOOKS = "looks.json"
+"""File of the looks, in a study's folder."""
+
 
 @dataclass(frozen=True)
 class Stopping:
@@ -107,7 +110,3 @@ def until_decided(
         undecided = [one for one in judged if one["family"] == "outcome" and one["verdict"] == "undecided"]
         if not undecided or (stopping.hours is not None and clock() - began >= 3600 * stopping.hours):
             return
-
-
-LOOKS = "looks.json"
-"""File of the looks, in a study's folder."""

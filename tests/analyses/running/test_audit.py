@@ -126,6 +126,9 @@ def test_a_diverged_run_is_a_result(tmp_path: Path, capsys: pytest.CaptureFixtur
     claims = {claim["name"]: claim for claim in read_json(tmp_path / "out" / "claims.json")["claims"]}
     assert claims["flatter_than_lora"]["n"] == 2 and "diverged" in claims["flatter_than_lora"]["test"]
     assert "Runs that diverged" in (tmp_path / "out" / "report.html").read_text()
+    runs = sorted(map(str, (tmp_path / "out" / "runs").iterdir()))
+    assert main(["compare", *runs]) == 0
+    assert "nan" in capsys.readouterr().out.lower()
 
 
 def test_json_is_strict(tmp_path: Path) -> None:
@@ -166,6 +169,15 @@ def test_barriers_interpolate_every_weight(tmp_path: Path) -> None:
     (barrier,) = records.loc[records["measure"] == "loss_barrier", "value"]
     straight = np.linspace(losses[0], losses[-1], 5)
     assert barrier == pytest.approx(max(0.0, float(np.max(np.array(losses) - straight))), abs=1e-5)
+
+
+def test_what_a_study_does_not_record_is_refused(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = next((finished / "out" / "runs").glob("lora-seed0*"))
+    study = load_study(finished / "out" / "study.yaml")
+    without = study.model_copy(update={"measures": study.measures.model_copy(update={"dynamics": None})})
+    write_json(run / "run.json", read_json(run / "run.json") | {"settings": without.model_dump(mode="json")})
+    assert main(["measure", str(run), "--what", "dynamics"]) == 2
+    assert "set the study's measures.dynamics" in capsys.readouterr().err
 
 
 def test_minima_of_one_name_stand_side_by_side(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
