@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from string import Formatter
 from typing import Annotated, Literal
 
 from pydantic import Field, FiniteFloat, model_validator
@@ -89,6 +90,19 @@ class ClaimFile(Settings):
     claims: Annotated[list[ClaimSpec], Field(min_length=1)]
     roles: dict[str, str] | list[dict[str, str]] = Field(default_factory=dict)
     labels: dict[str, str] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _sentences_name_roles(self) -> ClaimFile:
+        for claim in self.claims:
+            known = {*claim.roles, *self.labels}
+            for text, allowed in ((claim.sentence, known), (claim.short or "", known | {"effect"})):
+                for _, role, _, _ in Formatter().parse(text):
+                    if role is not None and role not in allowed:
+                        raise ValueError(
+                            f"claims.{claim.name}.sentence: {{{role}}} is no role of the claim and has no label; "
+                            f"expected some of {', '.join(sorted(allowed))}"
+                        )
+        return self
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> ClaimFile:

@@ -140,3 +140,36 @@ def test_a_task_that_is_not_there_is_refused(outside: Path) -> None:
     study = parse_study(yaml.safe_dump(QUICK | {"task": {"name": "mine.tasks:Nothing"}}), source="mine")
     with pytest.raises(StudyError, match=r"cannot import 'mine\.tasks:Nothing'"):
         build_task(study.task, 40)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "--claims: cannot read"),
+        ("claims: []", "claims: List should have at least 1 item"),
+        ("claims: [{name: x", "not valid YAML"),
+        (
+            "claims: [{name: x, sentence: s, measure: m, subject: a, reference: b, scale: big, direction: below}]",
+            "scale",
+        ),
+    ],
+)
+def test_claims_that_cannot_be_read_are_refused(
+    outside: Path, text: str | None, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (outside / "study.yaml").write_text(yaml.safe_dump(QUICK))
+    path = outside / "wrong.yaml"
+    if text is not None:
+        path.write_text(text)
+    arguments = ["--config", str(outside / "study.yaml"), "--out", str(outside / "out"), "--claims", str(path)]
+    assert main(["audit", *arguments]) == 2
+    assert message in capsys.readouterr().err and not (outside / "out").exists()
+
+
+def test_a_sentence_with_an_unknown_role_is_refused(outside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    claim = CLAIM["claims"][0] | {"sentence": "{nobody} moves as far as {lora}"}
+    (outside / "study.yaml").write_text(yaml.safe_dump(QUICK))
+    (outside / "wrong.yaml").write_text(yaml.safe_dump(CLAIM | {"claims": [claim]}))
+    arguments = ["--config", str(outside / "study.yaml"), "--out", str(outside / "out")]
+    assert main(["audit", *arguments, "--claims", str(outside / "wrong.yaml")]) == 2
+    assert "sentence: {nobody} is no role of the claim" in capsys.readouterr().err
