@@ -31,7 +31,13 @@ def test_a_shared_factor_is_the_primarys_and_the_clip_leaves_it_alone(
 
 
 @pytest.mark.parametrize(
-    ("schedule", "expected"), [("constant", [0.2, 0.2, 0.2]), ("warmup", [0.0, 0.2, 0.2]), ("cosine", [0.2, 0.1, 0.0])]
+    ("schedule", "expected"),
+    [
+        ("constant", [0.2, 0.2, 0.2]),
+        ("warmup", [0.0, 0.2, 0.2]),
+        ("cosine", [0.2, 0.1, 0.0]),
+        ("cooled", [0.2, 0.2, 0.0]),
+    ],
 )
 def test_rho_schedules(schedule: str, expected: list[float]) -> None:
     config = BiLoraConfig(rho=0.2, rho_schedule=schedule)
@@ -49,6 +55,17 @@ def test_the_clip_follows_the_schedule(network: nn.Module, batch: Batch) -> None
         norms.append(float(adapter_norm(method.auxiliary.values())))
         assert norms[-1] <= method.rho * (1 + 1e-6)
     assert norms[-1] < 0.1 * max(norms)
+
+
+def test_a_cooled_auxiliary_rests_at_the_end(network: nn.Module, batch: Batch) -> None:
+    method = make_method(network, "bilora", rho=0.05, rho_schedule="cooled")
+    method.num_steps = 10
+    optimizer = torch.optim.SGD(method.parameter_groups(1.0))
+    norms = []
+    for _ in range(10):
+        one_step(method, batch, optimizer)
+        norms.append(float(adapter_norm(method.auxiliary.values())))
+    assert min(norms[:7]) > 0 and norms[8:] == [0.0, 0.0]
 
 
 def test_matched_gradients_have_one_norm(network: nn.Module, batch: Batch) -> None:
