@@ -74,7 +74,7 @@ def inflated_rate(fractions: Sequence[float], level: float) -> float:
     """Probability under no effect that a two-sided p-value falls below ``level`` at one of the looks.
 
     >>> round(inflated_rate([5 / 8, 1.0], 0.05), 3)
-    0.08
+    0.079
     """
     motion, bound = _Motion(symmetric=True), float(stats.norm.isf(level / 2))
     return sum(motion.stop_at(fraction, bound) for fraction in fractions)
