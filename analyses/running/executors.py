@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import traceback
 import warnings
 from collections.abc import Callable, Hashable, Sequence
@@ -50,7 +51,7 @@ def run_cells(
     with ProgressBars(folder.progress, len(cells), jobs) as bars:
 
         def attempt(batch: Sequence[Item], workers: int) -> None:
-            tasks = (joblib.delayed(_guarded)(cell, work, folder, os.getpid()) for cell in batch)
+            tasks = (joblib.delayed(_guarded)(cell, work, folder, os.getpid(), list(sys.path)) for cell in batch)
             with joblib.parallel_config("loky", inner_max_num_threads=1):
                 results = joblib.Parallel(n_jobs=workers, return_as="generator_unordered", batch_size=1)(tasks)
                 for cell, failure in results:
@@ -70,8 +71,10 @@ def run_cells(
 
 
 def _guarded(
-    cell: Item, work: Callable[[Item, ProgressFile], None], folder: StudyFolder, main_process: int
+    cell: Item, work: Callable[[Item, ProgressFile], None], folder: StudyFolder, main_process: int, path: list[str]
 ) -> tuple[Item, Failure | None]:
+    # A worker that is used again may be older than what the caller put on the path: measures and tasks of the user's.
+    sys.path.extend(entry for entry in path if entry not in sys.path)
     quieten()
     progress = ProgressFile(folder.progress, str(cell), main_process)
     try:

@@ -68,13 +68,12 @@ CLAIM = {
 
 @pytest.fixture
 def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder on the path, in this process and in its workers, with a package of the user's."""
+    """A folder on the path of this process, and so of its workers, with a package of the user's."""
     (tmp_path / "mine").mkdir()
     for name, text in {"__init__": "", "measures": MEASURE, "tasks": TASK}.items():
         (tmp_path / "mine" / f"{name}.py").write_text(text)
     (tmp_path / "claims.yaml").write_text(yaml.safe_dump(CLAIM))
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     yield tmp_path
     for name in [name for name in sys.modules if name.partition(".")[0] == "mine"]:
         del sys.modules[name]
