@@ -82,7 +82,8 @@ def audit(options: Namespace) -> int:
     if stopping is None:
         audit_with(study.seeds)
     else:
-        until_decided(audit_with, stopping, study.seeds)
+        reached = load_study(folder.settings).seeds if folder.settings.exists() else 0
+        until_decided(audit_with, stopping, study.seeds, reached=reached)
     outcome = outcomes[-1]
     page = write_report(folder.root)
     print(claims_text(read_json(folder.root / "claims.json")))

@@ -145,11 +145,15 @@ def _drafts(records: pd.DataFrame, settings: ClaimSettings) -> tuple[list[_Draft
     role_sets = given if isinstance(given, list) else [given]
     defaults = content.roles if isinstance(content.roles, dict) else {}
     drafts, missing = [], []
+    seen: set[str] = set()
     for family in PROCEDURES:
         for claim in content.claims:
             for roles in role_sets if claim.family == family else []:
                 columns = {role: (defaults | roles).get(role, role) for role in claim.roles}
-                key = claim.name + (f"@{columns[claim.subject]}" if len(role_sets) > 1 else "")
+                key = claim.name + (f"@{'+'.join(columns.values())}" if len(role_sets) > 1 else "")
+                if key in seen:  # role sets that differ in other roles alone
+                    continue
+                seen.add(key)
                 labels = _labels(columns, content)
                 statement = claim.sentence.format_map(labels)
                 absent = sorted({column for column in columns.values() if column not in values.columns})

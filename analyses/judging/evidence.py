@@ -183,7 +183,7 @@ def _share(
         "p_for": p_for, "p_against": p_against, "note": _joined(
             contrast["note"],
             f"the reference itself {what} {reduction.effect:.3g}",
-f"{undefined} pairs in which both diverged left out" if undefined else "",
+            f"{undefined} pairs in which both diverged left out" if undefined else "",
         ),
         "test": f"{contrast['test']} of the contrast; Fieller's interval",
     }  # fmt: skip

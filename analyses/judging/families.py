@@ -38,8 +38,8 @@ def fallback(p_values: Sequence[float], weights: Sequence[float], *, alpha: floa
     >>> [one.p_value for one in fallback([0.01, 0.2, 0.001], [1, 0, 0], alpha=0.05)]
     [0.01, 0.2, 0.2]
     """
-    total = sum(weights)
-    shares = [weight / total for weight in weights]
+    total = sum(weights)  # 0 where the claims with a weight are those that could not be judged
+    shares = [weight / total if total > 0 else 1 / len(weights) for weight in weights]
     adjusted, carried = [], 0.0
     for i, p in enumerate(p_values):
         level = alpha * shares[i] + carried

@@ -57,9 +57,10 @@ def run_audit(
         StudyError: The settings do not fit the task, or the folder is another study's or in use.
     """
     check(study)
-    with exclusive(study, folder) as whole:
+    with exclusive(study, folder):
         quieten()
         refuse_other_plan(recorded_looks(folder.root / LOOKS, study.claims), stopping)
+        whole = folder.keep(study)
         prepare(study, folder)
         cells = [cell for cell in study.cells() if methods is None or cell.method in methods]
         missing = [cell for cell in cells if not is_done(study, cell, folder)]

@@ -9,7 +9,14 @@ from pathlib import Path
 import pandas as pd
 
 from analyses.measures.registry import measures_at
-from analyses.records import read_provenance, read_records, write_atomically, write_json, write_records
+from analyses.records import (
+    read_provenance,
+    read_records,
+    records_frame,
+    write_atomically,
+    write_json,
+    write_records,
+)
 from analyses.study import Study, StudyFolder
 from analyses.training.runs import RUN, read_run
 
@@ -23,7 +30,7 @@ def gather(study: Study, folder: StudyFolder) -> pd.DataFrame:
     cells = list(study.cells())
     paths = [measure.path(study, cell, folder) for cell in cells for measure in measures_at(study, cell)]
     paths = [path for path in [*paths, folder.barriers(study), folder.cost(study)] if path.exists()]
-    records = pd.concat([read_records(path) for path in paths], ignore_index=True)
+    records = pd.concat([records_frame([]), *(read_records(path) for path in paths)], ignore_index=True)
     write_records(records, folder.root / "records.parquet")
     write_atomically(folder.root / "records.csv", lambda temporary: records.to_csv(temporary, index=False))
     runs = [folder.run(study, cell) for cell in cells if folder.run(study, cell).exists()]

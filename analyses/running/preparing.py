@@ -50,20 +50,20 @@ def check(study: Study) -> None:
 
 
 @contextmanager
-def exclusive(study: Study, folder: StudyFolder) -> Iterator[Study]:
+def exclusive(study: Study, folder: StudyFolder) -> Iterator[None]:
     """Hold the study's folder; a second process that wants it is refused, a dead one holds nothing.
 
-    Nothing in a folder of somebody else's changes, nor in one where another process is at work.
-
-    Yields:
-        What the folder's study is from now on: see `StudyFolder.keep`.
+    Nothing in a folder of somebody else's changes, nor in one where another process is at work. Only a new folder gets
+    the settings here: those of a study that is there are for an audit to renew (`StudyFolder.keep`).
 
     Raises:
         StudyError: The folder is another study's, or another process works in it.
     """
     folder.refuse_others(study)
     with locked(folder):
-        yield folder.keep(study)
+        if not folder.settings.exists():
+            folder.keep(study)
+        yield
 
 
 @contextmanager

@@ -94,6 +94,7 @@ def until_decided(
     audit: Callable[[int], list[dict[str, Any]]],
     stopping: Stopping,
     first: int,
+    reached: int = 0,
     clock: Callable[[], float] = time.monotonic,
 ) -> None:
     """Audit with more and more seeds until no outcome claim is undecided or the budget ends.
@@ -102,10 +103,11 @@ def until_decided(
         audit: Audits with a number of seeds; the judged claims.
         stopping: The rule.
         first: Seeds of the first look.
+        reached: Seeds that an earlier, interrupted audit had begun; there is no look at fewer.
         clock: Seconds.
     """
     began = clock()
-    for seeds in stopping.sizes(first):
+    for seeds in [size for size in stopping.sizes(first) if size >= min(reached, stopping.max_seeds)]:
         judged = audit(seeds)
         undecided = [one for one in judged if one["family"] == "outcome" and one["verdict"] == "undecided"]
         if not undecided or (stopping.hours is not None and clock() - began >= 3600 * stopping.hours):

@@ -215,10 +215,14 @@ def test_roles_fill_the_claims_of_a_study_with_other_columns() -> None:
     ranks = {"lora_r1": 1.0, "bilora_r1": 0.3, "lora_r4": 1.0, "bilora_r4": 1.0}
     roles = [{"bilora": f"bilora_r{r}", "lora": f"lora_r{r}"} for r in (1, 4)]
     found = judged(made_up(ranks), ClaimSettings(rho=0.1, roles=roles))
-    assert found["flatter_than_lora@bilora_r1"].verdict == "supported"
-    assert found["flatter_than_lora@bilora_r4"].verdict == "equivalent"
-    assert found["flatter_than_lora@bilora_r1"].statement.startswith("Bi-LoRA (bilora_r1)'s worst-case")
+    assert found["flatter_than_lora@bilora_r1+lora_r1"].verdict == "supported"
+    assert found["flatter_than_lora@bilora_r4+lora_r4"].verdict == "equivalent"
+    assert found["flatter_than_lora@bilora_r1+lora_r1"].statement.startswith("Bi-LoRA (bilora_r1)'s worst-case")
     assert not judged(made_up(ranks))
+    same = [{"lora": "lora_r1", "bilora": "bilora_r1"}, {"lora": "lora_r4", "bilora": "bilora_r1"}]
+    claims = judge(made_up(ranks), ClaimSettings(rho=0.1, roles=same))
+    names = [claim.name for claim in claims]
+    assert len(set(names)) == len(names) and names.count("captures_more_than_chance@bilora_r1") == 1
 
 
 MINE: dict[str, Any] = {

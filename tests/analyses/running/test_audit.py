@@ -149,6 +149,20 @@ def test_what_fails_beside_the_cells_leaves_the_records(finished: Path, monkeypa
     assert "worst_case_rise" in set(read_records(finished / "out" / "records.parquet")["measure"])
 
 
+def test_an_audit_of_which_everything_failed_still_ends(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: object, **__: object) -> list[Any]:
+        return [audit_module.Failure("everything", "it broke", "")]
+
+    shutil.rmtree(finished / "out" / "measurements")
+    monkeypatch.setattr(audit_module, "run_cells", broken)
+    monkeypatch.setattr(audit_module, "measure_together", lambda *_: [])
+    assert audit(finished) == 1
+    assert "failed: everything: it broke" in capsys.readouterr().err
+    assert read_json(finished / "out" / "claims.json")["claims"] == []
+
+
 def test_barriers_interpolate_every_weight(tmp_path: Path) -> None:
     """Between whole fine-tuning, which moves the head and the biases, and LoRA, which does not."""
     methods = {"full": {"learning_rate": 3e-2}, "lora": {"learning_rate": 3e-2}}
@@ -214,6 +228,9 @@ def test_a_study_grows_until_it_is_decided() -> None:
     until_decided(judged, Stopping(max_seeds=20), 5)
     assert seen == [5, 8, 11]
     seen.clear()
+    until_decided(judged, Stopping(max_seeds=20), 5, reached=8)
+    assert seen == [8, 11]  # no look at a block that was only begun
+    seen.clear()
     times = iter([0.0, 1800.0, 3700.0])
     until_decided(lambda seeds: judged(min(seeds, 5)), Stopping(max_seeds=20, hours=1.0), 5, clock=lambda: next(times))
     assert seen == [5, 5]
@@ -222,7 +239,9 @@ def test_a_study_grows_until_it_is_decided() -> None:
 def test_looks_are_recorded_and_their_rule_is_kept(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     looks = read_json(finished / "out" / "looks.json")
     assert looks["rule"] == "fixed" and [look["seeds"] for look in looks["looks"]] == [2]
-    assert audit(finished, "--until-decided", "--max-seeds", "4") == 2
+    settings = (finished / "out" / "study.yaml").read_bytes()
+    assert audit(finished, "--until-decided", "--max-seeds", "4", "--seeds", "3") == 2
+    assert (finished / "out" / "study.yaml").read_bytes() == settings
     assert "looked at with a fixed number of seeds (2)" in capsys.readouterr().err
     assert audit(finished, "--seeds", "3") == 0
     document = read_json(finished / "out" / "claims.json")
