@@ -22,6 +22,7 @@ from bilora.config import BiLoraConfig
 from bilora.methods.base import Method
 
 _CONFIG, _STATE = "bilora.json", "bilora_state.json"
+_STATE_TENSORS = "bilora_state.safetensors"
 INITIAL = "bilora_initial.safetensors"
 """Initial factors of an adapter that changed the frozen weights, in a checkpoint."""
 _ADAPTER, _ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -124,6 +125,9 @@ def check_config(config: BiLoraConfig, checkpoint: Path) -> None:
 def write_state(method: Method, checkpoint: Path) -> None:
     """Note what resuming needs beside the weights and the step."""
     (checkpoint / _STATE).write_text(json.dumps(method.state()) + "\n")
+    tensors = method.state_tensors()
+    if tensors:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, checkpoint / _STATE_TENSORS)
     initial = initial_factors(method.model)
     if initial:
         save_file(_named(initial), checkpoint / INITIAL)
@@ -134,6 +138,8 @@ def load_state(method: Method, checkpoint: Path) -> None:
     file = checkpoint / _STATE
     if file.is_file():
         method.load_state(json.loads(file.read_text()))
+    if (checkpoint / _STATE_TENSORS).is_file():
+        method.load_state_tensors(load_file(checkpoint / _STATE_TENSORS))
 
 
 def _named(factors: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:

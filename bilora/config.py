@@ -44,6 +44,8 @@ class BiLoraConfig(BaseModel):
         adaptive: ASAM instead of SAM in ``sam``, ``lora_sam`` and ``lora_sam_full``: the ball is measured in units of
             each weight's size (Kwon et al. 2021, arXiv 2102.11600).
         share: Factor that the auxiliary copies from the primary after every step instead of learning its own.
+        ascent_fraction: Share of a batch that ``bilora_fresh`` takes its ascent pass on, at least one example.
+        inner_steps: Ascent steps of ``bilora_inner`` before each descent.
         match_gradients: Scale the auxiliary's gradient to the norm of the primary's before the optimizer sees it.
             Without it (the default) the modules meet only in the point at which both gradients are taken.
     """
@@ -68,6 +70,8 @@ class BiLoraConfig(BaseModel):
     adaptive: bool = False
     share: Literal["none", "A", "B"] = "none"
     match_gradients: bool = False
+    ascent_fraction: Annotated[FiniteFloat, Field(gt=0, le=1)] = 0.25
+    inner_steps: Annotated[int, Field(ge=1)] = 1
 
     @field_validator("target_modules")
     @classmethod

@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
+from transformers.trainer_pt_utils import find_batch_size
 
 from bilora.methods.base import Method
 from bilora.optimizers import method_optimizer
+from bilora.parts import first_examples
 
 
 class MethodStep:
@@ -35,7 +37,7 @@ class MethodStep:
         self.device = next(iter(self.batch.values())).device
         self.method.model.train()
         self._optimizer = method_optimizer(method, torch.optim.AdamW, lr=lr, weight_decay=0.0, fused=True)
-        self._num_passes = 0
+        self._num_passes = 0.0
         for _ in range(3):
             self.step()
 
@@ -45,14 +47,15 @@ class MethodStep:
         self._optimizer.step()
         self._optimizer.zero_grad()
 
-    def _backward(self) -> Tensor:
-        self._num_passes += 1
-        loss: Tensor = self.method.model(**self.batch).loss
+    def _backward(self, fraction: float = 1.0) -> Tensor:
+        batch = first_examples(self.batch, fraction)
+        self._num_passes += find_batch_size(batch) / find_batch_size(self.batch)
+        loss: Tensor = self.method.model(**batch).loss
         loss.backward()
         return loss.detach()
 
-    def passes(self) -> int:
-        """Forward-backward passes of one step, counted."""
+    def passes(self) -> float:
+        """Forward-backward passes of one step, counted in units of one on the whole batch."""
         before = self._num_passes
         self.step()
         return self._num_passes - before

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
@@ -66,10 +66,12 @@ class StepGradients:
 
     Args:
         method: The method whose passes run while the block is entered; it may be entered once a micro-batch.
+        of: Which of the method's passes count: those for the trained weights' gradient (at the perturbed weights, if
+            the method perturbs them), or those that look for the perturbation (SAM's first).
     """
 
-    def __init__(self, method: Method) -> None:
-        self._method = method
+    def __init__(self, method: Method, of: Literal["step", "ascent"] = "step") -> None:
+        self._method, self._of = method, of
         self._sums: dict[str, Tensor] = {}
         self._watching = ExitStack()
 
@@ -81,9 +83,8 @@ class StepGradients:
         self._watching.close()
 
     def add(self, name: str, contribution: Tensor, _alone: bool = False) -> None:
-        """Add a contribution (out, in) of a layer, unless the pass is at perturbed weights."""
-        # SAM's second pass is at the perturbed weights: the first one counts.
-        if not self._method.is_perturbed:
+        """Add a contribution (out, in) of a layer, if the pass under way counts."""
+        if self._method.under_way == self._of:
             self._sums[name] = self._sums[name].add_(contribution) if name in self._sums else contribution
 
     def of_layers(self) -> dict[str, Tensor]:

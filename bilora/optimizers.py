@@ -53,7 +53,8 @@ def adopted(method: Method, optimizer: Optimizer) -> Optimizer:
 
 
 def hooked(method: Method, optimizer: Optimizer) -> Optimizer:
-    """The optimizer, calling the method before and after each step."""
+    """The optimizer, calling the method before and after each step; the method gets to know it too."""
+    method.optimizer = optimizer
     optimizer.register_step_pre_hook(lambda *_: method.before_step())
     optimizer.register_step_post_hook(lambda *_: method.after_step())
     return optimizer

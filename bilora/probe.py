@@ -40,6 +40,8 @@ class AscentProbe:
         self._watching.close()
 
     def _visit(self, name: str, contribution: Tensor, alone: bool) -> None:
+        if self._method.under_way != "step":
+            return
         if self._streams and alone:
             self._measure(name, contribution / self._method.loss_scale)
         else:

@@ -28,6 +28,7 @@ from bilora.config import BiLoraConfig
 from bilora.methods import build_method
 from bilora.methods.bilora import BiLora
 from bilora.optimizers import adopted, decaying_groups, hooked
+from bilora.parts import first_examples
 from bilora.probe import AscentProbe
 
 
@@ -92,6 +93,7 @@ class BiLoraTrainer(Trainer):
         self._bilora, self._seed = bilora, args.seed
         self._ascent: dict[str, float] = {}
         self._probe: AscentProbe | None = None
+        self._step_begins = True
         self._floating_point_ops: dict[tuple[torch.Size, ...], int] = {}
         super().__init__(model=None if model is None else self._prepared(model), args=args, **kwargs)
         if self.optimizer is not None:
@@ -111,7 +113,7 @@ class BiLoraTrainer(Trainer):
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """The parent's training; afterwards the model is what the method deploys, the auxiliary off."""
         self.method.engage()
-        self._probe = None  # of a step that an earlier training did not finish
+        self._probe, self._step_begins = None, True  # of a step that an earlier training did not finish
         try:
             return super().train(*args, **kwargs)
         finally:
@@ -140,14 +142,18 @@ class BiLoraTrainer(Trainer):
     ) -> Tensor:
         """One step's gradient as the method takes it."""
 
-        def backward() -> Tensor:
+        def backward(fraction: float = 1.0) -> Tensor:
             # The parent moves what it is given, so a second pass needs the inputs again.
+            part = first_examples(inputs, fraction)
             with _mode_kept(model):
-                return super(BiLoraTrainer, self).training_step(model, dict(inputs), num_items_in_batch)
+                return super(BiLoraTrainer, self).training_step(model, part, num_items_in_batch)
 
         self.method.step, self.method.num_steps = self.state.global_step, max(1, self.state.max_steps)
         scaler = self.accelerator.scaler
         self.method.loss_scale = 1.0 if scaler is None else scaler.get_scale()
+        if self._step_begins:
+            self.method.begin_step()
+        self._step_begins = self.accelerator.sync_gradients
         if self._probe is None and isinstance(self.method, BiLora) and self._step_is_logged():
             self._probe = AscentProbe(self.method, num_passes=self.current_gradient_accumulation_steps)
         with self._probe or nullcontext():

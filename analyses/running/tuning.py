@@ -21,7 +21,6 @@ from analyses.study import Cell, MethodSettings, Study, StudyError, StudyFolder,
 from analyses.training.devices import take_device
 from analyses.training.runs import load_minimum, read_run, study_task, train_cell
 from bilora import METHODS
-from bilora.methods.bilora import BiLora, RandomAuxiliary
 from landscape import EmpiricalRisk, worst_case_sharpness
 from landscape.losses import zero_one
 
@@ -46,9 +45,8 @@ def tried(study: Study, tuning: TuningSettings) -> Iterator[tuple[str, MethodSet
     """Every method with every combination of its settings; methods without a grid are not tuned."""
     for method, own in study.methods.items():
         family = METHODS[own.method or method]
-        learns_auxiliary = issubclass(family, BiLora) and not issubclass(family, RandomAuxiliary)
         for rate, rho, ratio in _points(method, tuning, "rho" in family.uses):
-            auxiliary = float(f"{rate * ratio:.6g}") if learns_auxiliary else None
+            auxiliary = float(f"{rate * ratio:.6g}") if "auxiliary_lr" in family.uses else None
             yield method, own.model_copy(update={"learning_rate": rate, "rho": rho, "auxiliary_lr": auxiliary})
 
 

@@ -65,6 +65,8 @@ class MethodSettings(Settings):
     rho_schedule: RhoSchedule | None = None
     adaptive: bool | None = None
     match_gradients: bool | None = None
+    ascent_fraction: Annotated[FiniteFloat, Field(gt=0, le=1)] | None = None
+    inner_steps: Count | None = None
 
 
 Range = Annotated[list[Positive], Field(min_length=2, max_length=2)]

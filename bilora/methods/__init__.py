@@ -9,7 +9,9 @@ from bilora.methods.base import Method
 from bilora.methods.bilora import BiLora, DualLora, RandomAuxiliary
 from bilora.methods.flat import FlatLora
 from bilora.methods.full import FullFineTuning
+from bilora.methods.ladder import BiLoraInner, LoraSamLag, LoraSamRank
 from bilora.methods.lora import Lora, LoraDoubleRank
+from bilora.methods.refreshed import BiLoraFresh, BiLoraStale
 from bilora.methods.sam import LoraSam, LoraSamFull, Sam
 
 METHODS: dict[str, type[Method]] = {
@@ -25,6 +27,11 @@ METHODS: dict[str, type[Method]] = {
         DualLora,
         RandomAuxiliary,
         LoraDoubleRank,
+        LoraSamRank,
+        LoraSamLag,
+        BiLoraStale,
+        BiLoraFresh,
+        BiLoraInner,
     )
 }
 

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, ClassVar, get_args
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, ClassVar, Literal, Protocol, get_args
 
 from peft import PeftModel
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from bilora.config import BiLoraConfig, Primary
 
-Backward = Callable[[], Tensor]
-"""One forward and backward pass on the current batch: adds to ``.grad`` and returns the detached loss."""
+
+class Backward(Protocol):
+    """One forward and backward pass on the current batch: adds to ``.grad`` and returns the detached loss."""
+
+    def __call__(self, fraction: float = 1.0, /) -> Tensor:
+        """Run it on the first ``fraction`` of the batch's examples; see `bilora.parts.first_examples`."""
+        ...
+
 
 ADDED_TO_THE_WEIGHT: tuple[Primary, ...] = ("lora", "rslora", "pissa", "lora_ga")
 """Kinds of adapter whose merged weight is the frozen weight plus scaling · BA, so that moving one moves the other."""
@@ -31,19 +38,21 @@ class Method:
     Attributes:
         name: Key in the registry.
         summary: One line for the command line's list.
-        passes_per_step: Forward-backward passes of one optimizer step.
+        passes_per_step: Forward-backward passes of one optimizer step, in units of one on the whole batch.
         fits: Kinds of primary adapter for which the method's update means what it says.
         uses: Settings that mean something to the method, beside ``method``.
         model: The model to train, with whatever the method attached to it.
         step: Optimizer steps done; a method's state is in the weights, this number and `state`.
         num_steps: Optimizer steps of the whole training, which schedules need.
+        optimizer: What updates the weights, once there is one.
         loss_scale: What the loss of a backward pass is multiplied by, in fp16's protocol.
-        is_perturbed: Whether the pass under way is at perturbed weights.
+        under_way: What the pass under way is for: ``step``, the trained weights' gradient, or ``ascent``, only the
+            perturbation at which that one is taken.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
-    passes_per_step: ClassVar[int] = 1
+    passes_per_step: float = 1
     fits: ClassVar[tuple[Primary, ...]] = get_args(Primary)
     uses: ClassVar[frozenset[str]] = ADAPTER
 
@@ -52,8 +61,10 @@ class Method:
         self.config, self.seed = config, seed
         self.step, self.num_steps = 0, 1
         self.loss_scale = 1.0
-        self.is_perturbed = False
+        self.optimizer: Optimizer | None = None
+        self.under_way: Literal["step", "ascent"] = "step"
         self.model = self.prepare(model)
+        self.begin_step()
 
     @classmethod
     def check(cls, config: BiLoraConfig) -> None:
@@ -99,6 +110,18 @@ class Method:
         """Groups for an optimizer, the descending weights first; without a rate, the optimizer's own is left."""
         return [{"params": self.primary_parameters()} | _rate(learning_rate)]
 
+    def begin_step(self) -> None:
+        """Called before the first micro-batch of a step, also of one that is tried again after an overflow."""
+
+    @contextmanager
+    def ascending(self) -> Iterator[None]:
+        """Passes inside the block are for the perturbation."""
+        self.under_way = "ascent"
+        try:
+            yield
+        finally:
+            self.under_way = "step"
+
     def gradient(self, backward: Backward) -> Tensor:
         """Leave the step's gradient in ``.grad`` and return the loss at the point where it was taken."""
         return backward()
@@ -109,6 +132,7 @@ class Method:
     def after_step(self) -> None:
         """Called when the optimizer has updated the weights."""
         self.step += 1
+        self.begin_step()
 
     def deployed(self) -> AbstractContextManager[None]:
         """While entered, the model computes what the method's result will."""
@@ -131,6 +155,13 @@ class Method:
     def load_state(self, state: Mapping[str, float]) -> None:
         """Take up what `state` gave."""
 
+    def state_tensors(self) -> dict[str, Tensor]:
+        """Tensors that resuming needs beside the weights."""
+        return {}
+
+    def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take up what `state_tensors` gave."""
+
 
 def _rate(learning_rate: float | None) -> dict[str, float]:
     return {} if learning_rate is None else {"lr": learning_rate}
@@ -151,7 +182,7 @@ def trained_as_they_are(model: nn.Module, name: str) -> nn.Module:
     return model
 
 
-def gradients_of(backward: Backward, parameters: Sequence[nn.Parameter]) -> tuple[Tensor, list[Tensor]]:
+def gradients_of(backward: Callable[[], Tensor], parameters: Sequence[nn.Parameter]) -> tuple[Tensor, list[Tensor]]:
     """Run ``backward`` and return its loss and gradients, leaving earlier ``.grad`` contents as they were."""
     touched = list(parameters)
     stash = [p.grad for p in touched]

@@ -98,10 +98,15 @@ class BiLora(Method):
     @torch.no_grad()
     def after_step(self) -> None:
         super().after_step()
+        self.settle_auxiliary()
+        self._num_clipped += (self.clip_scale < 1).double().mean()
+
+    @torch.no_grad()
+    def settle_auxiliary(self) -> None:
+        """Put an auxiliary that the optimizer has moved back into the ball."""
         self._turn_around()
         self._share_factor()
         self.clip_scale = clip_adapter(self.auxiliary, self.rho, self.config.clip, shared=self.config.share)
-        self._num_clipped += (self.clip_scale < 1).double().mean()
 
     @torch.no_grad()
     def _share_factor(self) -> None:

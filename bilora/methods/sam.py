@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import ClassVar
 
 import torch
@@ -46,18 +46,10 @@ class Sam(Method):
 
     def gradient(self, backward: Backward) -> Tensor:
         # The first pass leaves the random numbers where it found them.
-        with torch.random.fork_rng(devices=devices_of(self.model.parameters())):
+        with torch.random.fork_rng(devices=devices_of(self.model.parameters())), self.ascending():
             epsilons = self.first_pass(backward, self.perturbed_parameters())
-        with buffers_kept(self.model), self._at_perturbed_weights(), self.moved_by(epsilons):
+        with buffers_kept(self.model), self.moved_by(epsilons):
             return backward()
-
-    @contextmanager
-    def _at_perturbed_weights(self) -> Iterator[None]:
-        self.is_perturbed = True
-        try:
-            yield
-        finally:
-            self.is_perturbed = False
 
     def perturbed_parameters(self) -> list[nn.Parameter]:
         """Weights that the perturbation moves."""
@@ -105,6 +97,9 @@ class LoraSamFull(LoraSam):
 
     :math:`G_j` is the gradient at layer j's merged weight, and the layer alone is moved, not other users of its frozen
     weight. It costs an out×in gradient and copy per layer: a yardstick for small models.
+
+    Attributes:
+        perturbation: The last pass's, (out, in) by layer, until the step is done.
     """
 
     name = "lora_sam_full"
@@ -114,16 +109,25 @@ class LoraSamFull(LoraSam):
     def perturbed_parameters(self) -> list[nn.Parameter]:
         return [layer.get_base_layer().weight for layer in adapted_layers(self.model).values()]
 
+    def begin_step(self) -> None:
+        self.perturbation: Mapping[str, Tensor] = {}
+
     def moved_by(self, epsilons: Sequence[Tensor]) -> AbstractContextManager[None]:
-        return layers_moved(self.model, list(adapted_layers(self.model).values()), epsilons)
+        layers = adapted_layers(self.model)
+        self.perturbation = dict(zip(layers, epsilons, strict=True))
+        return layers_moved(self.model, list(layers.values()), epsilons)
 
     def first_pass(self, backward: Backward, moved: Sequence[nn.Parameter]) -> list[Tensor]:
-        with StepGradients(self) as step:
+        with StepGradients(self, "ascent") as step:
             gradients_of(backward, self.primary_parameters())
-        seen = step.of_layers()
+        seen = self.direction(step.of_layers())
         merged = self._merged()
         gradients = [seen[name].to(weight) if name in seen else torch.zeros_like(weight) for name, weight in merged]
         return self.scaled([weight for _, weight in merged], gradients)
+
+    def direction(self, gradients: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Where the perturbation points, given G (out, in) by layer."""
+        return gradients
 
     @torch.no_grad()
     def _merged(self) -> list[tuple[str, Tensor]]:

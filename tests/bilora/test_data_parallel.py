@@ -23,6 +23,7 @@ def train(method: str, directory: Path, batch_size: int) -> dict[str, torch.Tens
     from transformers import TrainingArguments
 
     from bilora import BiLoraTrainer
+    from bilora.adapters import AUXILIARY, adapter_factors
     from tests.bilora.conftest import config_of
     from tests.bilora.test_trainer import dataset, tiny_vit
 
@@ -31,11 +32,15 @@ def train(method: str, directory: Path, batch_size: int) -> dict[str, torch.Tens
         report_to=[], save_strategy="no", logging_strategy="no", disable_tqdm=True, use_cpu=True, optim="sgd",
         remove_unused_columns=False, train_sampling_strategy="sequential", max_grad_norm=0.0,
     )  # fmt: skip
-    config = config_of(method, r=2, rho=0.05, target_modules=["q_proj", "fc1"])
+    # A part of the batch would be other examples on two ranks.
+    config = config_of(method, r=2, rho=0.05, target_modules=["q_proj", "fc1"], ascent_fraction=1.0)
     data = dataset()[:8]
     trainer = BiLoraTrainer(tiny_vit(), arguments, bilora=config, train_dataset=data)
     trainer.train()
-    return {name: p.detach().clone() for name, p in trainer.method.model.named_parameters()}
+    # An auxiliary's product: where a gradient has less than full rank, its factors hold arbitrary directions beside it.
+    products = {name: pair.delta_weight.detach() for name, pair in adapter_factors(trainer.model, AUXILIARY).items()}
+    named = {name: p.detach().clone() for name, p in trainer.method.model.named_parameters() if AUXILIARY not in name}
+    return named | products
 
 
 def _worker(rank: int, port: int, directory: str) -> None:
@@ -66,4 +71,4 @@ def test_two_processes_are_one_with_the_global_batch(ranks: Path, tmp_path: Path
     first, second = (load_file(ranks / f"{method}-{rank}.safetensors") for rank in (0, 1))
     for name, expected in one.items():
         assert torch.equal(first[name], second[name]), name
-        torch.testing.assert_close(first[name], expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(first[name], expected, rtol=0, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")

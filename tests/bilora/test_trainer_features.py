@@ -17,7 +17,7 @@ from bilora.adapters import PRIMARY, adapter_factors, only_adapter
 from tests.bilora.conftest import config_of
 from tests.bilora.test_trainer import dataset, tiny_vit
 
-TWO_PASS = [name for name, method in METHODS.items() if method.passes_per_step == 2]
+TWO_PASS = ["sam", "lora_sam", "lora_sam_full", "lora_sam_rank"]
 
 
 def trainer(tmp_path: Path, method: str = "bilora", /, **options: Any) -> BiLoraTrainer:

@@ -1,0 +1,132 @@
+"""Bi-LoRA whose auxiliary is not learned but set: to the gradient's best low-rank part, by subspace iteration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from bilora.clipping import adapter_norm
+from bilora.methods.base import ADAPTER, BALL, Backward, Method, gradients_of
+from bilora.methods.bilora import BiLora
+from bilora.perturbing import buffers_kept, devices_of
+from bilora.refreshing import refresh, start
+from landscape.distributed import Ranks
+
+
+class RefreshedAuxiliary(BiLora):
+    """What the two have in common: the auxiliary's gradients are read and used up, no optimizer moves it."""
+
+    uses: ClassVar[frozenset[str]] = ADAPTER | BALL | {"auxiliary_r"}
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        prepared = super().prepare(model)
+        start(self.auxiliary.values())
+        return prepared
+
+    def auxiliary_parameters(self) -> list[nn.Parameter]:
+        return []
+
+    def parameter_groups(self, learning_rate: float | None = None) -> list[dict[str, Any]]:
+        return Method.parameter_groups(self, learning_rate)
+
+    def before_step(self) -> None:
+        """Nothing: the auxiliary is set after the step."""
+
+    def metrics(self) -> dict[str, float]:
+        return {"auxiliary_norm": float(adapter_norm(self.auxiliary.values()))}
+
+
+class BiLoraStale(RefreshedAuxiliary):
+    r"""The auxiliary is the last step's gradient, projected on the space that the step before left; one pass.
+
+    A step's pass at :math:`W=W^0+s_1B_1A_1+s_2B_2A_2` gives, beside the primary's gradient,
+    :math:`\nabla_{B_2}L=s_2GA_2^\top` and :math:`\nabla_{A_2}L=s_2B_2^\top G`. In turn, the next step's perturbation is
+
+    .. math:: s_2B_2A_2 = c\,GA_2^\top A_2 \quad\text{or}\quad c\,B_2B_2^\top G,\qquad \|s_2B_2A_2\|=\rho
+
+    over all layers, with the other factor's space orthonormal; `bilora.refreshing.refresh` has the details. The
+    auxiliary so follows the top r singular directions of G while training moves it. The perturbation is one step old,
+    as in Momentum-SAM (arXiv 2401.12033), and of rank r; the first step has none. Under accumulation and on several
+    ranks G is the step's mean gradient.
+    """
+
+    name = "bilora_stale"
+    summary = "auxiliary set to the last step's gradient by subspace iteration, one pass"
+
+    def after_step(self) -> None:
+        learned: Literal["A", "B"] = "B" if self.step % 2 == 0 else "A"
+        Method.after_step(self)
+        refresh(self.auxiliary.values(), learned, self.rho)
+
+
+class BiLoraFresh(RefreshedAuxiliary):
+    r"""The auxiliary is the gradient of a part of the step's own batch, projected on the last step's row space.
+
+    1. Ascent pass on the first ``ascent_fraction`` of the batch, with :math:`B_2=0`: from its gradient,
+       :math:`s_2B_2A_2 = c\,G_{part}A_2^\top A_2`, of norm rho over all layers.
+    2. The step's pass on the whole batch at the perturbed weights gives the primary its gradient and, for nothing,
+       :math:`\nabla_{A_2}L=s_2B_2^\top G` with B2's columns orthonormal, whose row space the next step uses: one step
+       of subspace iteration.
+
+    The ascent pass differentiates with respect to B2 alone. Its part of the batch is as in ESAM (arXiv 2110.03141) and
+    m-sharpness (arXiv 2206.06232). Under accumulation it is a part of the step's first micro-batch, and all
+    micro-batches are taken at the one point it gives; on several ranks every rank gives a part of its own. Both passes
+    draw the same dropout masks as far as their shapes agree, and buffers keep what the whole batch left in them.
+    """
+
+    name = "bilora_fresh"
+    summary = "auxiliary set to the gradient of a part of the batch by subspace iteration, 1 + ascent_fraction passes"
+    uses: ClassVar[frozenset[str]] = RefreshedAuxiliary.uses | {"ascent_fraction"}
+    passes_per_step = 1.25
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        self.passes_per_step = 1 + self.config.ascent_fraction
+        return super().prepare(model)
+
+    def begin_step(self) -> None:
+        self._has_ascended = False
+
+    def gradient(self, backward: Backward) -> Tensor:
+        if self.config.rho > 0 and not self._has_ascended:
+            self._ascend(backward)
+            self._has_ascended = True
+        return backward()
+
+    def _ascend(self, backward: Backward) -> None:
+        pairs = list(self.auxiliary.values())
+        columns: list[Tensor] = [pair.B for pair in pairs]
+        with torch.no_grad():
+            before = [column.clone() for column in columns]
+            torch._foreach_zero_(columns)
+        devices = devices_of(self.model.parameters())
+        with torch.random.fork_rng(devices=devices), buffers_kept(self.model), self.ascending(), self._only(columns):
+            trained = [p for p in self.model.parameters() if p.requires_grad]
+            _, gradients = gradients_of(lambda: backward(self.config.ascent_fraction), trained)
+        of = {id(p): gradient for p, gradient in zip(trained, gradients, strict=True)}
+        for column in columns:
+            # A wrapper that has averaged already does no harm: the perturbation has no scale.
+            column.grad = Ranks().all_sum(of[id(column)])
+        refresh(pairs, "B", self.rho, spare=before)
+
+    @contextmanager
+    def _only(self, columns: list[Tensor]) -> Iterator[None]:
+        """Differentiate with respect to nothing else; not on several ranks, whose wrapper waits for all gradients."""
+        wanted = {id(column) for column in columns}
+        others = [p for p in self.model.parameters() if p.requires_grad and id(p) not in wanted]
+        if Ranks().count > 1:
+            others = []
+        for parameter in others:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in others:
+                parameter.requires_grad_(True)
+
+    def after_step(self) -> None:
+        Method.after_step(self)
+        refresh(self.auxiliary.values(), "A", self.rho)
