@@ -42,6 +42,9 @@ from bilora import METHODS, BiLoraConfig, BiLoraTrainer, build_method
 from bilora.cost import MethodStep
 
 STEPS = {"minilm": 2, "vit": 20}
+BATCH = {"minilm": 16, "vit": 25}
+VARIANTS = {"bilora_fresh_one": "bilora_fresh"}
+"""Rows beside the registry's: a name and its method. The fresh auxiliary's ascent on one example of the batch."""
 
 
 def minilm() -> tuple[nn.Module, dict[str, Tensor], dict[str, Any]]:
@@ -71,8 +74,10 @@ def step_costs(name: str, device: str, rounds: int, methods: list[str]) -> list[
     batch = {key: value.to(device) for key, value in batch.items()}
     steps, times = {}, {method: [] for method in methods}
     for method in methods:
-        used = {key: value for key, value in ({"rho": 0.05} | settings).items() if key in METHODS[method].uses}
-        config = BiLoraConfig(method=method, **used)
+        family = VARIANTS.get(method, method)
+        wanted = {"rho": 0.05} | settings | ({"ascent_fraction": 1 / BATCH[name]} if method in VARIANTS else {})
+        used = {key: value for key, value in wanted.items() if key in METHODS[family].uses}
+        config = BiLoraConfig(method=family, **used)
         prepared = build_method(copy.deepcopy(model).to(device), config, seed=0)
         steps[method] = MethodStep(prepared, batch, lr=1e-4)
     for _ in range(rounds):
@@ -164,13 +169,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="the ViT, LoRA, Bi-LoRA and LoRA-SAM only, in seconds")
     parser.add_argument("--json", type=Path, help="write environment, rows and ratios there")
+    parser.add_argument("--methods", nargs="+", choices=[*METHODS, *VARIANTS], help="beside lora; default all")
     parser.add_argument("--rounds", type=int, default=9, help="repetitions of every timing")
     options = parser.parse_args()
     quieten()
     torch.set_num_threads(1)
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     models = ["vit"] if options.quick else ["vit", "minilm"]
-    methods = ["lora", "bilora", "lora_sam"] if options.quick else ["lora", *(m for m in METHODS if m != "lora")]
+    methods = ["lora", "bilora", "lora_sam"] if options.quick else ["lora", *(m for m in METHODS if m != "lora"), *VARIANTS]
+    if options.methods:
+        methods = ["lora", *options.methods]
     rows: list[dict[str, Any]] = []
     print("| device | model | method | ms a step | step / LoRA | passes | FLOPs / LoRA | memory / LoRA | saved MiB |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
@@ -181,7 +189,7 @@ def main() -> None:
                 low, high = row["ratio_range"]
                 print(
                     f"| {device} | {name} | {row['method']} | {row['seconds'] * 1e3:.1f} | "
-                    f"{row['step_over_lora']:.2f} ({low:.2f}–{high:.2f}) | {row['passes']} | "
+                    f"{row['step_over_lora']:.2f} ({low:.2f}–{high:.2f}) | {row['passes']:.3g} | "
                     f"{row['flops_over_lora']:.2f} | {row['memory_over_lora']:.3f} | "
                     f"{row['saved_activation_bytes'] / 2**20:.1f} |"
                 )

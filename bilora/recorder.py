@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -13,15 +14,15 @@ from bilora.clipping import adapter_norm
 from bilora.gradients import StepGradients
 from bilora.methods.base import Method
 from bilora.methods.bilora import BiLora
-from bilora.methods.sam import LoraSam
+from bilora.methods.sam import LoraSam, LoraSamFull
 from landscape import factor_perturbation, first_order_optimum
 
 
 class DynamicsRecorder(TrainerCallback):
     r"""Note, every ``every`` steps, how a step's perturbation relates to the gradient G at the merged weights.
 
-    G is taken where the step takes its gradient: for the methods with an auxiliary at W⁰ + s₁B₁A₁ + ε, for LoRA-SAM
-    before its perturbation; over all micro-batches of the step, and without the scale of fp16's loss.
+    G is taken where the step takes its gradient, at W⁰ + s₁B₁A₁ + ε, for LoRA-SAM on the factors before its
+    perturbation; over all micro-batches of the step, and without the scale of fp16's loss.
 
     With an auxiliary (Bi-LoRA, arXiv 2508.19564, propositions 2 and 3):
 
@@ -31,12 +32,16 @@ class DynamicsRecorder(TrainerCallback):
       the Frobenius ball of radius rho, :math:`\rho(\sum_j\sum_{i\le r}\sigma_{ji}^2)^{1/2}`, and the sum of Ky Fan
       norms that the paper states, :math:`\rho\sum_j\sum_{i\le r}\sigma_{ji}`.
 
+    For full-space SAM and its rungs: ``gain``, ``cosine``, ``gradient_norm``, and the perturbation's norm as
+    ``auxiliary_norm``; under accumulation the last micro-batch's perturbation.
+
     For LoRA-SAM (proposition 1): ``formula_error``, the relative error of :math:`c(BB^\top G + GA^\top A)` as the
     effective perturbation of the weights, and ``formula_share``, the share of the exact perturbation's squared norm
     inside the tangent space of the factors.
 
     Args:
-        method: The trainer's method; those without a low-rank perturbation, and ASAM, leave no rows.
+        method: The trainer's method; those without a perturbation of the merged weights, and ASAM on factors, leave no
+            rows.
         every: Steps between notes; the first step is noted.
 
     Attributes:
@@ -47,14 +52,15 @@ class DynamicsRecorder(TrainerCallback):
         if every < 1:
             raise ValueError(f"every: expected at least 1 step, got {every}")
         self._method, self._every = method, every
-        self._noted = isinstance(method, BiLora) or (type(method) is LoraSam and not method.config.adaptive)
+        self._on_factors = type(method) is LoraSam
+        self._noted = isinstance(method, BiLora | LoraSamFull) or (self._on_factors and not method.config.adaptive)
         self._gradients: dict[str, Tensor] = {}
         self._step: StepGradients | None = None
         self.rows: list[dict[str, float]] = []
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self._noted and state.global_step % self._every == 0:
-            self._step = StepGradients(self._method).__enter__()
+            self._step = StepGradients(self._method, "ascent" if self._on_factors else "step").__enter__()
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -62,7 +68,7 @@ class DynamicsRecorder(TrainerCallback):
         if self._step is not None:
             self._step.__exit__()
             self._gradients, self._step = self._step.of_layers(), None
-            relations = self._auxiliary_gain() if isinstance(self._method, BiLora) else self._first_proposition()
+            relations = self._first_proposition() if self._on_factors else self._gain()
             self.rows.append({"step": state.global_step + 1, **relations})
 
     def on_optimizer_step(
@@ -79,7 +85,10 @@ class DynamicsRecorder(TrainerCallback):
 
     @torch.no_grad()
     def _inner_products(self) -> Tensor:
-        """⟨G_j, s B_j A_j⟩ of the auxiliary by layer, (layers,)."""
+        """⟨G_j, epsilon_j⟩ by layer, (layers,); of an auxiliary without out×in products."""
+        if isinstance(self._method, LoraSamFull):
+            moved = self._method.perturbation
+            return torch.stack([(g * moved[name]).double().sum() for name, g in self._gradients.items()])
         assert isinstance(self._method, BiLora)
         return torch.stack(
             [
@@ -88,24 +97,33 @@ class DynamicsRecorder(TrainerCallback):
             ]
         )
 
-    def _auxiliary_gain(self) -> dict[str, float]:
-        assert isinstance(self._method, BiLora)
-        gain = float(self._inner_products().sum())
-        norm = float(torch.stack([g.double().square().sum() for g in self._gradients.values()]).sum().sqrt())
-        auxiliary_norm = float(adapter_norm(self._method.auxiliary.values()))
-        ranks = {name: pair.A.shape[0] for name, pair in self._method.auxiliary.items()}
-        best = first_order_optimum(self._gradients, ranks, self._method.rho)
-        return {
+    def _gain(self) -> dict[str, float]:
+        gain, norm = float(self._inner_products().sum()), _norm(self._gradients.values())
+        moved = self._perturbation_norm()
+        relations = {
             "gain": gain,
-            "cosine": gain / (norm * auxiliary_norm) if norm * auxiliary_norm > 0 else 0.0,
+            "cosine": gain / (norm * moved) if norm * moved > 0 else 0.0,
             "gradient_norm": norm,
-            "auxiliary_norm": auxiliary_norm,
-            "gain_optimum": best.frobenius,
-            "gain_ky_fan": best.ky_fan,
+            "auxiliary_norm": moved,
         }
+        if isinstance(self._method, BiLora):
+            ranks = {name: pair.A.shape[0] for name, pair in self._method.auxiliary.items()}
+            best = first_order_optimum(self._gradients, ranks, self._method.rho)
+            relations |= {"gain_optimum": best.frobenius, "gain_ky_fan": best.ky_fan}
+        return relations
+
+    def _perturbation_norm(self) -> float:
+        if isinstance(self._method, LoraSamFull):
+            return _norm(self._method.perturbation.values())
+        assert isinstance(self._method, BiLora)
+        return float(adapter_norm(self._method.auxiliary.values()))
 
     def _first_proposition(self) -> dict[str, float]:
         factors = adapter_factors(self._method.model, PRIMARY)
         gradients = {name: self._gradients[name] for name in factors}
         found = factor_perturbation(gradients, factors, self._method.rho)
         return {"formula_error": found.relative_error, "formula_share": found.tangent_share}
+
+
+def _norm(blocks: Iterable[Tensor]) -> float:
+    return float(torch.stack([block.double().square().sum() for block in blocks]).sum().sqrt())

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar, Literal
 
@@ -105,12 +106,26 @@ class BiLoraFresh(RefreshedAuxiliary):
         devices = devices_of(self.model.parameters())
         with torch.random.fork_rng(devices=devices), buffers_kept(self.model), self.ascending(), self._only(columns):
             trained = [p for p in self.model.parameters() if p.requires_grad]
-            _, gradients = gradients_of(lambda: backward(self.config.ascent_fraction), trained)
+            _, gradients = gradients_of(self._partial(backward), trained)
         of = {id(p): gradient for p, gradient in zip(trained, gradients, strict=True)}
         for column in columns:
             # A wrapper that has averaged already does no harm: the perturbation has no scale.
             column.grad = Ranks().all_sum(of[id(column)])
         refresh(pairs, "B", self.rho, spare=before)
+
+    def _partial(self, backward: Backward) -> Callable[[], Tensor]:
+        fraction = self.config.ascent_fraction
+        if fraction == 1:
+            return backward
+        try:
+            inspect.signature(backward).bind(fraction)
+        except TypeError:
+            raise ValueError(
+                f"backward: {self.name} runs it on a part of the batch; expected a function of the fraction, such as "
+                "backward(fraction=1.0) with bilora.parts.first_examples(batch, fraction), got one without arguments; "
+                "or set ascent_fraction=1"
+            ) from None
+        return lambda: backward(fraction)
 
     @contextmanager
     def _only(self, columns: list[Tensor]) -> Iterator[None]:

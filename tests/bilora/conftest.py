@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bilora import METHODS, BiLoraConfig, Method, build_method
+from bilora.parts import first_examples
 
 
 @pytest.fixture
@@ -42,9 +43,10 @@ def make_method(network: nn.Module, name: str, seed: int = 0, **settings: object
     return method
 
 
-def backward_of(method: Method, batch: tuple[Tensor, Tensor]) -> Callable[[], Tensor]:
-    def backward() -> Tensor:
-        loss = F.cross_entropy(method.model(batch[0]), batch[1])
+def backward_of(method: Method, batch: tuple[Tensor, Tensor]) -> Callable[..., Tensor]:
+    def backward(fraction: float = 1.0) -> Tensor:
+        part = first_examples({"x": batch[0], "y": batch[1]}, fraction)
+        loss = F.cross_entropy(method.model(part["x"]), part["y"])
         loss.backward()
         return loss.detach()
 

@@ -83,13 +83,13 @@ def test_the_space_converges_at_the_rate_of_subspace_iteration(name: str, steps_
 def test_the_perturbation_has_norm_rho_over_all_layers(network: nn.Module, batch: Batch, name: str) -> None:
     method = make_method(network, name, rho=0.07)
     backward = backward_of(method, batch)
-    seen = []
+    seen: list[float] = []
 
     def watched(fraction: float = 1.0) -> Tensor:
         if method.under_way == "step":
             dense = [pair.delta_weight for pair in method.auxiliary.values()]
             seen.append(float(torch.cat([d.flatten() for d in dense]).norm()))
-        return backward()
+        return backward(fraction)
 
     optimizer = torch.optim.SGD(method.parameter_groups(0.1))
     for _ in range(4):
@@ -147,7 +147,7 @@ def test_steps_follow_the_update_equations(network: nn.Module, batch: Batch, nam
         else:
             epsilons = scaled({n: columns[n] @ columns[n].T @ g for n, g in gradient.items()}, rho)
             rows = {n: polar(g.T @ columns[n]).T for n, g in gradient.items()}
-        method.gradient(_parted(method, batch))
+        method.gradient(backward_of(method, batch))
         optimizer.step()
         method.after_step()
         optimizer.zero_grad()
@@ -162,16 +162,6 @@ def test_steps_follow_the_update_equations(network: nn.Module, batch: Batch, nam
 
 def _factors(method: Method, adapter: str) -> dict:
     return adapter_factors(method.model, adapter)
-
-
-def _parted(method: Method, batch: Batch) -> Callable[..., Tensor]:
-    def backward(fraction: float = 1.0) -> Tensor:
-        part = first_examples({"x": batch[0], "y": batch[1]}, fraction)
-        loss = F.cross_entropy(method.model(part["x"]), part["y"])
-        loss.backward()
-        return loss.detach()
-
-    return backward
 
 
 @pytest.fixture
@@ -191,7 +181,7 @@ def test_at_full_rank_they_are_the_methods_they_come_from(
     for _ in range(5):
         for index, method in enumerate((mine, theirs)):
             optimizers[index] = optimizers[index] or torch.optim.SGD(method.parameter_groups(0.2))
-            method.gradient(_parted(method, batch))
+            method.gradient(backward_of(method, batch))
             optimizers[index].step()
             method.after_step()
             optimizers[index].zero_grad()
@@ -328,3 +318,10 @@ def test_a_part_of_a_batch_has_whole_examples() -> None:
     assert len(first_examples(batch, 1e-9)["x"]) == 1 and len(first_examples(batch, 0.6)["x"]) == 3
     with pytest.raises(ValueError, match=r"y: expected 5 rows, one per example, .* got \(4,\)"):
         first_examples({"x": torch.zeros(5), "y": torch.zeros(4)}, 0.5)
+
+
+def test_a_pass_that_cannot_take_a_part_is_refused(network: nn.Module, batch: Batch) -> None:
+    method = make_method(network, "bilora_fresh", rho=0.1)
+    backward = backward_of(method, batch)
+    with pytest.raises(ValueError, match="backward: bilora_fresh runs it on a part of the batch"):
+        method.gradient(lambda: backward(1.0))

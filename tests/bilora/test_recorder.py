@@ -111,7 +111,39 @@ def method_factors(method):
     return adapter_factors(method.model, "primary")
 
 
-@pytest.mark.parametrize(("method", "rows"), [("bilora", 3), ("random_aux", 3), ("lora_sam", 3), ("lora", 0)])
+@pytest.mark.parametrize("name", ["lora_sam_full", "lora_sam_rank", "bilora_fresh"])
+def test_a_fresh_perturbation_lies_along_the_gradient_at_the_weights(
+    network: nn.Module, batch: Batch, name: str
+) -> None:
+    """And is noted against the one at the perturbed weights, where the step takes its own."""
+    method = make_method(network, name, rho=0.3, auxiliary_r=1, ascent_fraction=1.0)
+    start(method_factors(method), 5)
+    deltas = {n: pair.delta_weight.detach().requires_grad_() for n, pair in method_factors(method).items()}
+    merged_loss(network, batch, deltas).backward()
+    epsilons = {n: delta.grad for n, delta in deltas.items()}
+    if name == "lora_sam_rank":
+        cut = {n: torch.linalg.svd(g) for n, g in epsilons.items()}
+        epsilons = {n: s[0] * torch.outer(left[:, 0], right[0]) for n, (left, s, right) in cut.items()}
+    if name == "bilora_fresh":
+        rows = {n: pair.A.detach() for n, pair in method.auxiliary.items()}
+        epsilons = {n: g @ rows[n].T @ rows[n] for n, g in epsilons.items()}
+    size = flat(epsilons.values()).norm()
+    epsilons = {n: 0.3 * epsilon / size for n, epsilon in epsilons.items()}
+    moved = {n: (delta + epsilons[n]).detach().requires_grad_() for n, delta in deltas.items()}
+    merged_loss(network, batch, moved).backward()
+    g, e = flat(delta.grad for delta in moved.values()), flat(epsilons.values())
+    row = noted(method, batch)
+    expected = {"gain": g @ e, "cosine": g @ e / g.norm() / 0.3, "gradient_norm": g.norm(), "auxiliary_norm": 0.3}
+    for key, value in expected.items():
+        assert row[key] == pytest.approx(float(value), rel=1e-6), key
+    assert ("gain_optimum" in row) == (name == "bilora_fresh")
+
+
+@pytest.mark.parametrize(
+    ("method", "rows"),
+    [("bilora", 3), ("random_aux", 3), ("lora_sam", 3), ("lora_sam_lag", 3), ("bilora_stale", 3), ("bilora_fresh", 3),
+     ("lora", 0)],
+)  # fmt: skip
 def test_recording_leaves_training_as_it_is(tmp_path: Path, method: str, rows: int) -> None:
     plain, recorded = (trainer(tmp_path, method) for _ in range(2))
     recorder = DynamicsRecorder(recorded.method, every=3)
