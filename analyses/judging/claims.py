@@ -114,7 +114,7 @@ def evidence_of(records: pd.DataFrame, settings: ClaimSettings) -> dict[str, Evi
 
 def claim_file(settings: ClaimSettings) -> ClaimFile:
     """The study's own claims, or the bundled ones."""
-    return settings.file or _bundled()
+    return settings.file or _bundled(settings.bundled)
 
 
 def answer(judged: Sequence[Judged], settings: ClaimSettings) -> str:
@@ -134,8 +134,8 @@ def answer(judged: Sequence[Judged], settings: ClaimSettings) -> str:
 
 
 @cache
-def _bundled() -> ClaimFile:
-    text = (resources.files("analyses") / "judging" / "claims.yaml").read_text()
+def _bundled(name: str) -> ClaimFile:
+    text = (resources.files("analyses") / "judging" / f"{name}.yaml").read_text()
     return ClaimFile.model_validate(yaml.safe_load(text))
 
 

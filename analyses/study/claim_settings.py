@@ -117,8 +117,9 @@ class ClaimSettings(Settings):
     """Thresholds fixed before the data are seen, and whose claims are judged.
 
     Two rises count as equal up to a factor of ``rise_margin``, two losses up to ``loss_margin``, two accuracies up to
-    ``accuracy_margin`` points; a step may cost ``step_ratio`` times another. ``roles`` says which columns the bundled
-    claims (analyses/judging/claims.yaml) compare, ``file`` holds claims in their place.
+    ``accuracy_margin`` points; a step may cost ``step_ratio`` times another. ``bundled`` names the bundled claims: the
+    paper's (analyses/judging/claims.yaml) or those about the rungs between SAM and Bi-LoRA (ladder.yaml there);
+    ``roles`` says which columns they compare, ``file`` holds claims in their place.
     """
 
     rho: Positive
@@ -129,6 +130,7 @@ class ClaimSettings(Settings):
     accuracy_margin: Positive = 1.0
     step_ratio: Positive = 1.25
     roles: dict[str, str] | list[dict[str, str]] | None = None
+    bundled: Literal["claims", "ladder"] = "claims"
     file: ClaimFile | None = None
 
     def threshold(self, value: Threshold | None) -> float | None:

@@ -18,6 +18,7 @@ from reports.figures.alignment_map import plot_alignment_map
 from reports.figures.barriers import plot_barriers
 from reports.figures.dynamics import plot_alignment_training, plot_dynamics
 from reports.figures.eigenvalues import plot_eigenvalues
+from reports.figures.forest import log_ratios, plot_forest
 from reports.figures.numbers import figure_numbers
 from reports.figures.prediction import plot_prediction
 from reports.figures.profiles import plot_profiles
@@ -74,6 +75,16 @@ def _over_runs(records: pd.DataFrame, rho: float, count: str, bars: str) -> Iter
     measure = records["measure"]
     means = f"Means over {count}"
     over = f"{means}; {bars}."
+    ratios_to_lora = log_ratios(records, rho=rho)
+    yield _Plan(
+        "forest",
+        ratios_to_lora,
+        f"Each method over LoRA, seed by seed ({count}): the worst-case rise of the training loss at rho = {rho:g} in "
+        "the full space (a lower bound), the training loss and the test loss at the minimum. Dots are runs, marks "
+        "geometric means with 95 % Student-t intervals of the log ratios. A flatter minimum of the same training loss "
+        "is one that fits as well; where the training loss is larger, some of the flatness is fit.",
+        lambda: plot_forest(ratios_to_lora),
+    )
     rises = with_ratios(records)
     lower_row = "Lower row: the rise divided by LoRA's at the same seed. " if rises["ratio"].notna().any() else ""
     ratios = rises.assign(measure="worst_case_rise_over_lora", value=rises["ratio"]).dropna(subset="value")
@@ -226,8 +237,8 @@ def _along_training(records: pd.DataFrame, count: str, bars: str) -> Iterator[_P
         "dynamics",
         records[measure.isin(["angle_to_final", "cos_auxiliary_gradient"])],
         "Left: largest principal angle between a factor B's column space and its final one, averaged over layers; "
-        "the grey line is 10°, below which a space counts as settled. Right: cosine between what the auxiliary "
-        "adds and the gradient at the merged weights, on the step's own batch: SAM's perturbation has 1. "
+        "the grey line is 10°, below which a space counts as settled. Right: cosine between the perturbation of the "
+        "weights and the gradient at the perturbed weights, on the step's own batch. "
         f"{over}",
         lambda: plot_dynamics(records),
     )

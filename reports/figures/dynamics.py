@@ -18,7 +18,7 @@ SHARES = {"primary": ("lora", "lora_sam", "bilora"), "auxiliary": ("bilora", "du
 
 
 def plot_dynamics(records: pd.DataFrame) -> Figure:
-    """Left: angle of the column spaces to where they end. Right: cos(auxiliary, G) of the methods that have one."""
+    """Left: angle of the column spaces to where they end. Right: cos(perturbation, G) of the methods with one."""
     with plot_context():
         figure, (left, right) = plt.subplots(1, 2, figsize=(TWO_COLUMNS, 2.7))
         angles = records[(records["measure"] == "angle_to_final") & (records["subspace"] == "column")]
@@ -29,7 +29,7 @@ def plot_dynamics(records: pd.DataFrame) -> Figure:
         for method in method_order(cosines["method"]):
             _curve(right, cosines[cosines["method"] == method], method, None)
         right.axhline(0, color="0.6", lw=0.7, zorder=0)
-        right.set_ylabel("cos(auxiliary, gradient)")
+        right.set_ylabel("cos(perturbation, gradient)")
         for ax in (left, right):
             ax.set_xlabel("optimizer step")
         handles, labels = left.get_legend_handles_labels()

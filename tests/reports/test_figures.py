@@ -19,6 +19,7 @@ from reports.figures import draw_all
 from reports.figures.accuracy_sharpness import plot_accuracy_sharpness
 from reports.figures.alignment import plot_alignment
 from reports.figures.eigenvalues import plot_eigenvalues
+from reports.figures.forest import log_ratios, plot_forest
 from reports.figures.worst_case import plot_worst_case
 from reports.style import mean_interval, method_style
 from tests.reports.conftest import LAYERS, RADII, RHO, SHARPNESS, made_up_records
@@ -165,14 +166,37 @@ def test_accuracy_against_sharpness_has_a_point_a_run_and_a_mean_a_method(record
 def test_draw_all_writes_files_with_captions_that_name_the_method(records: pd.DataFrame, tmp_path: Path) -> None:
     few = records[records["method"].isin(["lora", "bilora"])]
     figures = draw_all(few, rho=RHO, folder=tmp_path)
-    over_seeds = ["worst_case_rise", "eigenvalues", "alignment", "alignment_map", "accuracy_sharpness"]
+    over_seeds = ["forest", "worst_case_rise", "eigenvalues", "alignment", "alignment_map", "accuracy_sharpness"]
     pictures = ["profiles", "contours", "surfaces", "prediction", "barriers"]
     assert [one.name for one in figures] == over_seeds + pictures
     for one in figures:
         assert one.path.is_file() and one.path.with_suffix(".pdf").is_file()
         assert ("n = 5 seeds" in one.caption) == (one.name in over_seeds)
-    assert "two independent searches" in figures[0].caption and "lower bound" in figures[0].caption
+    captions = {one.name: one.caption for one in figures}
+    assert "two independent searches" in captions["worst_case_rise"] and "lower bound" in captions["worst_case_rise"]
+    assert "geometric means" in captions["forest"] and "lower bound" in captions["forest"]
     assert not plt.get_fignums()
+
+
+def test_forest_has_every_run_and_geometric_means_of_paired_ratios(records: pd.DataFrame) -> None:
+    ratios = log_ratios(records, rho=RHO)
+    rises = records[(records["measure"] == "worst_case_rise") & (records["subspace"] == "full")]
+    rises = rises[np.isclose(rises["rho"], RHO)].pivot_table(index="seed", columns="method", values="value")
+    expected = np.log(rises["bilora"] / rises["lora"])
+    own = ratios[(ratios["method"] == "bilora") & (ratios["measure"] == "log_ratio_to_lora_of_worst_case_rise")]
+    np.testing.assert_allclose(own.set_index("seed")["value"].astype(float), expected)
+    assert "lora" not in set(ratios["method"])
+    figure = plot_forest(ratios)
+    rise, fit, test = figure.axes
+    labels = [tick.get_text() for tick in rise.get_yticklabels()]
+    assert labels == [method_style(method).label for method in SHARPNESS if method != "lora"][::-1]
+    place = labels.index("Bi-LoRA")
+    (dots,) = [one for one in rise.collections if place in np.asarray(one.get_offsets())[:, 1]]
+    np.testing.assert_allclose(np.sort(np.asarray(dots.get_offsets())[:, 0]), np.sort(np.exp(expected)))
+    (mark,) = [line for line in rise.lines if line.get_marker() == "*"]
+    assert mark.get_xdata()[0] == pytest.approx(np.exp(expected.mean()))
+    assert len(fit.collections) == len(test.collections) == len(labels)
+    assert log_ratios(records[records["method"] != "lora"], rho=RHO).empty
 
 
 def test_draw_all_leaves_out_what_has_no_records(tmp_path: Path) -> None:

@@ -267,3 +267,23 @@ def test_the_bundled_claims_are_whole() -> None:
     assert len({claim.name for claim in claims}) == len(claims) >= 25
     labels = claim_file(SETTINGS).labels
     assert {role for claim in claims for role in claim.roles} <= labels.keys()
+
+
+LADDER = ClaimSettings(rho=0.1, bundled="ladder")
+
+
+def test_the_ladders_claims_name_what_each_difference_costs() -> None:
+    rungs = {
+        "lora": 1.0, "lora_sam_full": 0.2, "lora_sam_rank": 0.2, "lora_sam_lag": 0.5, "bilora_stale": 0.5,
+        "bilora_fresh": 0.2, "bilora_fresh_one": 0.25, "bilora": 1.2, "bilora_full_ball": 0.9, "bilora_inner_16": 0.2,
+    }  # fmt: skip
+    found = judged(made_up(rungs, loss={"bilora_fresh": 0.5}, accuracy={"bilora_fresh": 0.9}), LADDER)
+    verdicts = {name: claim.verdict for name, claim in found.items()}
+    assert verdicts.pop("lag_costs_no_flatness") == "contradicted"
+    assert verdicts.pop("fresh_one_as_flat_as_full_sam") in ("undecided", "contradicted")  # at the margin itself
+    assert {name for name, verdict in verdicts.items() if verdict != "supported"} == {
+        "fresh_takes_fewer_passes_than_full_sam"  # made-up passes are equal
+    }
+    assert found["learned_ascent_costs_flatness"].evidence.effect == pytest.approx(6, rel=0.1)
+    text = claims_document(made_up(rungs), LADDER)["sentence"]
+    assert text.startswith("full-space SAM cut to rank r's minima are 1.0")
