@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -39,16 +39,30 @@ class Factors:
         return self.scaling**2 * ((self.B.T @ self.B) * (self.A @ self.A.T)).sum()
 
 
+def activate(model: PeftModel, names: Sequence[str]) -> None:
+    """Compute with these adapters, or with none; active ones become trainable."""
+    if not names:
+        model.base_model.disable_adapter_layers()
+        return
+    if _is_off(model):
+        model.base_model.enable_adapter_layers()
+    model.base_model.set_adapter(list(names))
+
+
+def _is_off(model: PeftModel) -> bool:
+    return any(layer.disable_adapters for layer in adapted_layers(model).values())
+
+
 @contextmanager
-def only_adapter(model: PeftModel, name: str) -> Iterator[None]:
-    """Compute with one adapter alone; the others and what is trained are as before on the way out."""
-    active = list(model.active_adapters)
+def only_adapters(model: PeftModel, names: Sequence[str]) -> Iterator[None]:
+    """Compute with these adapters alone; the others and what is trained are as before on the way out."""
+    active = [] if _is_off(model) else list(model.active_adapters)
     trained = [(p, p.requires_grad) for p in model.parameters()]
-    model.base_model.set_adapter([name])
+    activate(model, names)
     try:
         yield
     finally:
-        model.base_model.set_adapter(active)
+        activate(model, active)
         for parameter, flag in trained:
             parameter.requires_grad_(flag)
 

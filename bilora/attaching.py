@@ -47,6 +47,30 @@ def attach_primary(model: nn.Module, config: BiLoraConfig, *, seed: int, rank_fa
         ValueError: The model has adapters, a name matches nothing, a layer is not an unquantised linear layer, a rank
             exceeds a dimension, or LoRA-GA's gradients are missing.
     """
+    peft_model = _attached(model, config, PRIMARY, rank_factor=rank_factor)
+    if config.primary in MOVES_THE_BASE:
+        pairs = adapter_factors(peft_model, PRIMARY)
+        first = {name: (pair.A.detach().clone(), pair.B.detach().clone()) for name, pair in pairs.items()}
+        peft_model.bilora_initial_factors = first
+    else:
+        _draw_factors(adapter_factors(peft_model, PRIMARY), f"{seed}/{PRIMARY}")
+    return peft_model
+
+
+def attach_auxiliary_alone(model: nn.Module, config: BiLoraConfig, *, seed: int) -> PeftModel:
+    """Add the auxiliary to a plain model whose own weights descend; those stay as trainable as they were."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    rank = config.auxiliary_r or config.r
+    alpha = config.auxiliary_alpha or config.alpha * rank / config.r
+    plain = config.model_copy(update={"primary": "lora", "r": rank, "alpha": alpha})
+    peft_model = _attached(model, plain, AUXILIARY, rank_factor=1)
+    _draw_factors(adapter_factors(peft_model, AUXILIARY), f"{seed}/{AUXILIARY}")
+    for parameter in trained:
+        parameter.requires_grad_(True)
+    return peft_model
+
+
+def _attached(model: nn.Module, config: BiLoraConfig, adapter: str, *, rank_factor: int) -> PeftModel:
     if isinstance(model, PeftModel):
         raise ValueError("model: expected a plain model, got one with adapters; use model.merge_and_unload() first")
     # s = alpha / r, and alpha / √r for rsLoRA.
@@ -65,14 +89,7 @@ def attach_primary(model: nn.Module, config: BiLoraConfig, *, seed: int, rank_fa
     _resolve_targets(model, lora)
     _check_targets(model, lora, config)
     _use_own_layers(lora)
-    peft_model = get_peft_model(model, lora, adapter_name=PRIMARY)
-    if config.primary in MOVES_THE_BASE:
-        pairs = adapter_factors(peft_model, PRIMARY)
-        first = {name: (pair.A.detach().clone(), pair.B.detach().clone()) for name, pair in pairs.items()}
-        peft_model.bilora_initial_factors = first
-    else:
-        _draw_factors(adapter_factors(peft_model, PRIMARY), f"{seed}/{PRIMARY}")
-    return peft_model
+    return get_peft_model(model, lora, adapter_name=adapter)
 
 
 def attach_auxiliary(model: PeftModel, config: BiLoraConfig, *, seed: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import tempfile
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from peft.utils import load_peft_weights, set_peft_model_state_dict
-from safetensors.torch import load_file, load_model, save_file
+from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -23,6 +24,8 @@ from bilora.methods.base import Method
 
 _CONFIG, _STATE = "bilora.json", "bilora_state.json"
 _STATE_TENSORS = "bilora_state.safetensors"
+_OWN = "bilora_own_weights.safetensors"
+_WEIGHTS = "model.safetensors"
 INITIAL = "bilora_initial.safetensors"
 """Initial factors of an adapter that changed the frozen weights, in a checkpoint."""
 _ADAPTER, _ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -72,8 +75,37 @@ def _make_plain(model: PeftModel, name: str, directory: Path) -> None:
     (directory / _ADAPTER_CONFIG).write_text(json.dumps(config, indent=2) + "\n")
 
 
+def save_whole(model: PeftModel, directory: Path) -> None:
+    """Save a model whose own weights were trained beside an auxiliary, without the auxiliary; it is copied for that."""
+    plain = copy.deepcopy(model).unload()
+    if isinstance(plain, PreTrainedModel):
+        plain.save_pretrained(directory)
+    else:
+        directory.mkdir(parents=True, exist_ok=True)
+        save_model(plain, str(directory / _WEIGHTS))
+
+
+def save_own_weights(model: PeftModel, checkpoint: Path) -> None:
+    """Save everything but the adapters, each storage once: they alone do not say what was trained."""
+    once = {tensor.data_ptr(): (name, tensor) for name, tensor in reversed(_own_weights(model).items())}
+    save_file({name: tensor.contiguous() for name, tensor in once.values()}, checkpoint / _OWN)
+
+
+@torch.no_grad()
+def _load_own_weights(model: PeftModel, checkpoint: Path) -> None:
+    mine = _own_weights(model)
+    for name, tensor in load_file(checkpoint / _OWN).items():
+        mine[name].copy_(tensor)
+
+
+def _own_weights(model: PeftModel) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in model.state_dict().items() if ".lora_" not in name}
+
+
 def load_adapters(model: PeftModel, checkpoint: Path) -> None:
-    """Load every adapter of the model from a checkpoint; which are active and trained stays.
+    """Load every adapter of the model from a checkpoint, and its own weights if they were trained.
+
+    Which adapters are active and trained stays.
 
     Raises:
         ValueError: The frozen weights are not those that the checkpoint's adapters were trained on.
@@ -81,6 +113,8 @@ def load_adapters(model: PeftModel, checkpoint: Path) -> None:
     _check_initial(model, checkpoint)
     for name in model.peft_config:
         set_peft_model_state_dict(model, load_peft_weights(str(checkpoint / name), device="cpu"), adapter_name=name)
+    if (checkpoint / _OWN).is_file():
+        _load_own_weights(model, checkpoint)
 
 
 def load_weights(model: nn.Module, checkpoint: Path) -> None:
@@ -93,7 +127,7 @@ def load_weights(model: nn.Module, checkpoint: Path) -> None:
         loaded = type(model).from_pretrained(checkpoint, local_files_only=True, dtype=model.dtype)
         model.load_state_dict(loaded.state_dict())
     else:
-        load_model(model, str(checkpoint / "model.safetensors"))
+        load_model(model, str(checkpoint / _WEIGHTS))
 
 
 def write_config(config: BiLoraConfig, checkpoint: Path) -> None:

@@ -10,7 +10,7 @@ from peft import LoraConfig
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, field_validator, model_validator
 
 Clip = Literal["global", "layerwise", "none"]
-Primary = Literal["lora", "rslora", "dora", "pissa", "lora_ga"]
+Primary = Literal["lora", "rslora", "dora", "pissa", "lora_ga", "full"]
 RhoSchedule = Literal["constant", "warmup", "cosine", "cooled"]
 _COOLED_FROM = 0.8
 _Rank = Annotated[int, Field(ge=1)]
@@ -34,7 +34,8 @@ class BiLoraConfig(BaseModel):
         modules_to_save: Modules trained as a whole beside the primary and saved with it, such as a new head; name
             endings, as in `peft.LoraConfig`. Layers inside them get no adapter.
         primary: What PEFT makes of the primary adapter. ``lora_ga`` needs `peft.tuners.lora.loraga.preprocess_loraga`
-            on the model first. The auxiliary is always plain LoRA.
+            on the model first. ``full`` is no adapter: all weights descend, beside an auxiliary of rank ``r``. The
+            auxiliary is always plain LoRA.
         rank_pattern: Ranks of layers that differ from ``r``, as in `peft.LoraConfig`.
         alpha_pattern: ``lora_alpha`` of layers that differ from ``alpha``, as in `peft.LoraConfig`.
         lora_dropout: Dropout on the primary's input; the auxiliary has none.
@@ -92,6 +93,17 @@ class BiLoraConfig(BaseModel):
             raise ValueError(
                 f"share: a shared factor needs one rank, got r={self.r} and auxiliary_r={self.auxiliary_r}; "
                 "leave auxiliary_r out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _all_weights_need_no_adapter(self) -> BiLoraConfig:
+        names = ("share", "modules_to_save", "rank_pattern", "alpha_pattern", "lora_dropout")
+        given = {name: getattr(self, name) for name in names if getattr(self, name) not in ("none", None, {}, 0.0)}
+        if self.primary == "full" and given:
+            raise ValueError(
+                f"primary: full trains all weights and has no primary adapter to which {', '.join(given)} could apply, "
+                "got " + ", ".join(f"{name}={value!r}" for name, value in given.items()) + "; leave them out"
             )
         return self
 

@@ -116,6 +116,9 @@ def _merged(model: PeftModel) -> Minimum:
         for adapter in model.peft_config
         if (pairs := adapter_factors(model, adapter))
     }
+    if not merged:  # its own weights were trained, and the auxiliary is left out
+        plain = model.unload().requires_grad_(True)
+        return Minimum(plain, tuple(f"{layer}.weight" for layer in layers), {}, factors)
     before = _pretrained(model)
     model.base_model.set_adapter(merged)
     plain = model.merge_and_unload(adapter_names=merged).requires_grad_(True)

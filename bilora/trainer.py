@@ -21,6 +21,8 @@ from bilora.checkpoints import (
     load_state,
     load_weights,
     save_adapter,
+    save_own_weights,
+    save_whole,
     write_config,
     write_state,
 )
@@ -211,13 +213,19 @@ class BiLoraTrainer(Trainer):
         if _internal_call or not isinstance(self.model, PeftModel):
             super().save_model(output_dir, _internal_call)
         elif self.args.should_save:
-            save_adapter(self.model, PRIMARY, Path(output_dir or self.args.output_dir))
+            directory = Path(output_dir or self.args.output_dir)
+            if PRIMARY in self.model.peft_config:
+                save_adapter(self.model, PRIMARY, directory)
+            else:
+                save_whole(self.model, directory)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         super()._save(output_dir, state_dict)
         directory = Path(output_dir or self.args.output_dir)
         write_config(self.method.config, directory)
         write_state(self.method, directory)
+        if isinstance(self.model, PeftModel) and PRIMARY not in self.model.peft_config:
+            save_own_weights(self.model, directory)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         check_config(self.method.config, Path(resume_from_checkpoint))

@@ -16,7 +16,7 @@ from analyses.study.cells import Cell
 from analyses.study.claim_settings import ClaimSettings
 from analyses.study.measure_settings import MeasureSettings
 from bilora import METHODS
-from bilora.config import Clip, RhoSchedule
+from bilora.config import Clip, Primary, RhoSchedule
 
 
 class TrainingSettings(Settings):
@@ -65,6 +65,7 @@ class MethodSettings(Settings):
     rho_schedule: RhoSchedule | None = None
     adaptive: bool | None = None
     match_gradients: bool | None = None
+    primary: Primary | None = None
     ascent_fraction: Annotated[FiniteFloat, Field(gt=0, le=1)] | None = None
     inner_steps: Count | None = None
 

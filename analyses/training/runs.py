@@ -52,6 +52,8 @@ def method_config(study: Study, method: str) -> BiLoraConfig:
     own = settings.model_dump(exclude={"learning_rate", "method", "r"}, exclude_none=True)
     asked = settings.model_dump(exclude={"learning_rate", "method", "r"}, exclude_defaults=True)
     uses = METHODS[name].uses
+    if settings.primary == "full":
+        shared.pop("modules_to_save")
     used = {key: value for key, value in (shared | own).items() if key in uses}
     # What is asked for beyond that is for the method to refuse.
     return BiLoraConfig(method=name, **(asked | used))
@@ -153,7 +155,8 @@ def _trainer(study: Study, cell: Cell, folder: StudyFolder, output: Path, clock:
 
 def _save(trainer: BiLoraTrainer, directory: Path) -> None:
     """The deployed weights and all factors; the pickle that the Trainer puts beside whole weights goes."""
-    trainer.save_model(str(directory / PRIMARY if isinstance(trainer.model, PeftModel) else directory))
+    has_adapter = isinstance(trainer.model, PeftModel) and PRIMARY in trainer.model.peft_config
+    trainer.save_model(str(directory / PRIMARY if has_adapter else directory))
     (directory / "training_args.bin").unlink(missing_ok=True)
     factors = factor_tensors(trainer.method.model)
     if factors:
@@ -167,11 +170,13 @@ def load_minimum(study: Study, cell: Cell, folder: StudyFolder) -> Minimum:
     base = task.load_base(folder.base(study))
     targets, saved = study.adapters.target_modules, study.adapters.modules_to_save
     names = [f"{name}.weight" for name in target_layers(base, targets, saved)]
-    if not (directory / PRIMARY).is_dir():
+    if (directory / PRIMARY).is_dir():
+        found = minimum(directory, base=base)
+    else:
         whole = minimum(task.load_base(directory), base=base)
-        return Minimum(whole.model, tuple(names), {name: whole.updates[name] for name in names}, {})
-    found = minimum(directory, base=base)
-    stored = load_file(directory / "factors.safetensors")
+        found = Minimum(whole.model, tuple(names), {name: whole.updates[name] for name in names}, {})
+    adapters = directory / "factors.safetensors"
+    stored = load_file(adapters) if adapters.is_file() else {}
     factors: dict[str, dict[str, tuple[Tensor, Tensor]]] = defaultdict(dict)
     for key in stored:
         adapter, layer, factor = key.split("/")

@@ -53,7 +53,7 @@ class Method:
     name: ClassVar[str]
     summary: ClassVar[str]
     passes_per_step: float = 1
-    fits: ClassVar[tuple[Primary, ...]] = get_args(Primary)
+    fits: ClassVar[tuple[Primary, ...]] = tuple(kind for kind in get_args(Primary) if kind != "full")
     uses: ClassVar[frozenset[str]] = ADAPTER
 
     def __init__(self, model: nn.Module, config: BiLoraConfig, *, seed: int) -> None:
@@ -81,6 +81,11 @@ class Method:
                 f"{', '.join(ignored)}: {cls.name} does not use it; expected settings of {cls.name}'s own "
                 f"({', '.join(sorted(cls.uses)) or 'none'}), got "
                 + ", ".join(f"{name}={given[name]!r}" for name in ignored)
+            )
+        if config.primary == "full" and "full" not in cls.fits:
+            raise ValueError(
+                f"primary: {cls.name} trains a primary adapter; expected one of {', '.join(cls.fits)}, got full "
+                "(method 'full' trains all weights, 'sam' with SAM, and methods with an auxiliary take primary='full')"
             )
         if config.primary not in cls.fits:
             raise ValueError(

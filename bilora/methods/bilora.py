@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import torch
 from torch import Tensor, nn
 
-from bilora.adapters import AUXILIARY, PRIMARY, Factors, adapter_factors, only_adapter
-from bilora.attaching import attach_auxiliary, attach_primary
+from bilora.adapters import AUXILIARY, PRIMARY, Factors, activate, adapter_factors, only_adapters
+from bilora.attaching import attach_auxiliary, attach_auxiliary_alone, attach_primary
 from bilora.clipping import adapter_norm, clip_adapter, scale_adapter
+from bilora.config import Primary
 from bilora.methods.base import ADAPTER, BALL, Backward, Method
 
 
@@ -31,12 +32,13 @@ class BiLora(Method):
 
     With a factor shared, the auxiliary's is a copy of the primary's after every step, the other one learns, and the
     clip multiplies that one by rho/c. A ball of radius 0 holds no auxiliary: it stays off. Weights trained beside the
-    primary (``modules_to_save``) descend with it.
+    primary (``modules_to_save``) descend with it. With ``primary="full"`` all weights are the primary, and the result
+    is the plain model.
 
     Attributes:
         ascends: Whether the auxiliary goes up.
         learns_auxiliary: Whether the optimizer moves the auxiliary.
-        primary: The primary's factors by layer.
+        primary: The primary's factors by layer; empty where all weights descend.
         auxiliary: The auxiliary's factors by layer.
         clip_scale: What the last clip multiplied the auxiliary's products by.
     """
@@ -46,12 +48,16 @@ class BiLora(Method):
     uses: ClassVar[frozenset[str]] = (
         ADAPTER | BALL | {"auxiliary_r", "auxiliary_alpha", "auxiliary_lr", "clip", "share", "match_gradients"}
     )
+    fits = get_args(Primary)
     ascends: ClassVar[bool] = True
     learns_auxiliary: ClassVar[bool] = True
 
     def prepare(self, model: nn.Module) -> nn.Module:
-        peft_model = attach_primary(model, self.config, seed=self.seed)
-        attach_auxiliary(peft_model, self.config, seed=self.seed)
+        if self.config.primary == "full":
+            peft_model = attach_auxiliary_alone(model, self.config, seed=self.seed)
+        else:
+            peft_model = attach_primary(model, self.config, seed=self.seed)
+            attach_auxiliary(peft_model, self.config, seed=self.seed)
         self.auxiliary: dict[str, Factors] = adapter_factors(peft_model, AUXILIARY)
         self.primary: dict[str, Factors] = adapter_factors(peft_model, PRIMARY)
         self.clip_scale = torch.ones(())
@@ -117,15 +123,18 @@ class BiLora(Method):
                 pair.B.copy_(self.primary[layer].B)
 
     def deployed(self) -> AbstractContextManager[None]:
-        return only_adapter(self.model, PRIMARY)
+        return only_adapters(self.model, self._deployed_adapters())
+
+    def _deployed_adapters(self) -> list[str]:
+        return [PRIMARY] if self.primary else []
 
     def deploy(self) -> None:
-        self.peft_model.base_model.set_adapter([PRIMARY])
+        activate(self.peft_model, self._deployed_adapters())
 
     def engage(self) -> None:
         """Take up training; with a ball that holds no auxiliary, it stays off."""
         holds_one = self.config.rho > 0 or self.config.clip == "none"
-        self.peft_model.base_model.set_adapter([PRIMARY, AUXILIARY] if holds_one else [PRIMARY])
+        activate(self.peft_model, [*self._deployed_adapters(), *([AUXILIARY] if holds_one else [])])
         for pair in self.auxiliary.values():
             for name in ("A", "B"):
                 learned = self.learns_auxiliary and holds_one and name != self.config.share

@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from bilora import METHODS, BiLoraConfig, BiLoraTrainer, attach, bilora_optimizer, build_method
-from bilora.adapters import PRIMARY, adapted_layers, adapter_factors, only_adapter
+from bilora.adapters import PRIMARY, adapted_layers, adapter_factors, only_adapters
 from bilora.clipping import adapter_norm
 from tests.bilora.conftest import TARGETS, config_of, make_method
 from tests.bilora.test_trainer import dataset, tiny_vit
@@ -118,7 +118,7 @@ def test_auxiliary_adds_to_the_merged_weight_of_every_primary(tmp_path: Path, ki
     deltas = {name: pair.delta_weight.detach().clone() for name, pair in auxiliary.items()}
     with torch.no_grad():
         both = model.eval()(pixel_values=images).logits
-        with only_adapter(model, PRIMARY):
+        with only_adapters(model, [PRIMARY]):
             merged = model.merge_and_unload()
         for name, delta in deltas.items():
             merged.get_submodule(name).weight.add_(delta)

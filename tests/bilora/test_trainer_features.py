@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import TrainerCallback, TrainingArguments
 
 from bilora import METHODS, BiLoraConfig, BiLoraTrainer, SnapshotCallback, load_snapshots
-from bilora.adapters import PRIMARY, adapter_factors, only_adapter
+from bilora.adapters import PRIMARY, adapter_factors, only_adapters
 from tests.bilora.conftest import config_of
 from tests.bilora.test_trainer import dataset, tiny_vit
 
@@ -141,7 +141,7 @@ def test_evaluation_and_prediction_leave_the_auxiliary_out(tmp_path: Path) -> No
     run.model.eval()
     with torch.no_grad():
         both = run.model(pixel_values=images).logits
-        with only_adapter(run.model, PRIMARY):
+        with only_adapters(run.model, [PRIMARY]):
             primary = run.model(pixel_values=images).logits
     assert not torch.allclose(both, primary, atol=1e-3)
     torch.testing.assert_close(torch.tensor(run.predict(dataset()).predictions), primary)
