@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from bilora import BiLoraConfig, attach, bilora_optimizer, build_method
 from bilora.adapters import adapter_factors
@@ -325,3 +326,23 @@ def test_a_pass_that_cannot_take_a_part_is_refused(network: nn.Module, batch: Ba
     backward = backward_of(method, batch)
     with pytest.raises(ValueError, match="backward: bilora_fresh runs it on a part of the batch"):
         method.gradient(lambda: backward(1.0))
+
+
+@pytest.mark.parametrize("name", ["bilora_stale", "bilora_fresh", "lora_sam_rank", "lora_sam_lag"])
+def test_a_transposed_weight_gives_the_same_training(batch: Batch, name: str) -> None:
+    """GPT-2's `Conv1D` holds the transposed weight."""
+    torch.manual_seed(4)
+    linear = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+    turned = nn.Sequential(Conv1D(5, 6), nn.Tanh(), nn.Linear(5, 3)).double()
+    with torch.no_grad():
+        turned[0].weight.copy_(linear[0].weight.T)
+        turned[0].bias.copy_(linear[0].bias)
+    turned[2].load_state_dict(linear[2].state_dict())
+    products = []
+    for network in (linear, turned):
+        method = build_method(network, BiLoraConfig(method=name, r=2, rho=0.2, target_modules=["0"]), seed=0)
+        method.model.double()
+        for _ in range(3):
+            one_step(method, batch, lr=0.2)
+        products.append(_factors(method, "primary")["0"].delta_weight)
+    torch.testing.assert_close(products[0], products[1], rtol=1e-9, atol=1e-12)

@@ -25,6 +25,7 @@ from transformers import (
 from bilora import METHODS, BiLoraConfig, BiLoraTrainer, attach, bilora_optimizer, build_method
 from bilora.adapters import PRIMARY, adapted_layers, adapter_factors, only_adapters
 from bilora.clipping import adapter_norm
+from bilora.parts import first_examples
 from tests.bilora.conftest import TARGETS, config_of, make_method
 from tests.bilora.test_trainer import dataset, tiny_vit
 
@@ -202,7 +203,10 @@ def test_own_loop_refuses_what_it_cannot_do(network: nn.Module) -> None:
         bilora_optimizer(attach(copy.deepcopy(network), config), torch.optim.SGD, lr=0.1)
 
 
-@pytest.mark.parametrize("method", ["bilora", "lora_sam", "sam", "lora_sam_full"])
+@pytest.mark.parametrize(
+    "method",
+    ["bilora", "lora_sam", "sam", "lora_sam_full", "lora_sam_rank", "lora_sam_lag", "bilora_stale", "bilora_fresh"],
+)
 def test_a_gradient_scaler_skips_a_step_that_overflows(network: nn.Module, batch: Batch, method: str) -> None:
     """fp16's protocol: at an infinite scaled gradient nothing moves and the scale shrinks."""
     from bilora.optimizers import method_optimizer
@@ -211,12 +215,14 @@ def test_a_gradient_scaler_skips_a_step_that_overflows(network: nn.Module, batch
     prepared.model.float()
     optimizer = method_optimizer(prepared, torch.optim.SGD, lr=0.1)
     inputs, targets = batch[0].float(), batch[1]
-    before = [p.detach().clone() for p in prepared.model.parameters()]
+    trained = prepared.primary_parameters()  # a fresh auxiliary is set before the scaler knows
+    before = [p.detach().clone() for p in trained]
     for scale, moves in ((torch.finfo(torch.float32).max, False), (1024.0, True)):
         scaler = torch.amp.GradScaler("cpu", init_scale=scale)
 
-        def backward(scaler: torch.amp.GradScaler = scaler) -> Tensor:
-            loss = F.cross_entropy(prepared.model(inputs), targets)
+        def backward(fraction: float = 1.0, scaler: torch.amp.GradScaler = scaler) -> Tensor:
+            part = first_examples({"x": inputs, "y": targets}, fraction)
+            loss = F.cross_entropy(prepared.model(part["x"]), part["y"])
             scaler.scale(1e3 * loss).backward()
             return loss.detach()
 
@@ -224,7 +230,6 @@ def test_a_gradient_scaler_skips_a_step_that_overflows(network: nn.Module, batch
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad()
-        after = list(prepared.model.parameters())
-        assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True)) == moves
+        assert any(not torch.equal(a, b) for a, b in zip(before, trained, strict=True)) == moves
         assert (scaler.get_scale() < scale) != moves
-        assert all(bool(torch.isfinite(p).all()) for p in after)
+        assert all(bool(torch.isfinite(p).all()) for p in prepared.model.parameters())
