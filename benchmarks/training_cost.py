@@ -176,7 +176,9 @@ def main() -> None:
     torch.set_num_threads(1)
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     models = ["vit"] if options.quick else ["vit", "minilm"]
-    methods = ["lora", "bilora", "lora_sam"] if options.quick else ["lora", *(m for m in METHODS if m != "lora"), *VARIANTS]
+    methods = (
+        ["lora", "bilora", "lora_sam"] if options.quick else ["lora", *(m for m in METHODS if m != "lora"), *VARIANTS]
+    )
     if options.methods:
         methods = ["lora", *options.methods]
     rows: list[dict[str, Any]] = []

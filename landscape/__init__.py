@@ -8,28 +8,7 @@ torch.Size([2])
 """
 
 from landscape.algorithms import estimate_trace, lanczos, power_iteration, spectral_density
-from landscape.alignment import (
-    AlignmentResult,
-    Share,
-    alignment,
-    block_spectra,
-    top_singular_bases,
-    weighted_capture,
-)
-from landscape.directions import (
-    TrajectoryPlane,
-    filter_normalize,
-    random_direction,
-    split_direction,
-    trajectory_plane,
-)
-from landscape.first_order import (
-    FactorPerturbation,
-    FirstOrderOptimum,
-    LowRankPair,
-    factor_perturbation,
-    first_order_optimum,
-)
+from landscape.algorithms.results import EigenResult, SpectralDensity, TraceResult
 from landscape.losses import (
     LabelLoss,
     binary_cross_entropy,
@@ -50,12 +29,7 @@ from landscape.operators import (
     SymmetricOperator,
 )
 from landscape.params import Layout, select_parameters
-from landscape.paths import BezierPath, LossPath, bezier_path, linear_path
-from landscape.permutation import PermutationResult, permutation_test
 from landscape.perturbation import perturbed
-from landscape.points import losses_at
-from landscape.restriction import RestrictedCurvature, restricted_curvature
-from landscape.results import EigenResult, SpectralDensity, TraceResult
 from landscape.risk import EmpiricalRisk
 from landscape.sharpness import (
     AverageSharpnessResult,
@@ -83,7 +57,32 @@ from landscape.subspaces import (
     principal_angles,
     subspace_overlap,
 )
+from landscape.subspaces.alignment import (
+    AlignmentResult,
+    Share,
+    alignment,
+    block_spectra,
+    top_singular_bases,
+    weighted_capture,
+)
+from landscape.subspaces.first_order import (
+    FactorPerturbation,
+    FirstOrderOptimum,
+    LowRankPair,
+    factor_perturbation,
+    first_order_optimum,
+)
+from landscape.subspaces.restriction import RestrictedCurvature, restricted_curvature
 from landscape.surfaces import LossLine, LossSurface, loss_line, loss_surface
+from landscape.surfaces.directions import (
+    TrajectoryPlane,
+    filter_normalize,
+    random_direction,
+    split_direction,
+    trajectory_plane,
+)
+from landscape.surfaces.paths import BezierPath, LossPath, bezier_path, linear_path
+from landscape.surfaces.points import losses_at
 
 __all__ = [
     "AlignmentResult",
@@ -107,7 +106,6 @@ __all__ = [
     "LowRankSubspace",
     "MSharpnessResult",
     "OwnWorstCases",
-    "PermutationResult",
     "ProjectedOperator",
     "QuadraticGap",
     "RestrictedCurvature",
@@ -144,7 +142,6 @@ __all__ = [
     "mse",
     "next_token_cross_entropy",
     "orthonormal_basis",
-    "permutation_test",
     "perturbed",
     "power_iteration",
     "principal_angles",

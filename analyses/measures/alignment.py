@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from analyses.judging.permutation import permutation_test
 from analyses.measures.base import Measure
 from analyses.measures.curvature import CURVATURE, eigenpairs
 from analyses.measures.minima import Progress, Rows, Subject, adapters_with_space, low_rank_factors
@@ -23,7 +24,6 @@ from landscape import (
     LowRankSubspace,
     block_spectra,
     lanczos,
-    permutation_test,
     restricted_curvature,
     top_singular_bases,
 )

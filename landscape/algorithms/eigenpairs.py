@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from landscape.algorithms.krylov import orthogonalise
+from landscape.algorithms.results import EigenResult
 from landscape.operators.base import SymmetricOperator
-from landscape.results import EigenResult
 
 _ROUNDING = 10
 """Rounding of a product, in units of the precision times the largest eigenvalue."""

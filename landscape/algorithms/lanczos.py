@@ -16,9 +16,9 @@ from landscape.algorithms.eigenpairs import (
     start_columns,
 )
 from landscape.algorithms.krylov import Callback, KrylovBasis, OutsideProbe
+from landscape.algorithms.results import EigenResult
 from landscape.algorithms.storage import Storage
 from landscape.operators.base import SymmetricOperator
-from landscape.results import EigenResult
 
 Which = Literal["LA", "SA", "LM"]
 

@@ -13,8 +13,8 @@ from landscape.algorithms.eigenpairs import (
     start_columns,
 )
 from landscape.algorithms.krylov import Callback, orthogonalise, product, random_unit
+from landscape.algorithms.results import EigenResult
 from landscape.operators.base import SymmetricOperator
-from landscape.results import EigenResult
 
 
 def power_iteration(

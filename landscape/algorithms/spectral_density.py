@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from landscape.algorithms.krylov import Callback, KrylovBasis
+from landscape.algorithms.results import SpectralDensity
 from landscape.algorithms.storage import Storage
 from landscape.operators.base import SymmetricOperator
-from landscape.results import SpectralDensity
 
 _MOST_POINTS = 200_000
 

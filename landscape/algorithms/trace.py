@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from landscape.algorithms.krylov import Callback, product
+from landscape.algorithms.results import TraceResult
 from landscape.operators.base import SymmetricOperator
-from landscape.results import TraceResult
 
 Method = Literal["hutchinson", "hutch++", "xtrace"]
 

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from landscape.algorithms.eigenpairs import eigen_result
+from landscape.algorithms.results import EigenResult, SpectralDensity, TraceResult
 from landscape.algorithms.spectral_density import smoothed_density
 from landscape.algorithms.trace import FEWEST_SAMPLES
 from landscape.operators import HessianOperator
-from landscape.results import EigenResult, SpectralDensity, TraceResult
 from landscape.risk import EmpiricalRisk
 
 

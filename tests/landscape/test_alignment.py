@@ -20,7 +20,6 @@ from landscape import (
     chordal_distance,
     grassmann_distance,
     orthonormal_basis,
-    permutation_test,
     principal_angles,
     top_singular_bases,
     weighted_capture,
@@ -217,18 +216,6 @@ def test_curvature_weights_by_absolute_eigenvalue() -> None:
         weighted_capture(torch.zeros(2), vectors, space)
 
 
-def test_permutations() -> None:
-    scores = torch.full((5, 5), 0.2) + 0.5 * torch.eye(5)
-    exact = permutation_test(scores)
-    assert (exact.p_value, exact.exact) == (1 / 120, True)
-    assert exact.expected == pytest.approx(0.3)
-    assert permutation_test(torch.ones(4, 4)).p_value == 1
-    large = permutation_test(torch.full((9, 9), 0.2) + 0.5 * torch.eye(9))
-    assert not large.exact and large.p_value < 0.001
-    noise = [permutation_test(random(5, 5, seed=i)).p_value for i in range(200)]
-    assert stats.kstest(noise, "uniform").pvalue > 1e-3
-
-
 def test_distances_come_from_the_angles() -> None:
     one, other = (orthonormal_basis(random(9, 3, seed=s)) for s in (20, 21))
     angles = principal_angles(one, other)
@@ -251,5 +238,3 @@ def test_bad_directions_are_refused() -> None:
     only_a = torch.cat([torch.ones(30), torch.zeros(28)])
     result = alignment(only_a, space)
     assert math.isnan(result.layers["b"].captured) and 0 < result.pooled.captured <= 1
-    with pytest.raises(ValueError, match="square"):
-        permutation_test(torch.ones(2, 3))

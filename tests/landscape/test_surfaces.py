@@ -80,7 +80,9 @@ class Branching(nn.Module):
 def test_a_model_that_vmap_refuses_is_tried_once_and_looped_over(monkeypatch: pytest.MonkeyPatch) -> None:
     risk = EmpiricalRisk(Branching(), [(torch.zeros(2, 1), torch.zeros(2))], loss=lambda out, _: out)
     attempts = []
-    monkeypatch.setattr("landscape.points.vmap", lambda function: attempts.append(1) or torch.func.vmap(function))
+    monkeypatch.setattr(
+        "landscape.surfaces.points.vmap", lambda function: attempts.append(1) or torch.func.vmap(function)
+    )
     losses = losses_at(risk, torch.tensor([[1.0], [-1.0], [2.0], [-2.0]]), chunk=2)
     assert losses.tolist() == [1.0, 3.0, 4.0, 12.0]
     assert len(attempts) == 1

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from landscape.batch_norm import RecomputedBatchNorm
 from landscape.risk import EmpiricalRisk
+from landscape.surfaces.batch_norm import RecomputedBatchNorm
 
 BatchNormMode = Literal["frozen", "recomputed"]
 
@@ -35,7 +35,7 @@ def losses_at(
         points: (m, n).
         chunk: Points evaluated together; 1 is a plain loop. Default: as many as a guess of their memory allows.
         batch_norm: ``frozen`` keeps the stored statistics; ``recomputed`` renews them at every point, in a plain
-            loop (`landscape.batch_norm.RecomputedBatchNorm`).
+            loop (`landscape.surfaces.batch_norm.RecomputedBatchNorm`).
 
     Returns:
         (m,) float64 on the CPU; a loss that is not a number counts as infinite.

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from landscape.points import BatchNormMode, PointLosses
 from landscape.risk import EmpiricalRisk
+from landscape.surfaces.points import BatchNormMode, PointLosses
 
 
 @dataclass(frozen=True)
@@ -53,11 +53,11 @@ def loss_line(
 
     Args:
         risk: The mean loss over the data; its model is not written to.
-        direction: d (n,), see `landscape.directions`.
+        direction: d (n,), see `landscape.surfaces.directions`.
         alphas: (a,).
         centre: θ (n,); default the model's own weights.
         batch_norm: Whether batch statistics are ``frozen`` or ``recomputed`` at every point.
-        chunk: Points evaluated together; see `landscape.points.losses_at`.
+        chunk: Points evaluated together; see `landscape.surfaces.points.losses_at`.
 
     Returns:
         The losses; at alpha 0 that of the centre.
@@ -98,7 +98,7 @@ def loss_surface(
 
     Args:
         risk: The mean loss over the data; its model is not written to.
-        direction_a: (n,), see `landscape.directions`.
+        direction_a: (n,), see `landscape.surfaces.directions`.
         direction_b: (n,).
         alphas: (a,).
         betas: (b,).
@@ -106,7 +106,7 @@ def loss_surface(
         partial: Losses (a, b) of an earlier call on the same grid, NaN where they are missing.
         on_chunk: Called with a copy of the losses (a, b), NaN where missing, after every chunk.
         batch_norm: Whether batch statistics are ``frozen`` or ``recomputed`` at every point.
-        chunk: Points evaluated together; see `landscape.points.losses_at`.
+        chunk: Points evaluated together; see `landscape.surfaces.points.losses_at`.
 
     Returns:
         The losses; at alpha = beta = 0 that of the centre.

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from landscape.points import BatchNormMode, losses_at
 from landscape.risk import EmpiricalRisk
+from landscape.surfaces.points import BatchNormMode, losses_at
 
 
 @dataclass(frozen=True)
