@@ -18,6 +18,7 @@ from analyses.judging.looks import Looks
 from analyses.judging.values import Values
 from analyses.judging.verdict import Verdict, decide
 from analyses.study import ClaimFile, ClaimSettings, ClaimSpec
+from analyses.study.claim_settings import SHARE
 
 PROCEDURES = {
     "outcome": "fallback procedure in the order of the claims",
@@ -154,7 +155,7 @@ def _drafts(records: pd.DataFrame, settings: ClaimSettings) -> tuple[list[_Draft
                 if key in seen:  # role sets that differ in other roles alone
                     continue
                 seen.add(key)
-                labels = _labels(columns, content)
+                labels = _labels(columns, content) | {SHARE: _in_words(settings.recovered_share)}
                 statement = claim.sentence.format_map(labels)
                 absent = sorted({column for column in columns.values() if column not in values.columns})
                 reason = f"the study lacks {', '.join(absent)}" if absent else f"nothing recorded of {claim.measure}"
@@ -175,6 +176,10 @@ def _labels(columns: Mapping[str, str], content: ClaimFile) -> dict[str, str]:
         label, column = content.labels.get(role, role), columns.get(role, usual.get(role, role))
         labels[role] = label if column == usual.get(role, role) else f"{label} ({column})"
     return labels
+
+
+def _in_words(share: float) -> str:
+    return "half" if share == 0.5 else f"{share:g}"
 
 
 def _judged(drafts: Sequence[_Draft], settings: ClaimSettings, looks: Looks | None) -> list[Judged]:

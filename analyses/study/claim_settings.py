@@ -11,6 +11,8 @@ from analyses.study.base import Positive, Settings
 
 Family = Literal["outcome", "mechanism", "controls", "cost"]
 Direction = Literal["below", "above", "not_below", "not_above", "equivalent"]
+SHARE = "recovered_share"
+"""The threshold that sentences may name, in braces like a role."""
 Threshold = FiniteFloat | Literal["recovered_share", "rise_margin", "loss_margin", "accuracy_margin", "step_ratio"]
 """A number, or the name of the study's setting that holds it."""
 
@@ -20,7 +22,8 @@ class ClaimSpec(Settings):
 
     Attributes:
         name: Unique among the claims.
-        sentence: The claim in words; roles in braces, as in ``{bilora}``, become their labels.
+        sentence: The claim in words; roles in braces, as in ``{bilora}``, become their labels, and
+            ``{recovered_share}`` the study's threshold.
         short: For the opening sentence, with ``{effect}`` where ratio and interval go.
         family: ``outcome`` claims are tested in their order (fallback procedure), those of ``mechanism`` and
             ``controls`` as families of their own under Holm's; ``cost`` is counted exactly and not tested.
@@ -94,7 +97,7 @@ class ClaimFile(Settings):
     @model_validator(mode="after")
     def _sentences_name_roles(self) -> ClaimFile:
         for claim in self.claims:
-            known = {*claim.roles, *self.labels}
+            known = {*claim.roles, *self.labels, SHARE}
             for text, allowed in ((claim.sentence, known), (claim.short or "", known | {"effect"})):
                 for _, role, _, _ in Formatter().parse(text):
                     if role is not None and role not in allowed:

@@ -56,7 +56,7 @@ def resolution(operator: SymmetricOperator, scale: float, tol: float) -> float:
 def relative_residuals(vectors: Tensor, products: Tensor, values: Tensor, smallest: float) -> Tensor:
     r""":math:`\|Hv-\lambda v\|/\max(|\lambda|, s)` for each column, s = ``smallest``; 0 where all is 0."""
     values = values.to(vectors.device)
-    absolute = (products - vectors * values).norm(dim=0)
+    absolute = (products - vectors * values.to(vectors)).norm(dim=0).to(values)
     sizes = values.abs().clamp(min=smallest)
     return absolute / torch.where(sizes == 0, 1.0, sizes)
 

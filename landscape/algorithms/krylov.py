@@ -94,7 +94,7 @@ class KrylovBasis:
         unit = self._random() if new is None else new
         index, self.size = self.size, self.size + 1
         self._vectors[index] = unit
-        self.last = product(self.operator, unit)
+        self.last = product(self.operator, unit).to(self._vectors.dtype)
         self.num_matvecs += 1
         row = self.along(self.last)
         if len(self._products):
@@ -103,16 +103,15 @@ class KrylovBasis:
         self._projected[index, : self.size] = self._projected[: self.size, index] = row.cpu()
 
     def ritz(self, rotation: Tensor) -> tuple[Tensor, Tensor]:
-        """Vectors Qy and their products HQy, both (n, m), for coefficients y (size, m)."""
+        """Vectors Qy and their products HQy, both (n, m) in the storage's precision, for coefficients y (size, m)."""
         return self._vectors.combine(rotation, self.size), self._products.combine(rotation, self.size)
 
     def compress(self, rotation: Tensor) -> None:
         """Keep the combinations given by the orthonormal columns of ``rotation`` (size, m) only."""
-        vectors, images = self.ritz(rotation)
+        self._vectors.rotate(rotation)
+        self._products.rotate(rotation)
         projected = rotation.T @ self.projected @ rotation
         self.size = rotation.shape[1]
-        for index in range(self.size):
-            self._vectors[index], self._products[index] = vectors[:, index], images[:, index]
         self._projected[: self.size, : self.size] = (projected + projected.T) / 2
 
     def check_symmetric(self) -> None:
@@ -145,7 +144,7 @@ class KrylovBasis:
 
     def _random(self) -> Tensor:
         drawn = torch.randn(self.operator.shape[0], dtype=torch.float64, generator=self.generator)
-        new = self.outside(drawn.to(self.operator.device))
+        new = self.outside(drawn.to(self.operator.device, self._vectors.dtype))
         return new / new.norm()
 
 
@@ -243,12 +242,12 @@ def orthogonalise(vector: Tensor, basis: Tensor) -> Tensor:
 
 
 def product(operator: SymmetricOperator, vector: Tensor) -> Tensor:
-    """Hv in float64, computed in the operator's own precision.
+    """Hv in the operator's own precision.
 
     Raises:
         FloatingPointError: The product is not finite.
     """
-    result = operator.matvec(vector.to(operator.dtype)).double()
+    result = operator.matvec(vector.to(operator.dtype))
     if not bool(result.isfinite().all()):
         raise FloatingPointError("a product with the operator is not finite: the spectrum cannot be computed here")
     return result

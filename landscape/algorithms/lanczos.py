@@ -159,7 +159,7 @@ def _converge(
                 vectors, images = basis.ritz(rotation[:, worked_on])
         if basis.size + block_size > basis.capacity and basis.capacity != basis.operator.shape[0]:
             basis.compress(rotation[:, wanted[: max(k + 1, min(basis.capacity // 2, basis.capacity - block_size))]])
-        directions = images - vectors * values[worked_on].to(vectors.device)
+        directions = images - vectors * values[worked_on].to(vectors)
         for direction in directions.T[: basis.capacity - basis.size]:
             basis.grow(direction)
 

@@ -69,7 +69,7 @@ def power_iteration(
         vector = _begin(operator, starts[:, index : index + 1], found, generator)
         plane = images = vectors[:, :0]
         for _ in range(max(2, (max_matvecs - num_matvecs) // (k - index))):
-            image = product(operator, vector)
+            image = product(operator, vector).double()
             num_matvecs += 1
             plane, images = _two_newest(plane, images, vector, image)
             deflated = torch.stack([orthogonalise(column, found) for column in images.T], dim=1)

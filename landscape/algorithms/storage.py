@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal, get_args
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from landscape.memory import SHARE, free_bytes
 from landscape.operators.base import SymmetricOperator
 
+_PIECE_BYTES = 2**26
 Storage = Literal["auto", "float64", "float32", "cpu"]
 """Where a basis lies: in float64 or float32 on the operator's device, or in float64 in main memory."""
 
@@ -35,9 +36,10 @@ def affordable_vectors(operator: SymmetricOperator) -> int:
 
 
 class Rows:
-    """Vectors (count, n) in some precision at some place, multiplied in float64 one at a time.
+    """Vectors (count, n) in some precision at some place, multiplied in float64 a piece at a time.
 
-    Rows, not columns: memory that is never written to is never taken from the machine.
+    Rows, not columns: memory that is never written to is never taken from the machine. Sums of rows are taken in
+    float64 and come out in the precision of the rows.
 
     Args:
         capacity: Most vectors.
@@ -50,6 +52,7 @@ class Rows:
         place = torch.device("cpu") if storage == "cpu" else operator.device
         self._rows = torch.empty((capacity, operator.shape[0]), dtype=dtype, device=place)
         self._device = operator.device
+        self.dtype = dtype
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -60,20 +63,31 @@ class Rows:
     def inner(self, vector: Tensor, count: int) -> Tensor:
         """Products (count,) float64 of the first rows with a vector (n,)."""
         vector = vector.to(self._rows.device)
-        if self._rows.dtype == torch.float64:
-            return (self._rows[:count] @ vector).to(self._device)
-        products = [row.double() @ vector for row in self._rows[:count]]
-        return torch.stack(products).to(self._device) if products else vector.new_zeros(0)
+        if self.dtype == torch.float64:
+            return (self._rows[:count] @ vector.double()).to(self._device)
+        products = torch.zeros(count, dtype=torch.float64, device=self._rows.device)
+        for piece in self._pieces(count):
+            products += self._rows[:count, piece].double() @ vector[piece].double()
+        return products.to(self._device)
 
     def combine(self, coefficients: Tensor, which: Sequence[int] | int) -> Tensor:
-        """Sums (n, m) float64 of rows, the first so many or those named, with coefficients (rows, m)."""
-        rows = range(which) if isinstance(which, int) else which
+        """Sums (n, m) of rows, the first so many or those named, with coefficients (rows, m)."""
+        chosen = slice(which) if isinstance(which, int) else list(which)
         coefficients = coefficients.to(self._rows.device)
-        if self._rows.dtype == torch.float64:
-            chosen = self._rows[:which] if isinstance(which, int) else self._rows[list(which)]
-            return (coefficients.T @ chosen).T.to(self._device)
-        sums = torch.zeros(coefficients.shape[1], self._rows.shape[1], dtype=torch.float64, device=self._rows.device)
-        for row, shares in zip(rows, coefficients, strict=True):
-            for total, share in zip(sums, shares.tolist(), strict=True):
-                total.add_(self._rows[row], alpha=share)
+        if self.dtype == torch.float64:
+            return (coefficients.T @ self._rows[chosen]).T.to(self._device)
+        sums = self._rows.new_empty(coefficients.shape[1], self._rows.shape[1])
+        for piece in self._pieces(len(coefficients)):
+            sums[:, piece] = (coefficients.T @ self._rows[chosen, piece].double()).to(self.dtype)
         return sums.T.to(self._device)
+
+    def rotate(self, coefficients: Tensor) -> None:
+        """Put the sums with coefficients (rows, m) in the place of the first m rows; a piece of memory at a time."""
+        coefficients, (size, kept) = coefficients.to(self._rows.device), coefficients.shape
+        for piece in self._pieces(size):
+            self._rows[:kept, piece] = (coefficients.T @ self._rows[:size, piece].double()).to(self.dtype)
+
+    def _pieces(self, count: int) -> Iterator[slice]:
+        """Parts of the rows' length, so that so many of them in float64 are few bytes."""
+        length = max(1, _PIECE_BYTES // (8 * max(1, count)))
+        return (slice(start, start + length) for start in range(0, self._rows.shape[1], length))

@@ -112,7 +112,7 @@ class _Probe:
     def products(self, columns: Tensor) -> Tensor:
         """H times each column."""
         self.num_matvecs += columns.shape[1]
-        images = [product(self.operator, column) for column in columns.T]
+        images = [product(self.operator, column).double() for column in columns.T]
         return torch.stack(images, dim=1) if images else columns
 
     def is_done(self, trace: float, stderr: float, next_cost: int) -> bool:

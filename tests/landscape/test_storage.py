@@ -51,10 +51,22 @@ def test_rows_are_multiplied_in_float64(storage: str) -> None:
         rows[index] = vector
     probe, coefficients = torch.randn(80, dtype=torch.float64), torch.randn(2, 2, dtype=torch.float64)
     torch.testing.assert_close(rows.inner(probe, 3), vectors @ probe, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(rows.combine(coefficients, 2), vectors[:2].T @ coefficients, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(
-        rows.combine(coefficients, [2, 0]), vectors[[2, 0]].T @ coefficients, rtol=1e-12, atol=1e-12
-    )
+    rounding = torch.finfo(torch.float32).eps if storage == "float32" else 1e-12
+    for which, chosen in ((2, vectors[:2]), ([2, 0], vectors[[2, 0]])):
+        sums = rows.combine(coefficients, which)
+        assert sums.dtype == rows.dtype
+        torch.testing.assert_close(sums.double(), chosen.T @ coefficients, rtol=rounding, atol=rounding)
+    rows.rotate(torch.cat([coefficients, coefficients[:1]]))
+    expected = vectors.T @ torch.cat([coefficients, coefficients[:1]])
+    torch.testing.assert_close(rows.combine(torch.eye(2).double(), 2).double(), expected, rtol=rounding, atol=rounding)
+
+
+def test_pieces_of_a_row_give_what_the_row_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage_room, "_PIECE_BYTES", 8 * 3 * 7)  # seven of eighty entries of three rows
+    operator = DenseOperator(matrix(torch.float32))
+    result = lanczos(operator, 3, tol=1e-4, storage="float32", basis_size=8)
+    assert bool(result.converged.all())
+    torch.testing.assert_close(result.eigenvalues, torch.tensor([5.0, 3.0, 3.0]).double(), rtol=1e-5, atol=0)
 
 
 def test_the_default_takes_float32_where_float64_would_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -287,3 +287,9 @@ def test_the_ladders_claims_name_what_each_difference_costs() -> None:
     assert found["learned_ascent_costs_flatness"].evidence.effect == pytest.approx(6, rel=0.1)
     text = claims_document(made_up(rungs), LADDER)["sentence"]
     assert text.startswith("full-space SAM cut to rank r's minima are 1.0")
+
+
+def test_the_sentence_names_the_share_that_is_asked_for() -> None:
+    for share, words in ((0.5, "at least half of"), (0.3, "at least 0.3 of")):
+        claim = judged(made_up(RISES), ClaimSettings(rho=0.1, recovered_share=share))["recovers_full_sam"]
+        assert words in claim.statement and claim.evidence.limit == share
