@@ -67,6 +67,7 @@ _STYLES = {
     "bilora_fresh": MethodStyle("Fresh auxiliary", "#882255", "D", "-"),
     "bilora_fresh_eighth": MethodStyle("Fresh aux., an eighth", "#AA6688", "p", "-"),
     "bilora_fresh_one": MethodStyle("Fresh aux., one example", "#CC6677", "o", "-"),
+    "full_fresh": MethodStyle("Full FT, fresh aux.", "#555555", "D", "-"),
     "bilora_full_ball": MethodStyle("Bi-LoRA, full ball", "#E07B39", "X", "--"),
     "bilora_inner": MethodStyle("Bi-LoRA, inner ascents", "#B8860B", ">", ":"),
     "bilora_inner_1": MethodStyle("Bi-LoRA, 1 inner ascent", "#E8B04A", ">", ":"),

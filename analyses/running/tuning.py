@@ -104,7 +104,8 @@ def best_settings(
     """The choice for each method by rule: the best mean validation accuracy among settings that fit the training data.
 
     Settings within one standard error of the best accuracy are as good as it: the one of the lowest validation loss is
-    taken. What sets a variant apart stays as it is.
+    taken. With ``tuning.fit_like`` that is done for this method alone, and each other one gets the setting whose
+    training loss has the ratio nearest to 1 to its. What sets a variant apart stays as it is.
 
     Args:
         table: Of `tune`.
@@ -112,18 +113,31 @@ def best_settings(
         methods: The study's methods.
     """
     chosen = {}
-    for method, rows in table.groupby("method", sort=False):
-        fit = rows[(rows["num_failed"] == 0) & (rows["train_loss"] <= tuning.max_train_loss)]
-        if fit.empty:
-            raise StudyError(f"tuning: no setting of {method} reaches a training loss of {tuning.max_train_loss}")
-        best = fit.sort_values("validation_accuracy", ascending=False).iloc[0]
-        noise = float(best.get("validation_accuracy_se", 0.0) or 0.0)
-        as_good = fit[fit["validation_accuracy"] >= best["validation_accuracy"] - (0.0 if np.isnan(noise) else noise)]
-        row = as_good.sort_values("validation_loss").iloc[0]
+    fitting = {str(method): _fitting(str(method), rows, tuning) for method, rows in table.groupby("method", sort=False)}
+    like = None if tuning.fit_like is None else float(_most_accurate(fitting[tuning.fit_like])["train_loss"])
+    for method, rows in fitting.items():
+        if like is None or method == tuning.fit_like:
+            row = _most_accurate(rows)
+        else:
+            row = rows.loc[np.log(rows["train_loss"] / like).abs().idxmin()]
         auxiliary = None if pd.isna(row["auxiliary_lr"]) else float(row["auxiliary_lr"])
         update = {"learning_rate": float(row["learning_rate"]), "rho": float(row["rho"]), "auxiliary_lr": auxiliary}
-        chosen[str(method)] = methods[str(method)].model_copy(update=update)
+        chosen[method] = methods[method].model_copy(update=update)
     return chosen
+
+
+def _fitting(method: str, rows: pd.DataFrame, tuning: TuningSettings) -> pd.DataFrame:
+    fit = rows[(rows["num_failed"] == 0) & (rows["train_loss"] <= tuning.max_train_loss)]
+    if fit.empty:
+        raise StudyError(f"tuning: no setting of {method} reaches a training loss of {tuning.max_train_loss}")
+    return fit
+
+
+def _most_accurate(fit: pd.DataFrame) -> pd.Series:
+    best = fit.sort_values("validation_accuracy", ascending=False).iloc[0]
+    noise = float(best.get("validation_accuracy_se", 0.0) or 0.0)
+    as_good = fit[fit["validation_accuracy"] >= best["validation_accuracy"] - (0.0 if np.isnan(noise) else noise)]
+    return as_good.sort_values("validation_loss").iloc[0]
 
 
 def at_the_edge(table: pd.DataFrame, chosen: dict[str, MethodSettings]) -> list[str]:

@@ -91,8 +91,9 @@ class TuningSettings(Settings):
     """How each method's settings were chosen, on the validation split and these seeds.
 
     Either ``design`` or grids by method; methods without a grid keep their settings. A setting counts if no seed
-    diverged and the mean training loss is at most ``max_train_loss``. With ``rise`` the worst case at the claims'
-    radius is searched at every point too, with the study's effort.
+    diverged and the mean training loss is at most ``max_train_loss``; of these the best validation accuracy is chosen,
+    or with ``fit_like``, a method of the study, the training loss nearest to that method's. With ``rise`` the worst
+    case at the claims' radius is searched at every point too, with the study's effort.
     """
 
     seeds: Annotated[list[int], Field(min_length=1)]
@@ -101,6 +102,7 @@ class TuningSettings(Settings):
     rho: dict[str, list[Positive]] = Field(default_factory=dict)
     auxiliary_lr_ratio: dict[str, list[Positive]] = Field(default_factory=dict)
     max_train_loss: Positive = 0.1
+    fit_like: str | None = None
     rise: bool = False
 
     @model_validator(mode="after")
@@ -144,6 +146,15 @@ class Study(Settings):
             if not re.fullmatch(r"[A-Za-z0-9_]+", name):
                 raise ValueError(f"{name!r}: expected letters, digits and underscores")
         return methods
+
+    @model_validator(mode="after")
+    def _fit_is_tried(self) -> Study:
+        if self.tuning and self.tuning.fit_like not in (None, *self.tuning.learning_rate):
+            raise ValueError(
+                f"tuning.fit_like: expected one of the methods with a grid, {', '.join(self.tuning.learning_rate)}; "
+                f"got {self.tuning.fit_like!r}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _claims_are_measured(self) -> Study:
