@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar, get_args
 
@@ -13,7 +13,8 @@ from bilora.adapters import AUXILIARY, PRIMARY, Factors, activate, adapter_facto
 from bilora.attaching import attach_auxiliary, attach_auxiliary_alone, attach_primary
 from bilora.clipping import adapter_norm, clip_adapter, scale_adapter
 from bilora.config import Primary
-from bilora.methods.base import ADAPTER, BALL, Backward, Method
+from bilora.methods.base import ADAPTER, BALL, Backward, Method, gradients_of
+from bilora.perturbing import buffers_kept, devices_of
 
 
 class BiLora(Method):
@@ -121,6 +122,14 @@ class BiLora(Method):
                 pair.A.copy_(self.primary[layer].A)
             elif self.config.share == "B":
                 pair.B.copy_(self.primary[layer].B)
+
+    def ascent_gradients(self, backward: Callable[[], Tensor]) -> dict[int, Tensor]:
+        """Gradients of a pass for the ascent, by the weights' ids; .grad, buffers and random numbers stay."""
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        devices = devices_of(self.model.parameters())
+        with torch.random.fork_rng(devices=devices), buffers_kept(self.model), self.ascending():
+            _, gradients = gradients_of(backward, trained)
+        return {id(p): gradient for p, gradient in zip(trained, gradients, strict=True)}
 
     def deployed(self) -> AbstractContextManager[None]:
         return only_adapters(self.model, self._deployed_adapters())

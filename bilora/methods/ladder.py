@@ -10,10 +10,9 @@ from torch import Tensor, nn
 
 from bilora.adapters import PRIMARY, adapted_layers, adapter_factors
 from bilora.gradients import StepGradients
-from bilora.methods.base import ADAPTER, BALL, Backward, gradients_of
+from bilora.methods.base import ADAPTER, BALL, Backward
 from bilora.methods.bilora import BiLora
 from bilora.methods.sam import LoraSamFull, scaled_to
-from bilora.perturbing import buffers_kept, devices_of
 from landscape.distributed import Ranks
 
 
@@ -118,17 +117,18 @@ class BiLoraInner(BiLora):
                 "optimizer: bilora_inner moves its auxiliary by one; expected BiLoraTrainer or "
                 "method_optimizer before the first step, got none"
             )
+        of, ranks, moved = self.ascent_gradients(backward), Ranks(), self.auxiliary_parameters()
+        slopes = [ranks.all_sum(of[id(factor)]) / (ranks.count * self.loss_scale) for factor in moved]
+        if not bool(torch.stack(torch._foreach_norm(slopes)).isfinite().all()):
+            return  # an overflow under a loss scale, for which the scaler skips the step
         trained = [p for p in self.model.parameters() if p.requires_grad]
-        with torch.random.fork_rng(devices=devices_of(trained)), buffers_kept(self.model), self.ascending():
-            _, gradients = gradients_of(backward, trained)
-        of = {id(p): gradient for p, gradient in zip(trained, gradients, strict=True)}
         earlier = [p.grad for p in trained]
         # An optimizer passes by weights without a gradient, so that its step moves the auxiliary alone.
         for parameter in trained:
             parameter.grad = None
-        ranks, self._is_inner = Ranks(), True
-        for factor in self.auxiliary_parameters():
-            factor.grad = ranks.all_sum(of[id(factor)]) / (ranks.count * self.loss_scale)
+        for factor, slope in zip(moved, slopes, strict=True):
+            factor.grad = slope
+        self._is_inner = True
         try:
             self.optimizer.step()
         finally:

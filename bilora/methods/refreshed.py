@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from bilora.clipping import adapter_norm
-from bilora.methods.base import ADAPTER, BALL, Backward, Method, gradients_of
+from bilora.methods.base import ADAPTER, BALL, Backward, Method
 from bilora.methods.bilora import BiLora
-from bilora.perturbing import buffers_kept, devices_of
 from bilora.refreshing import refresh, start
 from landscape.distributed import Ranks
 
@@ -103,11 +102,8 @@ class BiLoraFresh(RefreshedAuxiliary):
         with torch.no_grad():
             before = [column.clone() for column in columns]
             torch._foreach_zero_(columns)
-        devices = devices_of(self.model.parameters())
-        with torch.random.fork_rng(devices=devices), buffers_kept(self.model), self.ascending(), self._only(columns):
-            trained = [p for p in self.model.parameters() if p.requires_grad]
-            _, gradients = gradients_of(self._partial(backward), trained)
-        of = {id(p): gradient for p, gradient in zip(trained, gradients, strict=True)}
+        with self._only(columns):
+            of = self.ascent_gradients(self._partial(backward))
         for column in columns:
             # A wrapper that has averaged already does no harm: the perturbation has no scale.
             column.grad = Ranks().all_sum(of[id(column)])

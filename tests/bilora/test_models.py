@@ -205,7 +205,17 @@ def test_own_loop_refuses_what_it_cannot_do(network: nn.Module) -> None:
 
 @pytest.mark.parametrize(
     "method",
-    ["bilora", "lora_sam", "sam", "lora_sam_full", "lora_sam_rank", "lora_sam_lag", "bilora_stale", "bilora_fresh"],
+    [
+        "bilora",
+        "lora_sam",
+        "sam",
+        "lora_sam_full",
+        "lora_sam_rank",
+        "lora_sam_lag",
+        "bilora_stale",
+        "bilora_fresh",
+        "bilora_inner",
+    ],
 )
 def test_a_gradient_scaler_skips_a_step_that_overflows(network: nn.Module, batch: Batch, method: str) -> None:
     """fp16's protocol: at an infinite scaled gradient nothing moves and the scale shrinks."""
