@@ -21,7 +21,8 @@ class BiLoraConfig(BaseModel):
     """Adapters, radius and auxiliary step of a method; settings that the method does not use are refused.
 
     Attributes:
-        method: Name in the registry; see `bilora.methods.METHODS`.
+        method: Name in the registry, see `bilora.methods.METHODS`, or the place of a class of your own,
+            ``package.module:Class``.
         r: Rank of the primary adapter.
         alpha: ``lora_alpha`` of the primary; its scaling s is alpha / r, for ``rslora`` alpha / √r.
         auxiliary_r: Rank of the auxiliary; default the primary's, layer by layer.

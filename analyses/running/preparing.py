@@ -15,8 +15,8 @@ from analyses.study import Study, StudyError, StudyFolder
 from analyses.tasks import build_task
 from analyses.training.devices import check_device
 from analyses.training.runs import method_config
-from bilora import METHODS
 from bilora.attaching import target_layers
+from bilora.methods import method_class
 
 
 def check(study: Study) -> None:
@@ -39,9 +39,9 @@ def check(study: Study) -> None:
     shapes = dict(model.named_parameters())
     smallest = min(min(shapes[f"{name}.weight"].shape) for name in names)
     for column in study.methods:
-        config = method_config(study, column)
         try:
-            METHODS[config.method].check(config)
+            config = method_config(study, column)
+            method_class(config.method).check(config)
         except ValueError as error:
             raise StudyError(f"methods.{column}: {error}") from error
         largest = max(config.r * (2 if config.method == "lora_2r" else 1), config.auxiliary_r or 1)

@@ -20,7 +20,7 @@ from analyses.running.progress import ProgressFile
 from analyses.study import Cell, MethodSettings, Study, StudyError, StudyFolder, TuningSettings
 from analyses.training.devices import take_device
 from analyses.training.runs import load_minimum, read_run, study_task, train_cell
-from bilora import METHODS
+from bilora.methods import method_class
 from landscape import EmpiricalRisk, worst_case_sharpness
 from landscape.losses import zero_one
 
@@ -44,7 +44,7 @@ class GridPoint:
 def tried(study: Study, tuning: TuningSettings) -> Iterator[tuple[str, MethodSettings]]:
     """Every method with every combination of its settings; methods without a grid are not tuned."""
     for method, own in study.methods.items():
-        family = METHODS[own.method or method]
+        family = method_class(own.method or method)
         for rate, rho, ratio in _points(method, tuning, "rho" in family.uses):
             auxiliary = float(f"{rate * ratio:.6g}") if "auxiliary_lr" in family.uses else None
             yield method, own.model_copy(update={"learning_rate": rate, "rho": rho, "auxiliary_lr": auxiliary})

@@ -50,7 +50,8 @@ class AdapterSettings(Settings):
 class MethodSettings(Settings):
     """One column of a study: a method with what is tuned for it, and what sets a variant apart.
 
-    ``method`` is the registry's name where the column has another one. ``r`` overrides the study's rank and keeps its
+    ``method`` is the registry's name where the column has another one, or the place of a class of one's own,
+    ``package.module:Class``. ``r`` overrides the study's rank and keeps its
     scaling. The others are as in `bilora.BiLoraConfig`.
     """
 
@@ -138,10 +139,16 @@ class Study(Settings):
     @classmethod
     def _known_methods(cls, methods: dict[str, MethodSettings]) -> dict[str, MethodSettings]:
         for name, settings in methods.items():
-            if (settings.method or name) not in METHODS:
+            if name in METHODS and settings.method not in (None, name):
                 raise ValueError(
-                    f"unknown method {settings.method or name!r}; expected some of {', '.join(METHODS)}, or a name of "
-                    "your own with one of them under `method`"
+                    f"{name}: a column of this name is the method {name}, got method {settings.method!r}; choose "
+                    "another name for it"
+                )
+            wanted = settings.method or name
+            if wanted not in METHODS and ":" not in wanted:
+                raise ValueError(
+                    f"unknown method {wanted!r}; expected some of {', '.join(METHODS)}, or a name of your own with one "
+                    "of them, or with package.module:Class, under `method`"
                 )
             if not re.fullmatch(r"[A-Za-z0-9_]+", name):
                 raise ValueError(f"{name!r}: expected letters, digits and underscores")

@@ -28,9 +28,10 @@ from analyses.study import Cell, Study, StudyFolder
 from analyses.tasks import Task, build_task
 from analyses.training.devices import take_device
 from analyses.training.recording import Recording
-from bilora import METHODS, BiLoraConfig, BiLoraTrainer, Minimum, minimum
+from bilora import BiLoraConfig, BiLoraTrainer, Minimum, minimum
 from bilora.adapters import PRIMARY
 from bilora.attaching import target_layers
+from bilora.methods import method_class
 from bilora.snapshots import factor_tensors
 
 Progress = Callable[[int, int], None]
@@ -51,7 +52,7 @@ def method_config(study: Study, method: str) -> BiLoraConfig:
     }
     own = settings.model_dump(exclude={"learning_rate", "method", "r"}, exclude_none=True)
     asked = settings.model_dump(exclude={"learning_rate", "method", "r"}, exclude_defaults=True)
-    uses = METHODS[name].uses
+    uses = method_class(name).uses
     if settings.primary == "full":
         shared.pop("modules_to_save")
     used = {key: value for key, value in (shared | own).items() if key in uses}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 from torch import nn
 
 from bilora.config import BiLoraConfig
@@ -36,15 +38,36 @@ METHODS: dict[str, type[Method]] = {
 }
 
 
+def method_class(name: str) -> type[Method]:
+    """The method of a name of the registry, or the class at a place of one's own, ``package.module:Class``.
+
+    Raises:
+        ValueError: There is none.
+    """
+    if name in METHODS:
+        return METHODS[name]
+    module, _, attribute = name.partition(":")
+    if not attribute:
+        raise ValueError(
+            f"method: expected one of {', '.join(METHODS)}, or a class of your own as package.module:Class; "
+            f"got {name!r}"
+        )
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"method: cannot import {name!r}, expected package.module:Class: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, Method)):
+        raise ValueError(f"method: {name} is no class derived from bilora.Method")
+    return found
+
+
 def build_method(model: nn.Module, config: BiLoraConfig, *, seed: int) -> Method:
     """Prepare ``model`` for the method that ``config`` names.
 
     Raises:
         ValueError: The method is unknown, would ignore a setting, or does not fit the model.
     """
-    if config.method not in METHODS:
-        raise ValueError(f"method: expected one of {', '.join(METHODS)}; got {config.method!r}")
-    return METHODS[config.method](model, config, seed=seed)
+    return method_class(config.method)(model, config, seed=seed)
 
 
-__all__ = ["METHODS", "Method", "build_method"]
+__all__ = ["METHODS", "Method", "build_method", "method_class"]

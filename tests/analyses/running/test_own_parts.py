@@ -36,6 +36,29 @@ UPDATE_NORM = Measure("update_norm", weight_norm)
 BREAKS = Measure("breaks", breaks)
 '''
 
+METHOD = '''
+import torch
+
+from bilora.methods.lora import Lora
+
+
+class Shrinking(Lora):
+    """LoRA whose factors lose a tenth of themselves at every step."""
+
+    name = "shrinking"
+    summary = "LoRA that shrinks"
+
+    @torch.no_grad()
+    def after_step(self):
+        super().after_step()
+        for parameter in self.primary_parameters():
+            parameter.mul_(0.9)
+
+
+class Nothing:
+    """No method."""
+'''
+
 TASK = '''
 from analyses.study.base import DigitsTask
 from analyses.tasks.digits import Digits
@@ -70,7 +93,7 @@ CLAIM = {
 def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder on the path of this process, and so of its workers, with a package of the user's."""
     (tmp_path / "mine").mkdir()
-    for name, text in {"__init__": "", "measures": MEASURE, "tasks": TASK}.items():
+    for name, text in {"__init__": "", "measures": MEASURE, "methods": METHOD, "tasks": TASK}.items():
         (tmp_path / "mine" / f"{name}.py").write_text(text)
     (tmp_path / "claims.yaml").write_text(yaml.safe_dump(CLAIM))
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -93,6 +116,33 @@ def test_parts_of_ones_own_from_settings_to_verdict(outside: Path, capsys: pytes
     # The claims stay with the folder.
     assert main(["report", str(outside / "out")]) == 0
     assert len(read_json(outside / "out" / "claims.json")["claims"]) == 1
+
+
+def test_a_method_of_ones_own_is_a_column(outside: Path) -> None:
+    methods = QUICK["methods"] | {"shrinking": {"method": "mine.methods:Shrinking", "learning_rate": 0.003}}
+    (outside / "study.yaml").write_text(yaml.safe_dump(QUICK | {"methods": methods, "seeds": 1}))
+    assert main(["audit", "--config", str(outside / "study.yaml"), "--out", str(outside / "out")]) == 0
+    records = read_records(outside / "out" / "records.parquet")
+    losses = records[records["measure"] == "train_loss"].set_index("method")["value"]
+    assert losses["shrinking"] > losses["lora"]
+
+
+@pytest.mark.parametrize(
+    ("methods", "message"),
+    [
+        ({"own": {"method": "mine.methods:Absent", "learning_rate": 0.1}}, "methods.own: method: cannot import"),
+        ({"own": {"method": "mine.methods:Nothing", "learning_rate": 0.1}}, "is no class derived from bilora.Method"),
+        ({"own": {"method": "mine.methods:Shrinking", "learning_rate": 0.1, "rho": 0.2}}, "does not use it"),
+        ({"lora": {"method": "bilora", "learning_rate": 0.1}}, "lora: a column of this name is the method lora"),
+    ],
+)
+def test_what_is_no_method_is_refused(
+    outside: Path, methods: dict, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (outside / "study.yaml").write_text(yaml.safe_dump(QUICK | {"methods": methods}))
+    assert main(["audit", "--config", str(outside / "study.yaml"), "--out", str(outside / "out")]) != 0
+    assert message in capsys.readouterr().err
+    assert not (outside / "out").exists()
 
 
 def test_a_cell_that_fails_is_named_and_the_others_finish(outside: Path) -> None:
