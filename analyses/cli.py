@@ -213,7 +213,7 @@ def methods(options: Namespace) -> int:
     width = max(len(name) for name in METHODS)
     for name, method in METHODS.items():
         passes = f"{method.passes_per_step:g} {'pass' if method.passes_per_step == 1 else 'passes'} a step"
-        print(f"{name:<{width}}  {passes:<15}  {method.summary}")
+        print(f"{name:<{width}}  {passes:<18}  {method.summary}")
     return DONE
 
 

@@ -53,7 +53,7 @@ class LoraSamLag(LoraSamFull):
     """
 
     name = "lora_sam_lag"
-    summary = "LoRA with full-space SAM's perturbation from the last step's gradient, one pass (yardstick)"
+    summary = "LoRA with full-space SAM's perturbation from the last step's gradient (yardstick)"
     passes_per_step = 1
     uses: ClassVar[frozenset[str]] = ADAPTER | BALL
 
@@ -92,7 +92,7 @@ class BiLoraInner(BiLora):
     """
 
     name = "bilora_inner"
-    summary = "Bi-LoRA with inner ascent steps before each descent"
+    summary = "Bi-LoRA with inner_steps ascents before each descent, 1 by default"
     uses: ClassVar[frozenset[str]] = BiLora.uses - {"match_gradients", "share"} | {"inner_steps"}
     passes_per_step = 2
 

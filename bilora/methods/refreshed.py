@@ -55,7 +55,7 @@ class BiLoraStale(RefreshedAuxiliary):
     """
 
     name = "bilora_stale"
-    summary = "auxiliary set to the last step's gradient by subspace iteration, one pass"
+    summary = "auxiliary set to the last step's gradient by subspace iteration"
 
     def after_step(self) -> None:
         learned: Literal["A", "B"] = "B" if self.step % 2 == 0 else "A"
@@ -79,7 +79,7 @@ class BiLoraFresh(RefreshedAuxiliary):
     """
 
     name = "bilora_fresh"
-    summary = "auxiliary set to the gradient of a part of the batch by subspace iteration, 1 + ascent_fraction passes"
+    summary = "auxiliary set to the gradient of a part of the batch (ascent_fraction) by subspace iteration"
     uses: ClassVar[frozenset[str]] = RefreshedAuxiliary.uses | {"ascent_fraction"}
     passes_per_step = 1.25
 
