@@ -58,9 +58,9 @@ _STYLES = {
     "random_aux": MethodStyle("Random aux.", "#CC79A7", "^", ":"),
     "lora_2r": MethodStyle("LoRA rank 2r", "#999999", "P", ":"),
     # The rungs between full-space SAM and Bi-LoRA, in shades of SAM's green, and the auxiliaries set by iteration.
-    "lora_sam_rank": MethodStyle("full-space SAM, rank r", "#117733", "d", "-"),
-    "lora_sam_rank_1": MethodStyle("full-space SAM, rank 1", "#44AA99", "h", "-"),
-    "lora_sam_lag": MethodStyle("full-space SAM, lagged", "#7FC8A9", "<", "--"),
+    "lora_sam_rank": MethodStyle("Full-space SAM, rank r", "#117733", "d", "-"),
+    "lora_sam_rank_1": MethodStyle("Full-space SAM, rank 1", "#44AA99", "h", "-"),
+    "lora_sam_lag": MethodStyle("Full-space SAM, lagged", "#7FC8A9", "<", "--"),
     "bilora_stale": MethodStyle("Stale auxiliary", "#AA4499", "v", "--"),
     "bilora_fresh_whole": MethodStyle("Fresh aux., whole batch", "#332288", "s", "-"),
     "bilora_fresh_half": MethodStyle("Fresh aux., half", "#4455AA", "^", "-"),

@@ -134,7 +134,7 @@ def cost_table(records: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
         row = medians.loc[method]
         ratios = row / medians.loc["lora"] if "lora" in medians.index else row * math.nan
         shown[method_style(method).label] = {
-            "gradient passes": _number(row["gradient_passes"], 0),
+            "gradient passes": _number(row["gradient_passes"], 0 if row["gradient_passes"] % 1 == 0 else 2),
             "trainable weights": _number(row["trainable_parameters"], 0),
             "MFLOP a step": _number(row["step_flops"] / 1e6, 1),
             "FLOPs over LoRA": _number(ratios["step_flops"], 2),

@@ -73,10 +73,13 @@ class StudyFolder:
         """Write the study's settings into its folder.
 
         Returns:
-            The study with the seeds that the folder has had, if these are more: what was measured stays part of it.
+            The study with the seeds that were trained in the folder, if these are more: they stay part of it, and seeds
+            that were only planned do not.
         """
         if self.settings.exists():
-            study = study.model_copy(update={"seeds": max(study.seeds, load_study(self.settings).seeds)})
+            there = load_study(self.settings)
+            trained = [cell.seed + 1 for cell in there.cells() if self.run(there, cell).exists()]
+            study = study.model_copy(update={"seeds": max([study.seeds, *trained])})
         text = yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False)
         write_atomically(self.settings, lambda temporary: temporary.write_text(text))
         return study

@@ -238,7 +238,8 @@ def _along_training(records: pd.DataFrame, count: str, bars: str) -> Iterator[_P
         records[measure.isin(["angle_to_final", "cos_auxiliary_gradient"])],
         "Left: largest principal angle between a factor B's column space and its final one, averaged over layers; "
         "the grey line is 10°, below which a space counts as settled. Right: cosine between the perturbation of the "
-        "weights and the gradient at the perturbed weights, on the step's own batch. "
+        "weights and the gradient at the perturbed weights, on the step's own batch; means alone for more than eight "
+        "methods. "
         f"{over}",
         lambda: plot_dynamics(records),
     )

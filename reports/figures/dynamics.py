@@ -14,11 +14,15 @@ from matplotlib.figure import Figure
 from reports.style import TWO_COLUMNS, mean_interval, method_order, method_style, plot_context
 
 SETTLING = {"primary": ("lora", "lora_sam", "bilora"), "auxiliary": ("bilora",)}
+MOST_BANDS = 8
 SHARES = {"primary": ("lora", "lora_sam", "bilora"), "auxiliary": ("bilora", "dual_lora", "random_aux")}
 
 
 def plot_dynamics(records: pd.DataFrame) -> Figure:
-    """Left: angle of the column spaces to where they end. Right: cos(perturbation, G) of the methods with one."""
+    """Left: angle of the column spaces to where they end. Right: cos(perturbation, G) of the methods with one.
+
+    More than eight cosines have no bands, which would hide one another.
+    """
     with plot_context():
         figure, (left, right) = plt.subplots(1, 2, figsize=(TWO_COLUMNS, 2.7))
         angles = records[(records["measure"] == "angle_to_final") & (records["subspace"] == "column")]
@@ -26,8 +30,10 @@ def plot_dynamics(records: pd.DataFrame) -> Figure:
         left.axhline(10, color="0.6", lw=0.7, zorder=0)
         left.set_ylabel("angle to the final space (°)")
         cosines = records[records["measure"] == "cos_auxiliary_gradient"]
-        for method in method_order(cosines["method"]):
-            _curve(right, cosines[cosines["method"] == method], method, None)
+        methods = method_order(cosines["method"])
+        for method in methods:
+            own = cosines[cosines["method"] == method]
+            _curve(right, own, method, None, band=len(methods) <= MOST_BANDS)
         right.axhline(0, color="0.6", lw=0.7, zorder=0)
         right.set_ylabel("cos(perturbation, gradient)")
         for ax in (left, right):
@@ -67,7 +73,9 @@ def _by_adapter(ax: Axes, records: pd.DataFrame, shown: Mapping[str, tuple[str, 
             _curve(ax, own, method, f"{method_style(method).label}, {adapter}", dashed=adapter == "auxiliary")
 
 
-def _curve(ax: Axes, own: pd.DataFrame, method: str, label: str | None, *, dashed: bool = False) -> None:
+def _curve(
+    ax: Axes, own: pd.DataFrame, method: str, label: str | None, *, dashed: bool = False, band: bool = True
+) -> None:
     if own.empty:
         return
     steps = sorted(int(step) for step in own["step"].unique())
@@ -75,5 +83,7 @@ def _curve(ax: Axes, own: pd.DataFrame, method: str, label: str | None, *, dashe
     style = method_style(method)
     line = "--" if dashed else style.line
     ax.plot(steps, [mean for mean, _ in summary], color=style.colour, ls=line, lw=1.1, label=label or style.label)
+    if not band:
+        return
     low, high = ([mean + sign * half for mean, half in summary] for sign in (-1, 1))
     ax.fill_between(steps, low, high, color=style.colour, alpha=0.15, lw=0)

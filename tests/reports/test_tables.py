@@ -54,6 +54,8 @@ def test_costs_are_relative_to_lora(records: pd.DataFrame) -> None:
     assert ratios["lora"] == 1
     assert ratios["lora_sam"] == pytest.approx(2, rel=0.05)
     assert shown.set_index("method").loc["SAM", "gradient passes"] == "2"
+    part = records.assign(value=records["value"].where(records["measure"] != "gradient_passes", 1.28))
+    assert set(cost_table(part)[0]["gradient passes"]) == {"1.28"}  # a pass on a part of the batch
     without, _ = cost_table(records[records["method"] == "bilora"])
     assert without.loc[0, "over LoRA"] == "–"
 

@@ -60,6 +60,15 @@ def test_fewer_methods_or_seeds_take_nothing_away(finished: Path) -> None:
         assert load_study(finished / "out" / "study.yaml").seeds == 2
 
 
+def test_seeds_that_were_only_planned_are_not_counted(finished: Path) -> None:
+    """A study that was begun with nine seeds, interrupted after two, and ended there."""
+    settings = finished / "out" / "study.yaml"
+    settings.write_text(yaml.safe_dump(yaml.safe_load(settings.read_text()) | {"seeds": 9}))
+    assert audit(finished) == 0
+    assert load_study(settings).seeds == 2
+    assert read_json(finished / "out" / "claims.json")["design"] == "The number of seeds was fixed: 2."
+
+
 def test_a_refused_command_changes_nothing(finished: Path) -> None:
     with (finished / "out" / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
