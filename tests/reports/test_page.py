@@ -47,7 +47,7 @@ def test_page_is_whole_and_self_contained(records: pd.DataFrame, claims: dict[st
     page = _Page(source)
     assert path == tmp_path / "report.html"
     assert page.open == []
-    assert len(page.images) == 10 and all(image.startswith("data:image/png;base64,") for image in page.images)
+    assert len(page.images) == 11 and all(image.startswith("data:image/png;base64,") for image in page.images)
     assert not re.search(r'(src|href)="(?!data:)', source)
     assert "url(" not in source and "<script" not in source
     for expected in (
