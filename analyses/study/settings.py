@@ -51,8 +51,8 @@ class MethodSettings(Settings):
     """One column of a study: a method with what is tuned for it, and what sets a variant apart.
 
     ``method`` is the registry's name where the column has another one, or the place of a class of one's own,
-    ``package.module:Class``. ``r`` overrides the study's rank and keeps its
-    scaling. The others are as in `bilora.BiLoraConfig`.
+    ``package.module:Class``. ``r`` overrides the study's rank and keeps its scaling. The others are as in
+    `bilora.BiLoraConfig`.
     """
 
     learning_rate: Positive
@@ -156,10 +156,13 @@ class Study(Settings):
 
     @model_validator(mode="after")
     def _fit_is_tried(self) -> Study:
-        if self.tuning and self.tuning.fit_like not in (None, *self.tuning.learning_rate):
+        if self.tuning is None or self.tuning.fit_like is None:
+            return self
+        tried = self.methods if self.tuning.design else self.tuning.learning_rate
+        if self.tuning.fit_like not in tried:
             raise ValueError(
-                f"tuning.fit_like: expected one of the methods with a grid, {', '.join(self.tuning.learning_rate)}; "
-                f"got {self.tuning.fit_like!r}"
+                f"tuning.fit_like: expected one of the methods that are tuned, {', '.join(tried)}; got "
+                f"{self.tuning.fit_like!r}"
             )
         return self
 

@@ -105,7 +105,8 @@ class BiLoraInner(BiLora):
         self._has_ascended = False
 
     def gradient(self, backward: Backward) -> Tensor:
-        if not self._has_ascended:
+        holds_one = all(factor.requires_grad for factor in self.auxiliary_parameters())  # not in a ball of radius 0
+        if holds_one and not self._has_ascended:
             for _ in range(self.config.inner_steps):
                 self._ascend(backward)
             self._has_ascended = True

@@ -277,7 +277,7 @@ def test_gradients_of_low_rank_and_of_nothing_leave_an_orthonormal_space(name: s
 
 def test_a_zero_radius_is_lora(network: nn.Module, batch: Batch) -> None:
     lora = make_method(network, "lora")
-    for name in ("bilora_stale", "bilora_fresh"):
+    for name in ("bilora_stale", "bilora_fresh", "bilora_inner"):
         method = make_method(network, name, rho=0.0)
         for _ in range(3):
             one_step(method, batch, lr=0.2)

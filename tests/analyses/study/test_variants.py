@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from analyses.running.audit import check
-from analyses.study import Cell, StudyError, load_preset, parse_study
+from analyses.study import Cell, Study, StudyError, load_preset, parse_study
 from analyses.training.runs import method_config
 
 SWEEPS = ["digits-ablation", "digits-lowdata", "digits-rank"]
@@ -57,3 +57,15 @@ def test_a_column_needs_a_method_and_a_plain_name(methods: dict, message: str) -
     text["methods"] = {name: {"learning_rate": 0.1} | settings for name, settings in methods.items()}
     with pytest.raises(StudyError, match=message):
         parse_study(yaml.safe_dump(text), source="study")
+
+
+def test_the_fit_to_match_is_that_of_a_tuned_method() -> None:
+    study = load_preset("digits-ladder").model_dump(mode="json")
+    design = {
+        "seeds": [1],
+        "design": {"learning_rate": [0.001, 0.1], "rho": [0.01, 1.0], "auxiliary_lr_ratio": [0.1, 1.0]},
+    }
+    assert Study.model_validate(study | {"tuning": design | {"fit_like": "lora"}}).tuning.fit_like == "lora"
+    for tuning in (design, study["tuning"]):
+        with pytest.raises(ValueError, match=r"tuning\.fit_like: expected one of the methods that are tuned"):
+            Study.model_validate(study | {"tuning": tuning | {"fit_like": "nothing"}})
