@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from analyses.measures.minima import load_subject
 from analyses.running.executors import quieten
 from analyses.study import Cell, StudyFolder, load_study
-from analyses.study.base import DigitsTask
+from analyses.study.task_settings import DigitsTask
 from analyses.tasks.digits import Digits
 from landscape import EmpiricalRisk
 

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from analyses.running.executors import quieten
-from analyses.study.base import DigitsTask
+from analyses.study.task_settings import DigitsTask
 from analyses.tasks.digits import Digits, Examples, fit
 
 LEARNING_RATES = (3e-4, 1e-3, 3e-3)

@@ -27,7 +27,7 @@ from sharpness_found import found_over_exhaustive
 from torch import Tensor, nn
 
 from analyses.running.executors import quieten
-from analyses.study.base import DigitsTask
+from analyses.study.task_settings import DigitsTask
 from analyses.tasks.digits import Digits
 from landscape import EmpiricalRisk
 from landscape.sharpness.ascent import Climb, PassCounter

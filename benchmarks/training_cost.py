@@ -36,7 +36,7 @@ from transformers import (
 )
 
 from analyses.running.executors import quieten
-from analyses.study.base import DigitsTask
+from analyses.study.task_settings import DigitsTask
 from analyses.tasks.digits import Digits
 from bilora import METHODS, BiLoraConfig, BiLoraTrainer, build_method
 from bilora.cost import MethodStep

@@ -7,7 +7,6 @@ from analyses.measures.minima import Progress, Rows, Subject, low_rank_factors
 from analyses.training.runs import method_config, read_run
 from bilora.adapters import PRIMARY
 from bilora.minima import factor_subspace
-from landscape.losses import zero_one
 
 
 def generalization(subject: Subject, progress: Progress) -> Rows:
@@ -19,7 +18,9 @@ def generalization(subject: Subject, progress: Progress) -> Rows:
     risk = subject.risk()
     for split in ("train", "test"):
         yield {"measure": f"{split}_loss", "value": subject.risk(split).loss()}
-        yield {"measure": f"{split}_accuracy", "value": 1 - subject.risk(split, loss=zero_one).loss()}
+        errors = subject.errors(split)
+        if errors is not None:
+            yield {"measure": f"{split}_accuracy", "value": 1 - errors.loss()}
     gradient = risk.gradient()
     tangent = factor_subspace(risk.layout, low_rank_factors(subject, PRIMARY), "tangent")
     for name, part in {"full": gradient, "lora": tangent.project(gradient)}.items():

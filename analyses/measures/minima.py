@@ -17,6 +17,7 @@ from bilora import Minimum
 from bilora.adapters import AUXILIARY, PRIMARY
 from landscape import EmpiricalRisk
 from landscape.batches import to_device
+from landscape.losses import zero_one
 
 Progress = Callable[[int, int], None]
 Rows = Iterator[dict[str, Any]]
@@ -39,9 +40,14 @@ class Subject:
     settings: Any = None
 
     def risk(self, split: str = "train", **options: Any) -> EmpiricalRisk:
-        """Risk of the merged model over the adapted layers' weights."""
+        """Risk of the merged model over the adapted layers' weights, with the task's own loss if it names one."""
         batches = [to_device(batch, self.device) for batch in self.task.batches(split)]
-        return self.minimum.risk(batches, **options)
+        return self.minimum.risk(batches, **{"loss": getattr(self.task, "loss", None)} | options)
+
+    def errors(self, split: str = "train") -> EmpiricalRisk | None:
+        """Share of wrong predictions as a risk; None where nothing is right or wrong."""
+        error = getattr(self.task, "error", zero_one)
+        return None if error is None else self.risk(split, loss=error)
 
     @property
     def graph_budget(self) -> int:

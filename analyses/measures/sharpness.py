@@ -15,7 +15,6 @@ from analyses.study.measure_settings import L2
 from bilora.adapters import AUXILIARY, PRIMARY
 from bilora.minima import factor_subspace
 from landscape import average_sharpness
-from landscape.losses import zero_one
 
 _FEW = 5
 
@@ -28,14 +27,15 @@ def sharpness(subject: Subject, progress: Progress) -> Rows:
     the examples' own worst cases, the average case, and the training error at the worst point.
     """
     settings = subject.study.measures.worst_case
-    risk, errors = subject.risk(), subject.risk(loss=zero_one)
+    risk, errors = subject.risk(), subject.errors()
     curves = settings.radii_by_ball
     for number, (ball, radii) in enumerate(curves.items(), 1):
         for found in searched(subject, risk, radii, ball=ball):
             common = {"ball": ball, "rho": found.rho, "subspace": "full"}
             yield from (common | row for row in _rows(found))
-            error = errors.loss(errors.theta + found.result.epsilon)
-            yield common | {"measure": "worst_case_error", "value": error}
+            if errors is not None:
+                error = errors.loss(errors.theta + found.result.epsilon)
+                yield common | {"measure": "worst_case_error", "value": error}
         progress(number, len(curves) + 1)
     for rho in settings.radii:
         # Noise as long as the ball's radius: E‖epsilon‖² = sigma² n.

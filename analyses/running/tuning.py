@@ -12,17 +12,16 @@ import numpy as np
 import pandas as pd
 from scipy.stats import qmc
 
+from analyses.measures.minima import load_subject
 from analyses.measures.worst_cases import search_settings
 from analyses.records import read_json, write_atomically, write_json
 from analyses.running.executors import Failure, quieten, run_cells
 from analyses.running.preparing import check, exclusive, prepare
 from analyses.running.progress import ProgressFile
 from analyses.study import Cell, MethodSettings, Study, StudyError, StudyFolder, TuningSettings
-from analyses.training.devices import take_device
-from analyses.training.runs import load_minimum, read_run, study_task, train_cell
+from analyses.training.runs import read_run, train_cell
 from bilora.methods import method_class
-from landscape import EmpiricalRisk, worst_case_sharpness
-from landscape.losses import zero_one
+from landscape import worst_case_sharpness
 
 SETTINGS = ["learning_rate", "rho", "auxiliary_lr"]
 NUMBERS = ["train_loss", "validation_accuracy", "validation_loss", "rise"]
@@ -104,8 +103,8 @@ def best_settings(
     """The choice for each method by rule: the best mean validation accuracy among settings that fit the training data.
 
     Settings within one standard error of the best accuracy are as good as it: the one of the lowest validation loss is
-    taken. With ``tuning.fit_like`` that is done for this method alone, and each other one gets the setting whose
-    training loss has the ratio nearest to 1 to its. What sets a variant apart stays as it is.
+    taken, as for tasks without an accuracy. With ``tuning.fit_like`` that is done for this method alone, and each other
+    one gets the setting whose training loss has the ratio nearest to 1 to its. What sets a variant apart stays as it is.
 
     Args:
         table: Of `tune`.
@@ -134,6 +133,8 @@ def _fitting(method: str, rows: pd.DataFrame, tuning: TuningSettings) -> pd.Data
 
 
 def _most_accurate(fit: pd.DataFrame) -> pd.Series:
+    if fit["validation_accuracy"].isna().all():
+        return fit.sort_values("validation_loss").iloc[0]
     best = fit.sort_values("validation_accuracy", ascending=False).iloc[0]
     noise = float(best.get("validation_accuracy_se", 0.0) or 0.0)
     as_good = fit[fit["validation_accuracy"] >= best["validation_accuracy"] - (0.0 if np.isnan(noise) else noise)]
@@ -184,15 +185,12 @@ def _try(study: Study, folder: StudyFolder, point: GridPoint, progress: Progress
     if reason := read_run(run)["diverged"]:
         write_json(result, {"diverged": reason})
         return
-    minimum, task = load_minimum(variant, cell, folder), study_task(variant, cell)
-    minimum.model.to(take_device(study.device))
-    train, validation = task.batches("train"), task.batches("validation")
-    numbers = {
-        "train_loss": EmpiricalRisk(minimum.model, train).loss(),
-        "validation_accuracy": 1 - EmpiricalRisk(minimum.model, validation, loss=zero_one).loss(),
-        "validation_loss": EmpiricalRisk(minimum.model, validation).loss(),
-    }
+    subject = load_subject(variant, cell, folder)
+    risk, errors = subject.risk(), subject.errors("validation")
+    numbers = {"train_loss": risk.loss(), "validation_loss": subject.risk("validation").loss()}
+    if errors is not None:
+        numbers["validation_accuracy"] = 1 - errors.loss()
     if study.tuning and study.tuning.rise:
-        found = worst_case_sharpness(minimum.risk(train), study.claims.rho, seed=cell.seed, **search_settings(study))
+        found = worst_case_sharpness(risk, study.claims.rho, seed=cell.seed, **search_settings(study))
         numbers["rise"] = found.rise
     write_json(result, numbers)

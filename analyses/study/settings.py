@@ -11,10 +11,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, FiniteFloat, field_validator, model_validator
 
-from analyses.study.base import Count, Positive, Settings, TaskSettings
+from analyses.study.base import Count, Positive, Settings
 from analyses.study.cells import Cell
 from analyses.study.claim_settings import ClaimSettings
 from analyses.study.measure_settings import MeasureSettings
+from analyses.study.task_settings import TaskSettings
 from bilora import METHODS
 from bilora.config import Clip, Primary, RhoSchedule
 

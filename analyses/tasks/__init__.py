@@ -6,12 +6,18 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
-from analyses.study.base import OwnTask, Settings, StudyError
+from analyses.study.base import Settings, StudyError
+from analyses.study.data_settings import DATA_KINDS
+from analyses.study.task_settings import OwnTask
 from analyses.tasks.base import Examples, Task
 from analyses.tasks.digits import Digits
 from analyses.tasks.minilm_sentiment import MinilmSentiment
+from analyses.tasks.own_data import OwnData
 
-TASKS: dict[str, Callable[[Any, int, int | None], Task]] = {"digits": Digits, "minilm_sentiment": MinilmSentiment}
+TASKS: dict[str, Callable[[Any, int, int | None], Task]] = {
+    "digits": Digits,
+    "minilm_sentiment": MinilmSentiment,
+} | dict.fromkeys(DATA_KINDS, OwnData)
 
 
 def build_task(settings: Settings, train_size: int, draw: int | None = None) -> Task:

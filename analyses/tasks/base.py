@@ -19,6 +19,10 @@ class Task(Protocol):
 
     A class of it is called with its settings, the number of training examples, and the number of the draw of the
     training set, None for the settings' own split; it refuses what it cannot do with a ``StudyError``.
+
+    It may have two attributes more: ``loss``, the loss of single examples as of `landscape.EmpiricalRisk` (default:
+    cross-entropy of one label an example), and ``error``, 0 for a right prediction and 1 for a wrong one, or None where
+    nothing is right or wrong (default: `landscape.zero_one`).
     """
 
     def dataset(self, split: str) -> list[Examples]:

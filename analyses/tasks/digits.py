@@ -21,7 +21,8 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from transformers import ViTConfig, ViTForImageClassification
 
-from analyses.study.base import DigitsTask, StudyError
+from analyses.study.base import StudyError
+from analyses.study.task_settings import DigitsTask
 from analyses.tasks.base import Examples, Progress
 
 

@@ -22,7 +22,8 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoTokenizer
 
-from analyses.study.base import MinilmSentimentTask, StudyError
+from analyses.study.base import StudyError
+from analyses.study.task_settings import MinilmSentimentTask
 from analyses.tasks.base import Examples, Progress
 from analyses.tasks.mean_pooling import MeanPoolingClassifier
 

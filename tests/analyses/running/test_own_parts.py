@@ -60,7 +60,7 @@ class Nothing:
 '''
 
 TASK = '''
-from analyses.study.base import DigitsTask
+from analyses.study.task_settings import DigitsTask
 from analyses.tasks.digits import Digits
 
 

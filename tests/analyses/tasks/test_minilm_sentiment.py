@@ -10,7 +10,7 @@ import torch
 
 from analyses.running.audit import check, prepare
 from analyses.study import Cell, Study, StudyFolder, load_preset
-from analyses.study.base import MinilmSentimentTask
+from analyses.study.task_settings import MinilmSentimentTask
 from analyses.tasks.minilm_sentiment import PACKAGES, MinilmSentiment
 from analyses.training.runs import load_minimum, train_cell
 from landscape import EmpiricalRisk

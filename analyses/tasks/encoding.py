@@ -1,0 +1,133 @@
+"""From columns to what a model reads: texts to tokens, images to pixels, labels to classes."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoImageProcessor
+
+from analyses.study.base import StudyError
+from analyses.tasks.base import Examples
+from landscape.losses import IGNORED
+
+
+def classes_of(labels: Sequence[Any], column: str, known: dict[str, int] | None) -> dict[Any, int]:
+    """Index of every label: the model's own where it knows all of them by name, else in their order.
+
+    Raises:
+        StudyError: A label is missing or no class, or there is one class alone.
+    """
+    for row, label in enumerate(labels, 1):
+        if not isinstance(label, str | numbers.Integral | bool):
+            raise StudyError(
+                f"task.label: row {row} of column {column!r} holds {label!r}; expected a whole number or a name "
+                "in every row (for numbers to predict, use task.name: regression)"
+            )
+    distinct = set(labels)
+    if len(distinct) < 2:
+        raise StudyError(f"task.label: column {column!r} holds one class alone, {next(iter(distinct))!r}")
+    if known and all(str(label) in known for label in distinct):
+        return {label: known[str(label)] for label in distinct}
+    return {label: index for index, label in enumerate(sorted(distinct, key=lambda one: (isinstance(one, str), one)))}
+
+
+def numbers_of(labels: Sequence[Any], column: str) -> list[float]:
+    """Labels of a regression.
+
+    Raises:
+        StudyError: A label is no finite number.
+    """
+    for row, label in enumerate(labels, 1):
+        if not isinstance(label, numbers.Real) or not math.isfinite(label):
+            raise StudyError(f"task.label: row {row} of column {column!r} holds {label!r}; expected a finite number")
+    return [float(label) for label in labels]
+
+
+def texts_of(values: Sequence[Any], column: str) -> list[str]:
+    """Texts, none of them missing.
+
+    Raises:
+        StudyError: A row holds no text.
+    """
+    for row, value in enumerate(values, 1):
+        if not isinstance(value, str) or not value.strip():
+            raise StudyError(f"task.input: row {row} of column {column!r} holds {value!r}; expected text in every row")
+    return list(values)
+
+
+def tagged_tokens(
+    tokenizer: Any, words: Sequence[Sequence[str]], tags: Sequence[Sequence[int]], max_length: int
+) -> list[Examples]:
+    """Tokens of words, each word's tag at its first token, -100 elsewhere."""
+    encoded = tokenizer([list(one) for one in words], is_split_into_words=True, truncation=True, max_length=max_length)
+    examples = []
+    for place, own in enumerate(tags):
+        labels, before = [], None
+        for word in encoded.word_ids(place):
+            labels.append(IGNORED if word is None or word == before else own[word])
+            before = word
+        examples.append({"input_ids": torch.tensor(encoded["input_ids"][place]), "labels": torch.tensor(labels)})
+    return examples
+
+
+def pixels(model: str, images: Sequence[Any], config: Any) -> list[Tensor]:
+    """Images as float tensors (channels, height, width).
+
+    Pictures go through the model's own image processor, or are resized to its ``image_size`` and scaled to 0 to 1
+    where it comes without one. Arrays are used as they are, those of whole numbers as parts of 255.
+
+    Raises:
+        StudyError: An array is no image.
+    """
+    if isinstance(images[0], np.ndarray | np.generic):
+        return [_array_pixels(np.asarray(image)) for image in images]
+    channels, size = getattr(config, "num_channels", 3), getattr(config, "image_size", None)
+    pictures = [image.convert("L" if channels == 1 else "RGB") for image in images]
+    if (Path(model) / "preprocessor_config.json").is_file() and channels == 3:
+        processor = AutoImageProcessor.from_pretrained(model, local_files_only=True)
+        return list(processor(pictures, return_tensors="pt")["pixel_values"])
+    if size:
+        shape = (size, size) if isinstance(size, int) else tuple(size)[::-1]
+        pictures = [picture.resize(shape) for picture in pictures]
+    arrays = [np.asarray(picture) for picture in pictures]
+    return [_array_pixels(array if array.ndim == 2 else array.transpose(2, 0, 1)) for array in arrays]
+
+
+def _array_pixels(image: np.ndarray) -> Tensor:
+    if image.ndim not in (2, 3):
+        raise StudyError(
+            f"task.input: an image has shape {image.shape}; expected (height, width) or (channels, height, width)"
+        )
+    scaled = image / np.float32(255) if np.issubdtype(image.dtype, np.integer) else image
+    array = np.ascontiguousarray(scaled if image.ndim == 3 else scaled[None], dtype=np.float32)
+    return torch.from_numpy(array)
+
+
+def padded(examples: Sequence[Examples], pad_token: int) -> Examples:
+    """One batch; tokens are padded to the longest, with a mask, and labels of tokens with -100."""
+    if "input_ids" not in examples[0]:
+        return {key: torch.stack([one[key] for one in examples]) for key in examples[0]}
+    fill = {"input_ids": pad_token, "labels": IGNORED}
+    batch = {}
+    for key in examples[0]:
+        rows = [one[key] for one in examples]
+        ragged = rows[0].ndim == 1
+        batch[key] = (
+            pad_sequence(rows, batch_first=True, padding_value=fill.get(key, 0)) if ragged else torch.stack(rows)
+        )
+    ids = [one["input_ids"] for one in examples]
+    return batch | {"attention_mask": pad_sequence([torch.ones_like(one) for one in ids], batch_first=True)}
+
+
+def decoder_inputs(labels: Tensor, start: int, pad_token: int) -> Tensor:
+    """What a decoder reads to predict the labels (n, T): them, one place later."""
+    first = torch.full_like(labels[:, :1], start)
+    return torch.cat([first, labels[:, :-1].where(labels[:, :-1] != IGNORED, pad_token)], dim=1)

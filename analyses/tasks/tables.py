@@ -1,0 +1,113 @@
+"""Examples from files of the user's: columns by name, whatever the format."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from analyses.study.base import StudyError
+
+Table = Mapping[str, Sequence[Any]]
+"""Columns of equal length."""
+
+FORMATS = {
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".json": "json",
+    ".jsonl": "json",
+    ".parquet": "parquet",
+}
+_EXPECTED = f"a file that ends in {', '.join([*FORMATS, '.npz'])}, an image folder, or a saved Hugging Face data set"
+
+
+def read_table(place: str, option: str = "task.data") -> Table:
+    """All columns of a file or folder.
+
+    Args:
+        place: ``.csv``, ``.tsv``, ``.json`` or ``.jsonl`` (one object a line), ``.parquet``, ``.npz`` (arrays of equal
+            length, no pickles), a folder of images with one folder a class, or one written by
+            ``datasets.Dataset.save_to_disk``.
+        option: What to call the place in messages.
+
+    Raises:
+        StudyError: There is nothing, it is of no known kind, it cannot be read, or it is empty.
+    """
+    path = Path(place)
+    if not path.exists():
+        raise StudyError(f"{option}: {place} does not exist; expected {_EXPECTED}")
+    if path.is_file() and path.suffix not in {*FORMATS, ".npz"}:
+        raise StudyError(f"{option}: {place} is of no known kind; expected {_EXPECTED}")
+    try:
+        table = _arrays(path) if path.suffix == ".npz" else _data_set(path)
+    except StudyError:
+        raise
+    except Exception as error:  # readers raise what they like about broken files
+        reason = (str(error.__cause__ or error).strip() or type(error).__name__).splitlines()[0]
+        raise StudyError(f"{option}: cannot read {place}: {reason}") from error
+    lengths = {name: len(table[name]) for name in columns(table)}
+    if not lengths or not all(lengths.values()):
+        raise StudyError(f"{option}: {place} holds no examples")
+    if len(set(lengths.values())) > 1:
+        raise StudyError(f"{option}: the arrays of {place} differ in length: {lengths}; expected one row an example")
+    return table
+
+
+def columns(table: Table) -> list[str]:
+    """Names of a table's columns."""
+    return list(getattr(table, "column_names", None) or table)
+
+
+def digest(place: str) -> str:
+    """A checksum of a file's content, or of the names and sizes of a folder's files."""
+    path = Path(place)
+    if path.is_file():
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    listing = sorted((str(one.relative_to(path)), one.stat().st_size) for one in path.rglob("*") if one.is_file())
+    return hashlib.sha256(repr(listing).encode()).hexdigest()
+
+
+def _arrays(path: Path) -> Table:
+    with np.load(path, allow_pickle=False) as stored:
+        return {name: stored[name] for name in stored.files}
+
+
+def _data_set(path: Path) -> Table:
+    if find_spec("datasets") is None:
+        raise StudyError("task.data: reading it needs the package 'datasets'; pip install 'bilora-landscape[data]'")
+    import datasets
+
+    with _quiet(datasets), tempfile.TemporaryDirectory() as cache:
+        options: dict[str, Any] = {"cache_dir": cache, "keep_in_memory": True}
+        if path.is_file():
+            kind = FORMATS[path.suffix]
+            if path.suffix == ".tsv":
+                options["sep"] = "\t"
+            return getattr(datasets.Dataset, f"from_{kind}")(str(path), **options)
+        if (path / "dataset_info.json").is_file():
+            return datasets.load_from_disk(str(path), keep_in_memory=True)
+        if (path / "dataset_dict.json").is_file():
+            raise StudyError(
+                f"task.data: {path} holds several data sets; give the places by split, as {{train: {path}/train, …}}"
+            )
+        if not any(one.is_dir() for one in path.iterdir()):
+            raise StudyError(f"task.data: {path} is a folder without folders of images; expected {_EXPECTED}")
+        return datasets.load_dataset("imagefolder", data_dir=str(path), split="train", **options)
+
+
+@contextmanager
+def _quiet(datasets: Any) -> Iterator[None]:
+    """No progress bars of the library's while it reads."""
+    shown = datasets.utils.logging.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
