@@ -104,7 +104,8 @@ def best_settings(
 
     Settings within one standard error of the best accuracy are as good as it: the one of the lowest validation loss is
     taken, as for tasks without an accuracy. With ``tuning.fit_like`` that is done for this method alone, and each other
-    one gets the setting whose training loss has the ratio nearest to 1 to its. What sets a variant apart stays as it is.
+    one gets the setting whose training loss has the ratio nearest to 1 to its. What sets a variant apart stays
+    as it is.
 
     Args:
         table: Of `tune`.

@@ -17,7 +17,8 @@ from analyses.tasks.own_data import OwnData
 TASKS: dict[str, Callable[[Any, int, int | None], Task]] = {
     "digits": Digits,
     "minilm_sentiment": MinilmSentiment,
-} | dict.fromkeys(DATA_KINDS, OwnData)
+    **dict.fromkeys(DATA_KINDS, OwnData),
+}
 
 
 def build_task(settings: Settings, train_size: int, draw: int | None = None) -> Task:

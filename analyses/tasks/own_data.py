@@ -80,7 +80,7 @@ class OwnData:
     @cached_property
     def _tables(self) -> dict[str, Table]:
         wanted = [*self.settings.inputs, *filter(None, (self.settings.target, self.settings.group))]
-        tables = {}
+        tables: dict[str, Table] = {}
         for split, place in self.settings.places.items():
             option = "task.data" if isinstance(self.settings.data, str) else f"task.data.{split}"
             tables[split] = read_table(place, option)

@@ -266,8 +266,9 @@ def test_pickled_arrays_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"data": {"test": "a.csv"}}, {"input": ["a", "b", "c"]}, {"name": "causal_lm", "label": "x"}, {"colour": 1}]
-)  # fmt: skip
+    "changes",
+    [{"data": {"test": "a.csv"}}, {"input": ["a", "b", "c"]}, {"name": "causal_lm", "label": "x"}, {"colour": 1}],
+)
 def test_impossible_settings_are_no_task(changes: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         DataTask.model_validate({"name": "text_classification", "model": "m", "data": "a.csv"} | changes)
