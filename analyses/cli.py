@@ -1,4 +1,4 @@
-"""The command line: ``landscape audit | train | measure | compare | tune | report | presets | methods``."""
+"""The command line: ``landscape init | audit | train | measure | compare | tune | report | presets | methods``."""
 
 from __future__ import annotations
 
@@ -13,17 +13,19 @@ import pandas as pd
 from jsonargparse import ArgumentParser, Namespace
 from pydantic import ValidationError
 
-from analyses.records import read_json, read_records, write_json
+from analyses.records import read_json, read_records, write_atomically, write_json
 from analyses.study import (
     Cell,
     Study,
     StudyError,
     StudyFolder,
+    example_text,
     load_claims,
     load_preset,
     load_study,
     preset_names,
 )
+from analyses.study.data_settings import DATA_KINDS
 from reports.claims import claims_text
 from reports.figures.front import front_lines, write_front
 from reports.page import write_report
@@ -56,9 +58,35 @@ def main(arguments: list[str] | None = None) -> int:
         return INTERRUPTED
 
 
+def init(options: Namespace) -> int:
+    """Write a commented study: of the bundled digits, or of a model and data of one's own."""
+    if (options.model is None) != (options.data is None):
+        raise StudyError("--model, --data: give both, or none for a study of the bundled digits")
+    if options.out.exists():
+        raise StudyError(f"--out: {options.out} exists; give another file")
+    expected = None
+    if options.model is None:
+        text = example_text()
+    else:
+        from analyses.running.drafting import draft
+
+        drafted = draft(options.model, options.data, kind=options.task, inputs=options.input, label=options.label)
+        text, expected = drafted.text, drafted.estimate
+    try:
+        write_atomically(options.out, lambda temporary: temporary.write_text(text))
+    except OSError as error:
+        raise StudyError(f"--out: cannot write {options.out}: {error.strerror}") from error
+    print(f"Study: {options.out}")
+    if expected is not None:
+        print(f"With 2 workers: {expected} (hours to a factor of two; the smallest detectable effect shows after it)")
+    print(f"Next: landscape audit --config {options.out}")
+    return DONE
+
+
 def audit(options: Namespace) -> int:
     """Train, measure, judge and report a whole study; what is done already is kept."""
     from analyses.running.audit import Outcome, planned, run_audit
+    from analyses.running.estimating import estimate
     from analyses.running.preparing import check
     from analyses.running.stopping import until_decided
 
@@ -69,6 +97,7 @@ def audit(options: Namespace) -> int:
         folder.refuse_others(study)
         for name, count in planned(study, folder).items():
             print(f"{count:>5}  {name}")
+        print(f"With {options.jobs} workers: {estimate(study, folder, jobs=options.jobs)}; hours to a factor of two")
         return DONE
     stopping = _stopping(options, study)
     outcomes: list[Outcome] = []
@@ -218,6 +247,7 @@ def methods(options: Namespace) -> int:
 
 
 COMMANDS = {
+    "init": init,
     "audit": audit,
     "train": train,
     "measure": measure,
@@ -239,6 +269,13 @@ def _parser() -> ArgumentParser:
     commands = parser.add_subcommands(required=False)
     for name, command in COMMANDS.items():
         sub = ArgumentParser(description=command.__doc__, allow_abbrev=False)
+        if name == "init":
+            sub.add_argument("--model", type=str, help="folder of a Hugging Face model, or its name on the hub")
+            sub.add_argument("--data", type=str, help="CSV, JSON lines, Parquet, .npz, image folder or saved data set")
+            sub.add_argument("--task", type=str, choices=DATA_KINDS, help="what to learn (default: told from the data)")
+            sub.add_argument("--input", type=str, help="column of the input")
+            sub.add_argument("--label", type=str, help="column of the label")
+            sub.add_argument("--out", type=Path, default=Path("study.yaml"), help="file to write")
         if name in ("audit", "train", "tune"):
             sub.add_argument("--preset", type=str, help="name of a bundled study; see 'landscape presets'")
             sub.add_argument("--config", type=Path, help="YAML file of a study of your own")

@@ -33,6 +33,11 @@ def load_preset(name: str) -> Study:
     return parse_study((resources.files("analyses") / "presets" / f"{name}.yaml").read_text(), source=name)
 
 
+def example_text() -> str:
+    """YAML of a small study of the bundled digits, for a first look at the settings."""
+    return (resources.files("analyses") / "templates" / "digits.yaml").read_text()
+
+
 def load_study(path: Path) -> Study:
     """Read a study from a YAML file.
 

@@ -1,0 +1,231 @@
+"""A first study of one's own model and data: what to adapt, at which radii, and how long it will take."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from jinja2 import Template
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from analyses.measures.minima import load_subject
+from analyses.running.estimating import Estimate, estimate
+from analyses.running.executors import quieten
+from analyses.running.preparing import prepare
+from analyses.study import Cell, Study, StudyError, StudyFolder, parse_study
+from analyses.study.data_settings import DataKind, DataTask
+from analyses.tasks.own_data import OwnData
+from analyses.tasks.tables import Table, columns, read_table
+from analyses.training.runs import read_run, train_cell
+from landscape import EmpiricalRisk
+from landscape.sharpness.ascent import Climb, PassCounter
+from landscape.sharpness.balls import ball_around
+
+RISES = (1e-3, 0.1, 1.0)
+"""Rises in nats at whose radii a study looks; claims are judged at the radius of the middle one."""
+
+_HEADS = ("classifier", "score", "head", "lm_head", "pooler")
+_TRAINED_HEADS = ("classifier", "score")
+_SMALLEST_RADIUS, _RADIUS_FACTOR, _MOST_RADII = 1e-3, math.sqrt(10), 12
+_CLIMB_STEPS = 6
+_SHORT_RUN = 30
+_MOST_EXAMPLES, _LEAST_STEPS = 128, 120
+
+
+@dataclass(frozen=True)
+class Draft:
+    """Text of a study, and what it will take."""
+
+    text: str
+    estimate: Estimate
+
+
+def draft(
+    model: str,
+    data: str,
+    *,
+    kind: DataKind | None = None,
+    inputs: str | None = None,
+    label: str | None = None,
+    jobs: int = 2,
+) -> Draft:
+    """A study of the bundled methods on the user's model and data, that runs as it stands.
+
+    A short LoRA run shows at which radii the training loss rises by `RISES`; one pass of each kind is timed.
+
+    Args:
+        model: Folder of a Hugging Face model, or its name on the hub.
+        data: A file or folder; see `analyses.study.data_settings.DataTask`.
+        kind: Of task; None to tell from the columns.
+        inputs: Column of the input; None to tell.
+        label: Column of the label; None to tell.
+        jobs: Workers for the estimate.
+
+    Raises:
+        StudyError: Model or data cannot be read, or kind and columns cannot be told.
+    """
+    quieten()
+    place = str(Path(data).resolve())
+    settings = _task(_local(model), place, read_table(data, "--data"), kind, inputs, label)
+    train_size = min(_MOST_EXAMPLES, _pool(settings))
+    network = OwnData(settings, train_size).new_model(settings.head_seed)
+    targets, heads = _targets(network), [n for n, _ in network.named_children() if n in _TRAINED_HEADS]
+    smallest = min(min(layer.weight.shape) for layer in _linear(network, targets))
+    batch_size = min(16, train_size)
+    epochs = max(1, math.ceil(_LEAST_STEPS / math.ceil(train_size / batch_size)))
+    values: dict[str, Any] = {
+        "name": _name(place),
+        "task": settings.model_dump(exclude_defaults=True, exclude_none=True),
+        "train_size": train_size,
+        "batch_size": batch_size,
+        "epochs": epochs,
+        "rank": max(1, min(8, smallest // 4)),
+        "targets": targets,
+        "heads": heads,
+        "learning_rate": 1e-3,
+        "rho": 0.1,
+        "radii": {},
+    }
+    with tempfile.TemporaryDirectory() as temporary:
+        values["radii"] = radii = _radii(parse_study(_text(values), source="draft"), Path(temporary))
+        values["rho"] = radii.get(RISES[1]) or max(radii.values())
+        study = parse_study(_text(values), source="draft")
+        expected = estimate(study, StudyFolder(Path(temporary)), jobs=jobs)
+    return Draft(_text(values), expected)
+
+
+def _text(values: dict[str, Any]) -> str:
+    template = Template((resources.files("analyses") / "templates" / "study.yaml.jinja").read_text())
+    task = yaml.safe_dump(values["task"], sort_keys=False, allow_unicode=True)
+    dumped = {key: yaml.safe_dump(values[key], default_flow_style=True).strip() for key in ("targets", "heads")}
+    indented = "\n".join(f"  {line}" for line in task.splitlines())
+    return template.render(**values | dumped | {"task": indented})
+
+
+def _local(model: str) -> str:
+    return str(Path(model).resolve()) if Path(model).is_dir() else model
+
+
+def _name(place: str) -> str:
+    kept = "".join(c if c.isalnum() and c.isascii() else "-" for c in Path(place).stem).strip("-")
+    return f"{kept or 'own'}-study"
+
+
+def _task(
+    model: str, data: str, table: Table, kind: DataKind | None, inputs: str | None, label: str | None
+) -> DataTask:
+    names = columns(table)
+    found = kind or _kind(table, label)
+    plain = DataTask(name=found, model=model, data=data, input=inputs, label=label)
+    texts = [name for name in names if isinstance(table[name][0], str)]
+    if plain.inputs[0] not in names and inputs is None:
+        others = [name for name in texts if name != plain.target]
+        if found not in ("text_classification", "regression", "causal_lm", "seq2seq") or len(others) != 1:
+            raise StudyError(f"--input: the columns of {data} are {', '.join(names)}; say which holds the input")
+        inputs = others[0]
+    if plain.target is not None and plain.target not in names and label is None:
+        raise StudyError(f"--label: the columns of {data} are {', '.join(names)}; say which holds the label")
+    return DataTask(name=found, model=model, data=data, input=inputs, label=label)
+
+
+def _kind(table: Table, label: str | None) -> DataKind:
+    names = columns(table)
+    if "image" in names:
+        return "image_classification"
+    if "tokens" in names:
+        return "token_classification"
+    if label is None and "target" in names:
+        return "seq2seq"
+    label = label or ("label" if "label" in names else None)
+    if label is None:
+        if "text" in names and len(names) == 1:
+            return "causal_lm"
+        raise StudyError(f"--label: the columns are {', '.join(names)}; say which holds the label, or give --task")
+    if label not in names:
+        raise StudyError(f"--label: there is no column {label!r}; the columns are {', '.join(names)}")
+    numbers = [value for value in table[label] if isinstance(value, float)]
+    return (
+        "regression"
+        if any(value != int(value) for value in numbers if math.isfinite(value))
+        else ("text_classification")
+    )
+
+
+def _pool(settings: DataTask) -> int:
+    """Training examples that the draft's other splits leave: seven tenths, if all come from one place."""
+    total = len(read_table(settings.places["train"])[settings.inputs[0]])
+    return max(2, total - total // 5 - max(1, total // 10))
+
+
+def _targets(model: nn.Module) -> list[str]:
+    """Endings of the linear layers that occur in every block; all but the heads' where there are no blocks."""
+    names = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear | Conv1D)]
+    inside = [name for name in names if not any(part in _HEADS for part in name.split("."))]
+    counts = Counter(name.rsplit(".", 1)[-1] for name in inside)
+    repeated = [ending for ending, count in counts.items() if count > 1]
+    found = repeated or list(counts)
+    if not found:
+        raise StudyError("--model: it has no linear layers outside its head to adapt")
+    return sorted(found)
+
+
+def _linear(model: nn.Module, endings: list[str]) -> Iterator[Any]:
+    for name, layer in model.named_modules():
+        if name.rsplit(".", 1)[-1] in endings and isinstance(layer, nn.Linear | Conv1D):
+            yield layer
+
+
+def _radii(study: Study, root: Path) -> dict[float, float]:
+    """Radius by rise after a short LoRA run."""
+    short = study.model_copy(update={"training": study.training.model_copy(update={"max_steps": _SHORT_RUN})})
+    folder, cell = StudyFolder(root / "short"), next(iter(study.cells()))
+    cell = Cell("lora", cell.seed, cell.train_size)
+    prepare(short, folder)
+    train_cell(short, cell, folder, lambda step, total: None)
+    if reason := read_run(folder.run(short, cell))["diverged"]:
+        raise StudyError(f"--model: a short LoRA run diverged: {reason}; is the model in order?")
+    return radii_of_rises(load_subject(short, cell, folder).risk())
+
+
+def radii_of_rises(risk: EmpiricalRisk) -> dict[float, float]:
+    """Radii, to two digits, at which one climb from the gradient finds rises of `RISES` of the training loss.
+
+    Radii grow until the largest rise is passed or the rise stays where it is; between two of them the logarithms are
+    joined by a line. What the climb finds is a lower bound, so that these radii are upper ones.
+    """
+    theta, rho = risk.theta, _SMALLEST_RADIUS
+    visit = PassCounter().visits(risk, theta)
+    centre = visit(torch.zeros_like(theta))
+    points: list[tuple[float, float]] = [(rho / _RADIUS_FACTOR, 1e-12)]
+    for _ in range(_MOST_RADII):
+        ball = ball_around(risk, rho, norm="l2", adaptive="none", relative=False, subspace=None)
+        climb = Climb(visit, ball, visit(ball.extreme(centre.gradient)))
+        rise = climb.advance(_CLIMB_STEPS, floor=centre.loss, tol=1e-2).loss - centre.loss
+        before = points[-1][1]
+        points.append((rho, max(rise, before)))
+        if rise > RISES[-1] or RISES[0] < rise < 1.01 * before:
+            break
+        rho *= _RADIUS_FACTOR
+    radii = {}
+    for wanted in RISES:
+        for (low, below), (high, above) in itertools.pairwise(points):
+            if below <= wanted < above:
+                share = math.log(wanted / below) / math.log(above / below)
+                radii[wanted] = float(f"{low * (high / low) ** share:.2g}")
+                break
+    if not radii:
+        raise StudyError(
+            f"--data: the training loss rises by less than {RISES[0]:g} nats within {points[-1][0]:.3g} of the "
+            "weights; check the data and the model"
+        )
+    return radii
