@@ -78,7 +78,7 @@ def init(options: Namespace) -> int:
         raise StudyError(f"--out: cannot write {options.out}: {error.strerror}") from error
     print(f"Study: {options.out}")
     if expected is not None:
-        print(f"With 2 workers: {expected} (hours to a factor of two; the smallest detectable effect shows after it)")
+        print(f"With 2 workers: {expected}; hours to a factor of two")
     print(f"Next: landscape audit --config {options.out}")
     return DONE
 

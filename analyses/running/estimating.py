@@ -50,6 +50,15 @@ class Estimate:
 
 def estimate(study: Study, folder: StudyFolder, *, jobs: int) -> Estimate:
     """Time a pass of training and a pass of measuring on the untrained model, and count what is left of the study."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in the workers
+    try:
+        return _estimate(study, folder, jobs)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _estimate(study: Study, folder: StudyFolder, jobs: int) -> Estimate:
     device = take_device(study.device)
     seconds = bytes_ = 0.0
     cells = 0
@@ -101,7 +110,7 @@ def _passes(study: Study, measures: set[str]) -> tuple[float, int]:
     return passes, balls
 
 
-def _seconds(work: object, repeats: int = 3) -> float:
+def _seconds(work: object, repeats: int = 4) -> float:
     """The shortest of some runs of a function, the first of which warms up."""
     times = []
     for _ in range(repeats):

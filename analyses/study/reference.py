@@ -63,7 +63,7 @@ _INTRODUCTION = """# Every key of a study
 <!-- Written by `python -m analyses.study.reference > docs/study.md`; a test holds it to the settings. -->
 
 A study is one YAML file, read safely; unknown keys are refused with their names. `landscape init` writes a commented
-one for the bundled digits, `landscape init --model FOLDER --data FILE` one for your own model and data that runs as it is;
+one for the bundled digits, `landscape init --model FOLDER --data FILE` one for your own model and data;
 `landscape audit --config study.yaml --dry-run` says what it would take. Radii are in the units of the weights, losses
 and rises in nats (squared units of the label for `regression`), lengths in tokens. An own task is a class with the
 methods of `analyses.tasks.base.Task`.
