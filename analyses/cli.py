@@ -78,7 +78,7 @@ def init(options: Namespace) -> int:
         raise StudyError(f"--out: cannot write {options.out}: {error.strerror}") from error
     print(f"Study: {options.out}")
     if expected is not None:
-        print(f"With 2 workers: {expected}; hours to a factor of two")
+        print(f"With 2 workers: {expected}; models of a few thousand weights take up to three times as long")
     print(f"Next: landscape audit --config {options.out}")
     return DONE
 
@@ -97,7 +97,9 @@ def audit(options: Namespace) -> int:
         folder.refuse_others(study)
         for name, count in planned(study, folder).items():
             print(f"{count:>5}  {name}")
-        print(f"With {options.jobs} workers: {estimate(study, folder, jobs=options.jobs)}; hours to a factor of two")
+        print(
+            f"With {options.jobs} workers: {estimate(study, folder, jobs=options.jobs)}; models of a few thousand weights take up to three times as long"
+        )
         return DONE
     stopping = _stopping(options, study)
     outcomes: list[Outcome] = []
