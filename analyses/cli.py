@@ -33,6 +33,7 @@ from reports.page import write_report
 if TYPE_CHECKING:
     from analyses.running.stopping import Stopping
 
+SHORTFALL = "models of a few thousand weights take up to three times as long"
 DONE, CELLS_FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
 
 
@@ -78,7 +79,7 @@ def init(options: Namespace) -> int:
         raise StudyError(f"--out: cannot write {options.out}: {error.strerror}") from error
     print(f"Study: {options.out}")
     if expected is not None:
-        print(f"With 2 workers: {expected}; models of a few thousand weights take up to three times as long")
+        print(f"With 2 workers: {expected}; {SHORTFALL}")
     print(f"Next: landscape audit --config {options.out}")
     return DONE
 
@@ -97,9 +98,8 @@ def audit(options: Namespace) -> int:
         folder.refuse_others(study)
         for name, count in planned(study, folder).items():
             print(f"{count:>5}  {name}")
-        print(
-            f"With {options.jobs} workers: {estimate(study, folder, jobs=options.jobs)}; models of a few thousand weights take up to three times as long"
-        )
+        expected = estimate(study, folder, jobs=options.jobs)
+        print(f"With {options.jobs} workers: {expected}; {SHORTFALL}")
         return DONE
     stopping = _stopping(options, study)
     outcomes: list[Outcome] = []
