@@ -33,7 +33,6 @@ from reports.page import write_report
 if TYPE_CHECKING:
     from analyses.running.stopping import Stopping
 
-SHORTFALL = "models of a few thousand weights take up to three times as long"
 DONE, CELLS_FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
 
 
@@ -79,7 +78,7 @@ def init(options: Namespace) -> int:
         raise StudyError(f"--out: cannot write {options.out}: {error.strerror}") from error
     print(f"Study: {options.out}")
     if expected is not None:
-        print(f"With 2 workers: {expected}; {SHORTFALL}")
+        print(f"With 2 workers: {expected}; hours to a factor of two")
     print(f"Next: landscape audit --config {options.out}")
     return DONE
 
@@ -99,7 +98,7 @@ def audit(options: Namespace) -> int:
         for name, count in planned(study, folder).items():
             print(f"{count:>5}  {name}")
         expected = estimate(study, folder, jobs=options.jobs)
-        print(f"With {options.jobs} workers: {expected}; {SHORTFALL}")
+        print(f"With {options.jobs} workers: {expected}; hours to a factor of two")
         return DONE
     stopping = _stopping(options, study)
     outcomes: list[Outcome] = []

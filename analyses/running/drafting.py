@@ -16,6 +16,7 @@ import torch
 import yaml
 from jinja2 import Template
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from analyses.measures.minima import load_subject
@@ -34,8 +35,9 @@ from landscape.sharpness.balls import ball_around
 RISES = (1e-3, 0.1, 1.0)
 """Rises in nats at whose radii a study looks; claims are judged at the radius of the middle one."""
 
-_HEADS = ("classifier", "score", "head", "lm_head", "pooler")
-_TRAINED_HEADS = ("classifier", "score")
+_NO_BLOCKS = ("lm_head", "pooler")
+"""Parts outside the blocks that are no head of their own."""
+
 _SMALLEST_RADIUS, _RADIUS_FACTOR, _MOST_RADII = 1e-3, math.sqrt(10), 12
 _CLIMB_STEPS = 6
 _SHORT_RUN = 30
@@ -76,10 +78,12 @@ def draft(
     """
     quieten()
     place = str(Path(data).resolve())
-    settings = _task(_local(model), place, read_table(data, "--data"), kind, inputs, label)
-    train_size = min(_MOST_EXAMPLES, _pool(settings))
+    table = read_table(data, "--data")
+    settings = _task(_local(model), place, table, kind, inputs, label)
+    train_size = min(_MOST_EXAMPLES, _pool(len(table[settings.inputs[0]])))
     network = OwnData(settings, train_size).new_model(settings.head_seed)
-    targets, heads = _targets(network), [n for n, _ in network.named_children() if n in _TRAINED_HEADS]
+    heads = _heads(network) if settings.name not in ("causal_lm", "seq2seq") else []
+    targets = _targets(network, heads)
     smallest = min(min(layer.weight.shape) for layer in _linear(network, targets))
     batch_size = min(16, train_size)
     epochs = max(1, math.ceil(_LEAST_STEPS / math.ceil(train_size / batch_size)))
@@ -161,16 +165,21 @@ def _kind(table: Table, label: str | None) -> DataKind:
     )
 
 
-def _pool(settings: DataTask) -> int:
-    """Training examples that the draft's other splits leave: seven tenths, if all come from one place."""
-    total = len(read_table(settings.places["train"])[settings.inputs[0]])
+def _pool(total: int) -> int:
+    """Training examples that the draft's other splits leave, seven tenths."""
     return max(2, total - total // 5 - max(1, total // 10))
 
 
-def _targets(model: nn.Module) -> list[str]:
+def _heads(model: PreTrainedModel) -> list[str]:
+    """Parts beside the pretrained body, which have weights of their own."""
+    parts = model.named_children()
+    return [name for name, part in parts if name != model.base_model_prefix and any(True for _ in part.parameters())]
+
+
+def _targets(model: nn.Module, heads: list[str]) -> list[str]:
     """Endings of the linear layers that occur in every block; all but the heads' where there are no blocks."""
     names = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear | Conv1D)]
-    inside = [name for name in names if not any(part in _HEADS for part in name.split("."))]
+    inside = [name for name in names if not any(part in (*heads, *_NO_BLOCKS) for part in name.split("."))]
     counts = Counter(name.rsplit(".", 1)[-1] for name in inside)
     repeated = [ending for ending, count in counts.items() if count > 1]
     found = repeated or list(counts)

@@ -15,13 +15,10 @@ from analyses.training.devices import take_device
 from analyses.training.runs import method_config
 from bilora.attaching import target_layers
 from bilora.methods import method_class
-from landscape import EmpiricalRisk
+from landscape import EmpiricalRisk, worst_case_sharpness
 
 _PASSES_OF_A_SEARCH = 240
 """Of both searches in one ball with the default effort, in the median on the digits minima (docs/landscape.md)."""
-
-_COST_OF_A_SEARCHED_PASS = 2.4
-"""Over that of a pass of all examples together: half of a search ascends single examples (digits, one thread)."""
 
 _DEFAULT_EFFORT = 20 * 7
 _PASSES_OF_A_PRODUCT = 2.5
@@ -30,7 +27,7 @@ _PRODUCTS_OF_CURVATURE = 80
 
 @dataclass(frozen=True)
 class Estimate:
-    """Work that is left of a study; hours are a lower estimate: a BERT of 20,000 weights took three times as long.
+    """Work that is left of a study; hours are good to a factor of about two.
 
     Attributes:
         cells: Runs that are not trained or not measured yet.
@@ -49,7 +46,7 @@ class Estimate:
 
 
 def estimate(study: Study, folder: StudyFolder, *, jobs: int) -> Estimate:
-    """Time a pass of training and a pass of measuring on the untrained model, and count what is left of the study."""
+    """Time a step, a pass and a short search on the untrained model, and count what is left of the study."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in the workers
     try:
@@ -76,7 +73,11 @@ def _estimate(study: Study, folder: StudyFolder, jobs: int) -> Estimate:
         risk = EmpiricalRisk(
             model, task.batches("train"), params=[f"{n}.weight" for n in names], check=False, **options
         )
-        pass_ = _seconds(risk.loss_and_gradient)
+        whole_pass = _seconds(risk.loss_and_gradient)
+        # Half of a search ascends single examples, whose passes cost more than their share.
+        began = time.perf_counter()
+        found = worst_case_sharpness(risk, study.claims.rho, steps=4, restarts=1, screened=16, max_passes=1)
+        searched_pass = (time.perf_counter() - began) / found.num_passes
         for seed in range(study.seeds):
             for column in study.methods:
                 cell = Cell(column, seed, size)
@@ -89,25 +90,25 @@ def _estimate(study: Study, folder: StudyFolder, jobs: int) -> Estimate:
                     seconds += step * passes * study.training.num_steps(size)
                     adapters = 2 * sum(config.r * sum(shape) for shape in shapes)
                     bytes_ += 4 * (whole if config.method in ("full", "sam") or config.primary == "full" else adapters)
-                searched, balls = _passes(study, {measure.name for measure in missing})
-                seconds += searched * pass_
+                searched, others, balls = _passes(study, {measure.name for measure in missing})
+                seconds += searched * searched_pass + others * whole_pass
                 bytes_ += 4 * adapted * balls
     return Estimate(cells, seconds / 3600 / jobs, int(bytes_))
 
 
-def _passes(study: Study, measures: set[str]) -> tuple[float, int]:
-    """What measures cost in passes of all examples together, and the balls of which maximisers are kept."""
+def _passes(study: Study, measures: set[str]) -> tuple[float, float, int]:
+    """Passes over the training data in searches and in other measures, and the balls of which maximisers are kept."""
     settings = study.measures.worst_case
     effort = min(1.0, settings.steps * settings.restarts / _DEFAULT_EFFORT)
     outside = sum(len(radii) for radii in settings.radii_by_ball.values()) if "sharpness" in measures else 0
     inside = 3 * len(settings.inside_radii) if "recovery" in measures else 0
     balls = outside + inside
-    passes = balls * _PASSES_OF_A_SEARCH * effort * _COST_OF_A_SEARCHED_PASS
+    others = 0.0
     if "curvature" in measures:
-        passes += _PRODUCTS_OF_CURVATURE * _PASSES_OF_A_PRODUCT
+        others += _PRODUCTS_OF_CURVATURE * _PASSES_OF_A_PRODUCT
     if "surface" in measures and study.measures.surface is not None:
-        passes += study.measures.surface.grid_points**2
-    return passes, balls
+        others += study.measures.surface.grid_points**2
+    return balls * _PASSES_OF_A_SEARCH * effort, others, balls
 
 
 def _seconds(work: object, repeats: int = 4) -> float:

@@ -19,8 +19,8 @@ from analyses.tasks.base import Examples
 from landscape.losses import IGNORED
 
 
-def classes_of(labels: Sequence[Any], column: str, known: dict[str, int] | None) -> dict[Any, int]:
-    """Index of every label: the model's own where it knows all of them by name, else in their order.
+def classes_of(labels: Sequence[Any], column: str, known: dict[str, int]) -> dict[Any, int]:
+    """Index of every label: the ``known`` ones by name, else in their order.
 
     Raises:
         StudyError: A label is missing or no class, or there is one class alone.
@@ -34,7 +34,7 @@ def classes_of(labels: Sequence[Any], column: str, known: dict[str, int] | None)
     distinct = set(labels)
     if len(distinct) < 2:
         raise StudyError(f"task.label: column {column!r} holds one class alone, {next(iter(distinct))!r}")
-    if known and all(str(label) in known for label in distinct):
+    if known:
         return {label: known[str(label)] for label in distinct}
     return {label: index for index, label in enumerate(sorted(distinct, key=lambda one: (isinstance(one, str), one)))}
 
@@ -91,8 +91,9 @@ def pixels(model: str, images: Sequence[Any], config: Any) -> list[Tensor]:
         return [_array_pixels(np.asarray(image)) for image in images]
     channels, size = getattr(config, "num_channels", 3), getattr(config, "image_size", None)
     pictures = [image.convert("L" if channels == 1 else "RGB") for image in images]
-    if (Path(model) / "preprocessor_config.json").is_file() and channels == 3:
-        processor = AutoImageProcessor.from_pretrained(model, local_files_only=True)
+    local = Path(model).is_dir()
+    if channels == 3 and (not local or (Path(model) / "preprocessor_config.json").is_file()):
+        processor = AutoImageProcessor.from_pretrained(model, local_files_only=local)
         return list(processor(pictures, return_tensors="pt")["pixel_values"])
     if size:
         shape = (size, size) if isinstance(size, int) else tuple(size)[::-1]

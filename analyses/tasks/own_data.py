@@ -127,10 +127,18 @@ class OwnData:
         target = self.settings.target
         if not self._kind.classes or target is None:
             return {}
+        return classes_of(self._labelled, target, self._known(self._labelled))
+
+    @property
+    def _labelled(self) -> list[Any]:
+        """The labels of all examples, or of all their tokens."""
         labels = [label for table in self._raw_labels.values() for label in table]
-        if self.settings.name == "token_classification":
-            labels = [tag for tags in labels for tag in tags]
-        return classes_of(labels, target, getattr(self._config, "label2id", None))
+        return [tag for tags in labels for tag in tags] if self.settings.name == "token_classification" else labels
+
+    def _known(self, labels: Sequence[Any]) -> dict[str, int]:
+        """The model's own labels, if it knows all of the data's by name."""
+        known: dict[str, int] = getattr(self._config, "label2id", None) or {}
+        return known if all(str(label) in known for label in set(labels)) else {}
 
     @cached_property
     def _parts(self) -> dict[str, tuple[str, np.ndarray]]:
@@ -215,9 +223,10 @@ class OwnData:
             if ("drop" in key or "pdrop" in key) and isinstance(value, float):
                 setattr(config, key, 0.0)
         if self._kind.classes:
-            config.num_labels = max(self.classes.values()) + 1
-            config.id2label = {index: str(label) for label, index in self.classes.items()}
-            config.label2id = {name: index for index, name in config.id2label.items()}
+            if not self._known(self._labelled):  # a model that knows the labels keeps those that the data lack, too
+                config.num_labels = len(self.classes)
+                config.id2label = {index: str(label) for label, index in self.classes.items()}
+                config.label2id = {name: index for index, name in config.id2label.items()}
         elif self.settings.name == "regression":
             config.num_labels, config.problem_type = 1, "regression"
         if self.settings.name != "image_classification":
@@ -281,7 +290,7 @@ class OwnData:
                 name, local_files_only=local, trust_remote_code=self.settings.trust_remote_code, **options
             )
         except (OSError, ValueError, KeyError) as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             hint = "" if local else "; expected a local folder, or a name on the hub that can be reached from here"
             raise StudyError(f"task.model: cannot load {kind.__name__} from {name!r}: {reason}{hint}") from error
 

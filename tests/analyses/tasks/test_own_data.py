@@ -115,6 +115,15 @@ def test_a_model_that_knows_the_labels_keeps_its_head_and_their_order(tmp_path: 
     assert torch.equal(own.new_model(0).classifier.weight, own.new_model(1).classifier.weight)
 
 
+def test_a_head_keeps_the_labels_that_the_data_lack(tmp_path: Path, csv: str) -> None:
+    names = {"rotten": 0, "mixed": 1, "fresh": 2}
+    model = bert(tmp_path / "m", label2id=names, id2label={i: name for name, i in names.items()})
+    own = task(tmp_path, "text_classification", csv, model)
+    assert own.classes == {"rotten": 0, "fresh": 2}
+    heads = [own.new_model(seed).classifier.weight for seed in (0, 1)]
+    assert len(heads[0]) == 3 and torch.equal(*heads)
+
+
 def test_numbered_labels_need_not_begin_at_zero(tmp_path: Path, csv: str) -> None:
     assert task(tmp_path, "text_classification", csv, label="number").classes == {3: 0, 4: 1}
 
