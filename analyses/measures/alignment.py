@@ -84,7 +84,7 @@ def shares(
         spectra = block_spectra(layout, direction)
         for (name, kind), subspace in subspaces.items():
             tested = k == 1 and name == headline
-            samples = subject.study.measures.alignment.null_samples if tested else 0
+            samples = subject.plan.measures.alignment.null_samples if tested else 0
             found = align(direction, subspace, num_samples=samples, seed=subject.cell.seed, spectra=spectra)
             if k > 0:
                 weighted[name, kind] += abs(eigenvalues[k]) * found.pooled.captured
@@ -155,7 +155,7 @@ def along_training(subject: Subject, progress: Progress) -> Rows:
     """Weighted share of the minimum's eigenvectors in the column space of each adapter's B at every snapshot."""
     values, vectors = eigenpairs(subject)
     weights, layout = values.abs(), subject.risk().layout
-    for step, tensors in load_recorded_snapshots(subject.study, subject.cell, subject.folder).items():
+    for step, tensors in load_recorded_snapshots(subject.run.recording).items():
         for adapter in dict.fromkeys(key.split("/")[0] for key in tensors):
             factors = {}
             for name in layout.names:
@@ -171,7 +171,7 @@ def along_training(subject: Subject, progress: Progress) -> Rows:
 
 def gauss_newton(subject: Subject, progress: Progress) -> Rows:
     """Eigenvalues of the generalised Gauss-Newton matrix, and the share of its eigenvectors in the column spaces."""
-    settings, risk = subject.study.measures.curvature, subject.risk()
+    settings, risk = subject.plan.measures.curvature, subject.risk()
     subspaces = subspaces_of(subject, risk.layout, risk.gradient())
     operator = GGNOperator(risk, graph_budget=subject.graph_budget)
     found = lanczos(operator, settings.k, which="LM", tol=settings.lanczos_tol, seed=subject.cell.seed)
@@ -200,13 +200,13 @@ def subspaces_of(subject: Subject, layout: Layout, gradient: Tensor) -> Subspace
 ALIGNMENT = Measure(
     "alignment",
     alignment,
-    lambda study: [study.measures.alignment.null_samples, worst_case_settings(study)],
+    lambda plan: [plan.measures.alignment.null_samples, worst_case_settings(plan)],
     needs=(CURVATURE,),
 )
 GAUSS_NEWTON = Measure(
     "gauss_newton",
     gauss_newton,
-    lambda study: study.measures.curvature.model_dump(include={"k", "lanczos_tol"}),
+    lambda plan: plan.measures.curvature.model_dump(include={"k", "lanczos_tol"}),
     applies=lambda study, cell: study.measures.alignment.gauss_newton,
 )
 ALONG_TRAINING = Measure("alignment_along_training", along_training, needs=(CURVATURE,), recorded=True)

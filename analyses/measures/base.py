@@ -14,9 +14,10 @@ from torch import Tensor
 from analyses.measures.minima import Progress, Rows, Subject
 from analyses.records import write_atomically
 from analyses.study import Cell, Study, StudyFolder, fingerprint
+from analyses.study.plan import Plan
 
 
-def _nothing(study: Study) -> Any:
+def _nothing(plan: Plan) -> Any:
     return None
 
 
@@ -41,21 +42,25 @@ class Measure:
 
     name: str
     run: Callable[[Subject, Progress], Rows]
-    settings: Callable[[Study], Any] = _nothing
+    settings: Callable[[Plan], Any] = _nothing
     needs: tuple[Measure, ...] = ()
     applies: Callable[[Study, Cell], bool] = _everywhere
     default_seeds: int | None = None
     recorded: bool = False
     version: int = 1
 
-    def key(self, study: Study) -> str:
-        """Eight digits that change whenever its numbers at one run may."""
-        recording = study.measures.dynamics and study.measures.dynamics.model_dump() if self.recorded else None
-        return fingerprint([self.settings(study), recording, [need.key(study) for need in self.needs], self.version])
+    def key(self, plan: Plan) -> str:
+        """Eight digits that change whenever its numbers at one minimum may."""
+        recording = plan.measures.dynamics and plan.measures.dynamics.model_dump() if self.recorded else None
+        return fingerprint([self.settings(plan), recording, [need.key(plan) for need in self.needs], self.version])
+
+    def file(self, plan: Plan, place: Path) -> Path:
+        """File of its records in a minimum's folder of measurements."""
+        return place / f"{self.name}-{self.key(plan)}.parquet"
 
     def path(self, study: Study, cell: Cell, folder: StudyFolder) -> Path:
-        """File of its records."""
-        return folder.measurements(study, cell) / f"{self.name}-{self.key(study)}.parquet"
+        """File of its records at a study's run."""
+        return self.file(study, folder.measurements(study, cell))
 
     def keep(self, subject: Subject, vectors: Mapping[str, Tensor]) -> None:
         """Keep vectors of weight space beside the records, for measures that build on this one."""
@@ -67,7 +72,7 @@ class Measure:
         return load_file(self._vectors(subject), device=str(subject.device))
 
     def _vectors(self, subject: Subject) -> Path:
-        return self.path(subject.study, subject.cell, subject.folder).with_suffix(".safetensors")
+        return self.file(subject.plan, subject.place).with_suffix(".safetensors")
 
     def runs_at(self, study: Study, cell: Cell) -> bool:
         """Whether a study measures it at a cell."""

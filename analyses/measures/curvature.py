@@ -16,7 +16,7 @@ from landscape.backends.pyhessian import pyhessian_eigenvalues
 
 def curvature(subject: Subject, progress: Progress) -> Rows:
     """Top eigenpairs by Lanczos; the eigenvectors are kept."""
-    settings, seed = subject.study.measures.curvature, subject.cell.seed
+    settings, seed = subject.plan.measures.curvature, subject.cell.seed
     operator = HessianOperator(subject.risk(), graph_budget=subject.graph_budget)
     result, seconds = _timed(lambda: lanczos(operator, settings.k, which="LM", tol=settings.lanczos_tol, seed=seed))
     yield from _rows("lanczos", result, seconds)
@@ -27,7 +27,7 @@ def curvature(subject: Subject, progress: Progress) -> Rows:
 
 def by_power_iteration(subject: Subject, progress: Progress) -> Rows:
     """The same by power iteration, from another start."""
-    settings, seed = subject.study.measures.curvature, subject.cell.seed + 1
+    settings, seed = subject.plan.measures.curvature, subject.cell.seed + 1
     operator = HessianOperator(subject.risk(), graph_budget=subject.graph_budget)
     result, seconds = _timed(
         lambda: power_iteration(
@@ -40,7 +40,7 @@ def by_power_iteration(subject: Subject, progress: Progress) -> Rows:
 
 def by_pyhessian(subject: Subject, progress: Progress) -> Rows:
     """The same by PyHessian, which we did not write."""
-    k, seed, risk = subject.study.measures.curvature.k, subject.cell.seed, subject.risk()
+    k, seed, risk = subject.plan.measures.curvature.k, subject.cell.seed, subject.risk()
     yield from _rows("pyhessian", *_timed(lambda: pyhessian_eigenvalues(risk, k, tol=1e-4, seed=seed)))
     progress(1, 1)
 
@@ -75,11 +75,11 @@ def _rows(algorithm: str, result: EigenResult, seconds: float) -> Rows:
 
 
 CURVATURE = Measure(
-    "curvature", curvature, lambda study: study.measures.curvature.model_dump(include={"k", "lanczos_tol"})
+    "curvature", curvature, lambda plan: plan.measures.curvature.model_dump(include={"k", "lanczos_tol"})
 )
 POWER_ITERATION = Measure(
     "power_iteration",
     by_power_iteration,
-    lambda study: study.measures.curvature.model_dump(include={"k", "power_tol", "power_matvecs"}),
+    lambda plan: plan.measures.curvature.model_dump(include={"k", "power_tol", "power_matvecs"}),
 )
-PYHESSIAN = Measure("pyhessian", by_pyhessian, lambda study: study.measures.curvature.k, applies=is_third_opinion_cell)
+PYHESSIAN = Measure("pyhessian", by_pyhessian, lambda plan: plan.measures.curvature.k, applies=is_third_opinion_cell)

@@ -32,11 +32,11 @@ _MEASURES = {
 
 def dynamics(subject: Subject, progress: Progress) -> Rows:
     """What the recorder noted, by step, and the angles of each adapter's spaces to where they end."""
-    for row in read_notes(subject.study, subject.cell, subject.folder):
+    for row in read_notes(subject.run.recording):
         for key, measure in _MEASURES.items():
             if key in row:
                 yield {"measure": measure, "step": int(row["step"]), "value": row[key]}
-    snapshots = load_recorded_snapshots(subject.study, subject.cell, subject.folder)
+    snapshots = load_recorded_snapshots(subject.run.recording)
     if snapshots:
         for adapter in dict.fromkeys(key.split("/")[0] for key in snapshots[0]):
             for space, factor in (("column", "B"), ("row", "A")):

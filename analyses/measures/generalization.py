@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from analyses.measures.base import Measure
 from analyses.measures.minima import Progress, Rows, Subject, low_rank_factors
 from analyses.training.runs import method_config, read_run
@@ -16,21 +18,27 @@ def generalization(subject: Subject, progress: Progress) -> Rows:
     the run's LoRA factors: what is left of it says how far from stationary the deployed point is.
     """
     risk = subject.risk()
-    for split in ("train", "test"):
-        yield {"measure": f"{split}_loss", "value": subject.risk(split).loss()}
-        errors = subject.errors(split)
-        if errors is not None:
-            yield {"measure": f"{split}_accuracy", "value": 1 - errors.loss()}
+    yield from fit(subject, ("train", "test"))
     gradient = risk.gradient()
     tangent = factor_subspace(risk.layout, low_rank_factors(subject, PRIMARY), "tangent")
     for name, part in {"full": gradient, "lora": tangent.project(gradient)}.items():
         yield {"measure": "gradient_norm", "subspace": name, "value": float(part.double().norm())}
-    run = read_run(subject.folder.run(subject.study, subject.cell))
+    trained = subject.run
+    run = read_run(trained.folder.run(trained.study, trained.cell))
     yield {"measure": "train_step_seconds", "value": run["step_seconds"]}
     yield {"measure": "trainable_parameters", "value": run["trainable_parameters"]}
     if PRIMARY in subject.minimum.factors:
-        yield {"measure": "adapter_rank", "value": method_config(subject.study, subject.cell.method).r}
+        yield {"measure": "adapter_rank", "value": method_config(trained.study, trained.cell.method).r}
     progress(1, 1)
+
+
+def fit(subject: Subject, splits: Iterable[str]) -> Rows:
+    """Loss and, where predictions are right or wrong, accuracy on each split."""
+    for split in splits:
+        yield {"measure": f"{split}_loss", "value": subject.risk(split).loss()}
+        errors = subject.errors(split)
+        if errors is not None:
+            yield {"measure": f"{split}_accuracy", "value": 1 - errors.loss()}
 
 
 GENERALIZATION = Measure("generalization", generalization, version=2)

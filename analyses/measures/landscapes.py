@@ -42,7 +42,7 @@ def surface(subject: Subject, progress: Progress) -> Rows:
     The plane is spanned by the worst case found inside the run's LoRA subspace and by the part of the full space's
     worst case outside it, both at the claims' radius.
     """
-    settings, rho = subject.study.measures.surface or SurfaceSettings(), subject.study.claims.rho
+    settings, rho = subject.plan.measures.surface or SurfaceSettings(), subject.plan.rho
     risk = subject.risk()
     space = factor_subspace(risk.layout, low_rank_factors(subject, PRIMARY), "tangent")
     worst = worst_case_at(subject, risk).epsilon
@@ -73,7 +73,7 @@ def surface(subject: Subject, progress: Progress) -> Rows:
         }  # fmt: skip
     progress(2, 3)
     operator = HessianOperator(risk, graph_budget=subject.graph_budget)
-    yield from quadratic_rises(operator, eigenvectors, subject.study.measures.worst_case.radii)
+    yield from quadratic_rises(operator, eigenvectors, subject.plan.measures.worst_case.radii)
     progress(3, 3)
 
 
@@ -82,17 +82,18 @@ def trajectory(subject: Subject, progress: Progress) -> Rows:
 
     Coordinates are relative to the minimum. A run without snapshots of an adapter leaves no rows.
     """
-    risk, snapshots = subject.risk(), load_recorded_snapshots(subject.study, subject.cell, subject.folder)
+    risk, run = subject.risk(), subject.run
+    snapshots = load_recorded_snapshots(run.recording)
     if not snapshots:
         return
-    scaling = subject.study.adapters.alpha / subject.study.adapters.r
+    scaling = run.study.adapters.alpha / run.study.adapters.r
     points = torch.stack([_merged_change(risk, factors, scaling) for factors in snapshots.values()])
     plane = trajectory_plane(points)
     for step, (alpha, beta) in zip(snapshots, plane.coordinates.tolist(), strict=True):
         yield {"measure": "trajectory", "step": step, "alpha": alpha, "beta": beta}
     for number, share in enumerate(plane.explained_variance.tolist(), 1):
         yield {"measure": "trajectory_variance", "index": number, "value": share}
-    count = (subject.study.measures.surface or SurfaceSettings()).grid_points
+    count = (subject.plan.measures.surface or SurfaceSettings()).grid_points
     low, high = plane.coordinates.min(dim=0).values, plane.coordinates.max(dim=0).values
     margin = 0.15 * (high - low).max()
     alphas, betas = (
@@ -165,7 +166,7 @@ def _unit(vector: Tensor) -> Tensor:
 SURFACE = Measure(
     "surface",
     surface,
-    lambda study: [study.measures.surface and study.measures.surface.model_dump(), worst_case_settings(study)],
+    lambda plan: [plan.measures.surface and plan.measures.surface.model_dump(), worst_case_settings(plan)],
     needs=(CURVATURE,),
     applies=lambda study, cell: study.measures.surface is not None,
     default_seeds=1,
@@ -173,7 +174,7 @@ SURFACE = Measure(
 TRAJECTORY = Measure(
     "trajectory",
     trajectory,
-    lambda study: study.measures.surface and study.measures.surface.grid_points,
+    lambda plan: plan.measures.surface and plan.measures.surface.grid_points,
     applies=lambda study, cell: study.measures.surface is not None,
     default_seeds=1,
     recorded=True,

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from analyses.study import Cell, Study, StudyFolder
-from analyses.tasks import Task
+from analyses.study.plan import Plan
+from analyses.tasks.base import Data
 from analyses.training.devices import take_device
 from analyses.training.runs import load_minimum, study_task
 from bilora import Minimum
@@ -24,19 +26,49 @@ Rows = Iterator[dict[str, Any]]
 
 
 @dataclass(frozen=True)
-class Subject:
-    """A minimum under measurement.
+class Trained:
+    """Where a minimum was trained.
 
     Attributes:
-        settings: Of the measure at work, as its ``settings`` gives them.
+        study: Its study.
+        cell: Its cell there.
+        folder: The study's folder.
     """
 
     study: Study
     cell: Cell
     folder: StudyFolder
+
+    @property
+    def recording(self) -> Path:
+        """Folder of what was recorded along the training."""
+        return self.folder.recording(self.study, self.cell)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A minimum under measurement.
+
+    Attributes:
+        plan: What is measured, and how.
+        cell: Method (in a comparison the minimum's name), seed of all that is drawn, and number of training examples.
+        minimum: The model and its spaces.
+        task: Its data.
+        device: Where it is measured.
+        place: Folder for what measures leave beside their records.
+        rank: Of the space that stands for the adapter's where there is none.
+        trained: Its run; None for a minimum from elsewhere.
+        settings: Of the measure at work, as its ``settings`` gives them.
+    """
+
+    plan: Plan
+    cell: Cell
     minimum: Minimum
-    task: Task
+    task: Data
     device: torch.device
+    place: Path
+    rank: int
+    trained: Trained | None = None
     settings: Any = None
 
     def risk(self, split: str = "train", **options: Any) -> EmpiricalRisk:
@@ -50,23 +82,35 @@ class Subject:
         return None if error is None else self.risk(split, loss=error)
 
     @property
+    def run(self) -> Trained:
+        """Its run, for measures of what happened in training.
+
+        Raises:
+            ValueError: It was not trained by a study.
+        """
+        if self.trained is None:
+            raise ValueError(f"{self.cell.method} was not trained by a study; this measure reads a study's run")
+        return self.trained
+
+    @property
     def graph_budget(self) -> int:
         """Bytes for the graphs that a curvature operator keeps."""
-        return int(self.study.measures.graph_gib * 2**30)
+        return int(self.plan.measures.graph_gib * 2**30)
 
 
 def load_subject(study: Study, cell: Cell, folder: StudyFolder, settings: Any = None) -> Subject:
     """Load a run's minimum with its task."""
     minimum, device = load_minimum(study, cell, folder), take_device(study.device)
     minimum.model.to(device)
-    return Subject(study, cell, folder, minimum, study_task(study, cell), device, settings)
+    place, trained = folder.measurements(study, cell), Trained(study, cell, folder)
+    return Subject(study, cell, minimum, study_task(study, cell), device, place, study.adapters.r, trained, settings)
 
 
 def low_rank_factors(subject: Subject, adapter: str) -> dict[str, tuple[Tensor, Tensor]]:
     """An adapter's (A, B) by weight; for methods without one, those of the best rank-r fit of the update."""
     if adapter in subject.minimum.factors:
         return subject.minimum.factors[adapter]
-    rank, factors = subject.study.adapters.r, {}
+    rank, factors = subject.rank, {}
     for name, update in subject.minimum.updates.items():
         left, singular, right = torch.linalg.svd(update, full_matrices=False)
         factors[name] = (right[:rank], left[:, :rank] * singular[:rank])

@@ -16,8 +16,10 @@ from analyses.measures.generalization import GENERALIZATION
 from analyses.measures.landscapes import SURFACE, TRAJECTORY
 from analyses.measures.minima import Progress, load_subject
 from analyses.measures.sharpness import RECOVERY, SHARPNESS
+from analyses.measures.spectrum import SPECTRUM
 from analyses.records import DIVERGED, records_frame, write_records
 from analyses.study import Cell, Study, StudyError, StudyFolder
+from analyses.study.plan import Plan
 from analyses.training.runs import environment, read_run
 
 MEASURES = [
@@ -28,6 +30,7 @@ MEASURES = [
     PYHESSIAN,
     ALIGNMENT,
     GAUSS_NEWTON,
+    SPECTRUM,
     ALONG_TRAINING,
     ANGLES,
     DYNAMICS,
@@ -56,8 +59,8 @@ def measures_of(study: Study) -> dict[str, Measure]:
     return found
 
 
-def _given(options: dict[str, Any]) -> Callable[[Study], Any]:
-    return lambda study: options
+def _given(options: dict[str, Any]) -> Callable[[Plan], Any]:
+    return lambda plan: options
 
 
 def _imported(place: str) -> Measure:

@@ -10,8 +10,8 @@ import torch
 from analyses.measures.base import Measure
 from analyses.measures.minima import Progress, Rows, Subject, adapters_with_space, low_rank_factors
 from analyses.measures.worst_cases import Searched, search_settings, searched
-from analyses.study import Study
 from analyses.study.measure_settings import L2
+from analyses.study.plan import Plan
 from bilora.adapters import AUXILIARY, PRIMARY
 from bilora.minima import factor_subspace
 from landscape import average_sharpness
@@ -26,7 +26,7 @@ def sharpness(subject: Subject, progress: Progress) -> Rows:
     start that won. Beside the rise stand what each search found, how the rise is spread over the examples, the mean of
     the examples' own worst cases, the average case, and the training error at the worst point.
     """
-    settings = subject.study.measures.worst_case
+    settings = subject.plan.measures.worst_case
     risk, errors = subject.risk(), subject.errors()
     curves = settings.radii_by_ball
     for number, (ball, radii) in enumerate(curves.items(), 1):
@@ -64,7 +64,7 @@ def recovery(subject: Subject, progress: Progress) -> Rows:
             for name, (a, b) in auxiliary.items()
         }
         spaces |= {"auxiliary": auxiliary, "random": random}
-    radii = subject.study.measures.worst_case.inside_radii
+    radii = subject.plan.measures.worst_case.inside_radii
     for index, (name, pairs) in enumerate(spaces.items(), 1):
         space = factor_subspace(risk.layout, pairs, "tangent")
         for found in searched(subject, risk, radii, space=(name, space)):
@@ -91,16 +91,16 @@ def _rows(found: Searched) -> Rows:
     yield {"measure": "one_step_rise", "value": result.one_step_rise, "num_passes": 2}
 
 
-def _effort(study: Study) -> dict[str, Any]:
+def _effort(plan: Plan) -> dict[str, Any]:
     """Settings of `sharpness`."""
-    settings = study.measures.worst_case
-    return search_settings(study) | {"radii": settings.radii_by_ball, "average_samples": settings.average_samples}
+    settings = plan.measures.worst_case
+    return search_settings(plan) | {"radii": settings.radii_by_ball, "average_samples": settings.average_samples}
 
 
 SHARPNESS = Measure("sharpness", sharpness, _effort)
 RECOVERY = Measure(
     "recovery",
     recovery,
-    lambda study: search_settings(study) | {"radii": study.measures.worst_case.inside_radii},
+    lambda plan: search_settings(plan) | {"radii": plan.measures.worst_case.inside_radii},
     version=2,
 )

@@ -16,8 +16,9 @@ from safetensors.torch import save_file
 
 from analyses.measures.minima import Subject
 from analyses.records import write_atomically
-from analyses.study import Study, fingerprint
+from analyses.study import fingerprint
 from analyses.study.measure_settings import L2, BallName
+from analyses.study.plan import Plan
 from landscape import EmpiricalRisk, OwnWorstCases, SharpnessResult, Subspace, join_curve, worst_case_sharpness
 
 _OPTIONS: Mapping[BallName, Mapping[str, Any]] = {
@@ -61,37 +62,36 @@ def searched(
     single = [_one(subject, risk, rho, ball, space) for rho in ordered]
     options = dict(_OPTIONS[ball])
     options.pop("relative", None)  # the results' radii are in the weights' units already
-    steps = subject.study.measures.worst_case.steps
+    steps = subject.plan.measures.worst_case.steps
     curve = join_curve(risk, [result for result, _ in single], steps=steps, subspace=space and space[1], **options)
     return [Searched(rho, result, seconds) for rho, result, (_, seconds) in zip(ordered, curve, single, strict=True)]
 
 
-def search_settings(study: Study) -> dict[str, Any]:
+def search_settings(plan: Plan) -> dict[str, Any]:
     """What a search in one ball depends on beside the run, the ball and the space."""
-    return study.measures.worst_case.model_dump(include={"steps", "restarts", "screened", "agreement", "max_passes"})
+    return plan.measures.worst_case.model_dump(include={"steps", "restarts", "screened", "agreement", "max_passes"})
 
 
 def worst_case_at(subject: Subject, risk: EmpiricalRisk, space: tuple[str, Subspace] | None = None) -> SharpnessResult:
     """The worst case in the l2 ball of the claims' radius."""
-    settings, rho = subject.study.measures.worst_case, subject.study.claims.rho
+    settings, rho = subject.plan.measures.worst_case, subject.plan.rho
     found = searched(subject, risk, settings.inside_radii if space else settings.radii, space=space)
     return next(one.result for one in found if one.rho == rho)
 
 
-def worst_case_settings(study: Study) -> list[Any]:
+def worst_case_settings(plan: Plan) -> list[Any]:
     """What `worst_case_at` depends on beside the run and the space."""
-    settings = study.measures.worst_case
-    return [search_settings(study), settings.radii, settings.inside_radii, study.claims.rho]
+    settings = plan.measures.worst_case
+    return [search_settings(plan), settings.radii, settings.inside_radii, plan.rho]
 
 
 def _one(
     subject: Subject, risk: EmpiricalRisk, rho: float, ball: BallName, space: tuple[str, Subspace] | None
 ) -> tuple[SharpnessResult, float]:
-    effort = search_settings(subject.study)
+    effort = search_settings(subject.plan)
     name, subspace = space or ("full", None)
     described = {"effort": effort, "ball": ball, "rho": rho, "space": name}
-    folder = subject.folder.measurements(subject.study, subject.cell)
-    path = folder / f"worst_case-{ball}-{name}-{fingerprint(described)}.safetensors"
+    path = subject.place / f"worst_case-{ball}-{name}-{fingerprint(described)}.safetensors"
     if not path.exists():
         began = time.perf_counter()
         result = worst_case_sharpness(risk, rho, subspace=subspace, seed=subject.cell.seed, **_OPTIONS[ball], **effort)

@@ -76,6 +76,19 @@ class SurfaceSettings(Settings):
     path_points: Annotated[int, Field(ge=3)] = 9
 
 
+class SpectrumSettings(Settings):
+    """Trace and density of the Hessian's spectrum, measured where ``measures.seeds`` names ``spectrum``.
+
+    The trace is estimated until its relative standard error is ``trace_tol`` or ``trace_matvecs`` products are used,
+    the density with ``density_probes`` random vectors of ``density_steps`` products each.
+    """
+
+    trace_tol: Positive = 0.02
+    trace_matvecs: Annotated[int, Field(ge=30)] = 300
+    density_steps: Count = 50
+    density_probes: Annotated[int, Field(ge=2)] = 4
+
+
 class AlignmentSettings(Settings):
     """Random subspaces drawn for z-scores and p-values; whether to look at the Gauss-Newton matrix's eigenvectors."""
 
@@ -104,6 +117,7 @@ class MeasureSettings(Settings):
     seeds: dict[str, Annotated[int, Field(ge=0)]] = Field(default_factory=dict)
     own: dict[str, dict[str, Any]] = Field(default_factory=dict)
     curvature: CurvatureSettings = CurvatureSettings()
+    spectrum: SpectrumSettings = SpectrumSettings()
     alignment: AlignmentSettings = AlignmentSettings()
     surface: SurfaceSettings | None = SurfaceSettings()
     dynamics: DynamicsSettings | None = None

@@ -23,6 +23,7 @@ from analyses.study.measure_settings import (
     CurvatureSettings,
     DynamicsSettings,
     MeasureSettings,
+    SpectrumSettings,
     SurfaceSettings,
     WorstCaseSettings,
 )
@@ -48,6 +49,7 @@ SECTIONS: dict[str, type[Settings]] = {
     "measures": MeasureSettings,
     "measures.worst_case": WorstCaseSettings,
     "measures.curvature": CurvatureSettings,
+    "measures.spectrum": SpectrumSettings,
     "measures.alignment": AlignmentSettings,
     "measures.surface": SurfaceSettings,
     "measures.dynamics": DynamicsSettings,

@@ -177,6 +177,11 @@ class Study(Settings):
                 )
         return self
 
+    @property
+    def rho(self) -> float:
+        """Radius at which the claims are judged."""
+        return self.claims.rho
+
     def cells(self) -> Iterator[Cell]:
         """All cells, seed by seed, so that an interrupted study has whole pairs."""
         for train_size in self.train_sizes:

@@ -9,9 +9,18 @@ from typing import Protocol
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from landscape.losses import Batch
+
 Progress = Callable[[int, int], None]
 Examples = dict[str, Tensor]
 """Arguments of the model's forward pass, one row an example, among them ``labels`` (n,)."""
+
+
+class Data(Protocol):
+    """Examples in the batches over which they are measured, with ``loss`` and ``error`` as of `Task`."""
+
+    def batches(self, split: str) -> Sequence[Batch]:
+        """All examples of a split."""
 
 
 class Task(Protocol):

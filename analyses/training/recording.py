@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from analyses.records import read_json, write_json
-from analyses.study import Cell, Study, StudyFolder
+from analyses.study import Cell, Study
 from bilora import BiLoraTrainer, SnapshotCallback, load_snapshots
 from bilora.recorder import DynamicsRecorder
 
@@ -43,13 +43,13 @@ class Recording:
         write_json(self._directory / _NOTES, self._recorder.rows)
 
 
-def read_notes(study: Study, cell: Cell, folder: StudyFolder) -> list[dict[str, Any]]:
+def read_notes(recording: Path) -> list[dict[str, Any]]:
     """The notes, one dictionary a noted step; empty for methods of which nothing is noted."""
-    notes: list[dict[str, Any]] = read_json(folder.recording(study, cell) / _NOTES)
+    notes: list[dict[str, Any]] = read_json(recording / _NOTES)
     return notes
 
 
-def load_recorded_snapshots(study: Study, cell: Cell, folder: StudyFolder) -> dict[int, dict[str, Tensor]]:
+def load_recorded_snapshots(recording: Path) -> dict[int, dict[str, Tensor]]:
     """Factors by step, as `bilora.load_snapshots` gives them; empty for methods without any."""
-    directory = folder.recording(study, cell) / _SNAPSHOTS
+    directory = recording / _SNAPSHOTS
     return load_snapshots(directory) if directory.is_dir() else {}
