@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import math
 import sys
-from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import matplotlib
 import pandas as pd
 from jsonargparse import ArgumentParser, Namespace
 from pydantic import ValidationError
 
+from analyses.comparing.request import add_compare_arguments, compare_places
 from analyses.records import read_json, read_records, write_atomically, write_json
 from analyses.study import (
     Cell,
@@ -42,6 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         0 done, 1 finished with failed cells, 2 bad usage or input, 130 interrupted.
     """
+    matplotlib.use("Agg")  # figures go into files, whatever the user's backend
     parser = _parser()
     options = parser.parse_args(arguments)
     if options.subcommand is None:
@@ -163,26 +164,14 @@ def measure(options: Namespace) -> int:
 
 
 def compare(options: Namespace) -> int:
-    """Measure several minima and print the key numbers side by side."""
-    from analyses.running.single import measured
-
-    columns: dict[str, dict[str, float]] = {}
-    names = Counter(path.name for path in options.minima)
-    for path in options.minima:
-        records = measured(path, None)
-        lanczos = (records["measure"] == "hessian_eigenvalue") & (records["algorithm"] == "lanczos")
-        rows = {
-            name: _first(records[records["measure"] == name]) for name in ("train_loss", "test_loss", "test_accuracy")
-        }
-        rises = records[records["measure"] == "worst_case_rise"]
-        for ball, rho, space, value in zip(
-            rises["ball"].fillna("l2"), rises["rho"], rises["subspace"], rises["value"], strict=True
-        ):
-            rows[f"worst_case_rise {ball} rho={rho:g} {space}"] = value
-        rows["top hessian_eigenvalue"] = _first(records[lanczos & (records["index"] == 1)])
-        columns[path.name if names[path.name] == 1 else str(path)] = rows
-    print(pd.DataFrame(columns).to_string(float_format="{:.5g}".format))
-    return DONE
+    """Measure minima from anywhere side by side, and what lies between them; a single one is inspected."""
+    found = compare_places(options)
+    print(found.to_markdown())
+    for what, reason in found.failures.items():
+        print(f"failed: {what}: {reason}", file=sys.stderr)
+    if options.out:
+        print(f"Report: {options.out / 'report.html'}")
+    return CELLS_FAILED if found.failures else DONE
 
 
 def tune(options: Namespace) -> int:
@@ -297,7 +286,7 @@ def _parser() -> ArgumentParser:
             sub.add_argument(
                 "--methods", type=str, nargs="+", help="work on these of the study's methods only (default: all)"
             )
-        if name in ("audit", "train", "tune", "measure"):
+        if name in ("audit", "train", "tune", "measure", "compare"):
             sub.add_argument("--device", type=str, help="auto, cpu, cuda or cuda:N instead of the study's")
         if name in ("audit", "report"):
             sub.add_argument("--claims", type=Path, help="YAML file of claims in place of the study's")
@@ -319,7 +308,7 @@ def _parser() -> ArgumentParser:
             )
             sub.add_argument("--csv", type=Path, help="write all records there instead of printing a summary")
         if name == "compare":
-            sub.add_argument("minima", type=Path, nargs="+", metavar="MINIMUM", help="run folders, DIR/runs/NAME")
+            add_compare_arguments(sub)
         if name == "report":
             sub.add_argument("directory", type=Path, metavar="DIR", help="folder of a finished audit")
         commands.add_subcommand(name, sub, help=_summary(command.__doc__))
@@ -383,10 +372,6 @@ def _folder(options: Namespace) -> StudyFolder:
     if options.get("jobs") is not None and options.jobs < 1:
         raise StudyError(f"--jobs: expected at least 1, got {options.jobs}")
     return StudyFolder(options.out or Path("results") / _study(options).name)
-
-
-def _first(records: pd.DataFrame) -> float:
-    return float(records["value"].iloc[0]) if len(records) else math.nan  # of a run that diverged
 
 
 if __name__ == "__main__":

@@ -164,13 +164,22 @@ def _from_folder(folder: Path, base: nn.Module | None) -> Minimum:
             found.factors[AUXILIARY] = _stored_factors(auxiliary)
         return found
     if (folder / "config.json").is_file():
-        named = json.loads((folder / "config.json").read_text()).get("architectures") or [""]
-        architecture = getattr(transformers, named[0], None)
-        if architecture is None:
-            raise ValueError(f"source: {folder}/config.json names no model class of transformers, got {named[0]!r}")
-        model: PreTrainedModel = architecture.from_pretrained(folder, local_files_only=True)
-        return _whole(model.eval(), base)
+        return _whole(load_whole(folder), base)
     raise ValueError(f"source: {folder} holds neither adapter_config.json nor config.json; expected a trained model")
+
+
+def load_whole(folder: Path) -> PreTrainedModel:
+    """The model in a Hugging Face folder, of the class that its ``config.json`` names, in eval mode.
+
+    Raises:
+        ValueError: It names none that transformers has.
+    """
+    named = json.loads((folder / "config.json").read_text()).get("architectures") or [""]
+    architecture = getattr(transformers, named[0], None)
+    if architecture is None:
+        raise ValueError(f"source: {folder}/config.json names no model class of transformers, got {named[0]!r}")
+    model: PreTrainedModel = architecture.from_pretrained(folder, local_files_only=True)
+    return model.eval()
 
 
 def _refuse_moved_base(folder: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from analyses.records import read_json, read_records, write_atomically
 from reports.alignment_tables import alignment_table, angle_table, inside_table, module_table
@@ -55,18 +55,13 @@ def write_report(folder: Path) -> Path:
     }
     write_tables(tables, folder / "tables")
     settings, made = folder / "study.yaml", _optional(folder / "environment.json", [])
-    environment = Environment(
-        loader=PackageLoader("reports"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    environment.filters |= {"significant": significant, "embed": _embed}
-    environment.globals |= {"claim_interval": claim_interval, "quantity": quantity, "details": details}
-    page = environment.get_template("report.html.j2").render(
+    page = template("report.html.j2").render(
         study=_study_name(records),
         claims=claims,
         families=by_family(claims["claims"]),
         figures=figures,
         few_examples=few_examples(records, rho=claims["rho"]),
-        tables={name: _rows(shown) for name, (shown, _) in tables.items()},
+        tables={name: rows_of(shown) for name, (shown, _) in tables.items()},
         failures=_optional(folder / "failures.json", []),
         diverged=_optional(folder / "diverged.json", []),
         environments=[made] if isinstance(made, dict) else made,
@@ -78,7 +73,18 @@ def write_report(folder: Path) -> Path:
     return path
 
 
-def _rows(frame: pd.DataFrame) -> dict[str, list[Any]]:
+def template(name: str) -> Template:
+    """A page's template, which escapes all that it shows."""
+    environment = Environment(
+        loader=PackageLoader("reports"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    environment.filters |= {"significant": significant, "embed": _embed}
+    environment.globals |= {"claim_interval": claim_interval, "quantity": quantity, "details": details}
+    return environment.get_template(name)
+
+
+def rows_of(frame: pd.DataFrame) -> dict[str, list[Any]]:
+    """A table as templates show it."""
     return {"columns": list(frame.columns), "rows": frame.to_numpy().tolist()}
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import re
 import zlib
-from collections.abc import Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import matplotlib as mpl
@@ -21,8 +23,6 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from analyses.records import write_atomically
-
-mpl.use("Agg")
 
 ONE_COLUMN = 3.35
 """Width of one column of a two-column paper, in inches."""
@@ -86,6 +86,24 @@ _STYLES = {
 
 _OTHERS = ("#332288", "#117733", "#882255", "#AA4499", "#44AA99", "#DDCC77", "#661100", "#888888")
 _OTHER_MARKERS = "xh<>dp8H"
+_OWN: ContextVar[Mapping[str, MethodStyle]] = ContextVar("own styles", default=MappingProxyType({}))
+_OWN_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#8C6D31")
+_OWN_MARKERS = "osD^vXPp"
+
+
+@contextmanager
+def styles_of(names: Iterable[str]) -> Iterator[None]:
+    """Inside, these names are no methods of a study: each is its own label, with marks by its place, in this order."""
+    styles = {}
+    for number, name in enumerate(names):
+        turn, place = divmod(number, len(_OWN_COLOURS))
+        line = ("-", "--", "-.", ":")[turn % 4]
+        styles[name] = MethodStyle(name, _OWN_COLOURS[place], _OWN_MARKERS[(place + turn) % 8], line)
+    token = _OWN.set(styles)
+    try:
+        yield
+    finally:
+        _OWN.reset(token)
 
 
 def method_style(method: str) -> MethodStyle:
@@ -97,6 +115,8 @@ def method_style(method: str) -> MethodStyle:
     >>> method_style("bilora_r8").label, method_style("bilora_half_rate").label
     ('Bi-LoRA, r = 8', 'Bi-LoRA, half rate')
     """
+    if method in _OWN.get():
+        return _OWN.get()[method]
     if method in _STYLES:
         return _STYLES[method]
     number = zlib.crc32(method.encode())
@@ -121,6 +141,8 @@ def method_order(methods: Iterable[str]) -> list[str]:
     ['lora', 'bilora', 'lora_r2', 'lora_r16']
     """
     present = set(methods)
+    if own := _OWN.get():
+        return [name for name in own if name in present]
     others = sorted(present - _STYLES.keys(), key=lambda name: [int(x) if x.isdigit() else x for x in _parts(name)])
     return [name for name in _STYLES if name in present] + others
 

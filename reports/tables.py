@@ -201,7 +201,7 @@ def pyhessian_table(records: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
 def write_tables(tables: Mapping[str, tuple[pd.DataFrame, pd.DataFrame]], folder: Path) -> None:
     """Write each (text, numbers) pair as NAME.md, NAME.tex and NAME.csv."""
     for name, (shown, plain) in tables.items():
-        texts = {"md": _markdown(shown), "tex": _latex(shown), "csv": plain.to_csv(index=False)}
+        texts = {"md": markdown_table(shown), "tex": _latex(shown), "csv": plain.to_csv(index=False)}
         for suffix, text in texts.items():
             write_atomically(folder / f"{name}.{suffix}", partial(_write, text))
 
@@ -254,7 +254,8 @@ def _scientific(value: float) -> str:
     return NOTHING if math.isnan(value) else f"{value:.1e}"
 
 
-def _markdown(frame: pd.DataFrame) -> str:
+def markdown_table(frame: pd.DataFrame) -> str:
+    """A table in Markdown."""
     lines = [list(frame.columns), ["---"] * len(frame.columns), *frame.astype(str).to_numpy().tolist()]
     return "".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |\n" for line in lines)
 

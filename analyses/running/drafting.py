@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import tempfile
 from collections import Counter
@@ -12,7 +11,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from jinja2 import Template
 from torch import nn
@@ -20,6 +18,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from analyses.measures.minima import load_subject
+from analyses.measures.radii import RISES, radii_of_rises
 from analyses.running.estimating import Estimate, estimate
 from analyses.running.executors import quieten
 from analyses.running.preparing import prepare
@@ -28,18 +27,10 @@ from analyses.study.data_settings import DataKind, DataTask
 from analyses.tasks.own_data import OwnData
 from analyses.tasks.tables import Table, columns, read_table
 from analyses.training.runs import read_run, train_cell
-from landscape import EmpiricalRisk
-from landscape.sharpness.ascent import Climb, PassCounter
-from landscape.sharpness.balls import ball_around
-
-RISES = (1e-3, 0.1, 1.0)
-"""Rises in nats at whose radii a study looks; claims are judged at the radius of the middle one."""
 
 _NO_BLOCKS = ("lm_head", "pooler")
 """Parts outside the blocks that are no head of their own."""
 
-_SMALLEST_RADIUS, _RADIUS_FACTOR, _MOST_RADII = 1e-3, math.sqrt(10), 12
-_CLIMB_STEPS = 6
 _SHORT_RUN = 30
 _MOST_EXAMPLES, _LEAST_STEPS = 128, 120
 
@@ -79,7 +70,7 @@ def draft(
     quieten()
     place = str(Path(data).resolve())
     table = read_table(data, "--data")
-    settings = _task(_local(model), place, table, kind, inputs, label)
+    settings = task_of(_local(model), place, table, kind, inputs, label)
     train_size = min(_MOST_EXAMPLES, _pool(len(table[settings.inputs[0]])))
     network = OwnData(settings, train_size).new_model(settings.head_seed)
     heads = _heads(network) if settings.name not in ("causal_lm", "seq2seq") else []
@@ -125,9 +116,14 @@ def _name(place: str) -> str:
     return f"{kept or 'own'}-study"
 
 
-def _task(
+def task_of(
     model: str, data: str, table: Table, kind: DataKind | None, inputs: str | None, label: str | None
 ) -> DataTask:
+    """Settings of the task that a table's columns suggest.
+
+    Raises:
+        StudyError: Kind or columns cannot be told from it.
+    """
     names = columns(table)
     found = kind or _kind(table, label)
     plain = DataTask(name=found, model=model, data=data, input=inputs, label=label)
@@ -204,37 +200,3 @@ def _radii(study: Study, root: Path) -> dict[float, float]:
     if reason := read_run(folder.run(short, cell))["diverged"]:
         raise StudyError(f"--model: a short LoRA run diverged: {reason}; is the model in order?")
     return radii_of_rises(load_subject(short, cell, folder).risk())
-
-
-def radii_of_rises(risk: EmpiricalRisk) -> dict[float, float]:
-    """Radii, to two digits, at which one climb from the gradient finds rises of `RISES` of the training loss.
-
-    Radii grow until the largest rise is passed or the rise stays where it is; between two of them the logarithms are
-    joined by a line. What the climb finds is a lower bound, so that these radii are upper ones.
-    """
-    theta, rho = risk.theta, _SMALLEST_RADIUS
-    visit = PassCounter().visits(risk, theta)
-    centre = visit(torch.zeros_like(theta))
-    points: list[tuple[float, float]] = [(rho / _RADIUS_FACTOR, 1e-12)]
-    for _ in range(_MOST_RADII):
-        ball = ball_around(risk, rho, norm="l2", adaptive="none", relative=False, subspace=None)
-        climb = Climb(visit, ball, visit(ball.extreme(centre.gradient)))
-        rise = climb.advance(_CLIMB_STEPS, floor=centre.loss, tol=1e-2).loss - centre.loss
-        before = points[-1][1]
-        points.append((rho, max(rise, before)))
-        if rise > RISES[-1] or RISES[0] < rise < 1.01 * before:
-            break
-        rho *= _RADIUS_FACTOR
-    radii = {}
-    for wanted in RISES:
-        for (low, below), (high, above) in itertools.pairwise(points):
-            if below <= wanted < above:
-                share = math.log(wanted / below) / math.log(above / below)
-                radii[wanted] = float(f"{low * (high / low) ** share:.2g}")
-                break
-    if not radii:
-        raise StudyError(
-            f"--data: the training loss rises by less than {RISES[0]:g} nats within {points[-1][0]:.3g} of the "
-            "weights; check the data and the model"
-        )
-    return radii

@@ -40,7 +40,7 @@ class FigureFile:
 
 
 @dataclass(frozen=True)
-class _Plan:
+class Plan:
     """A figure that could be drawn: from which records, and what its caption says."""
 
     name: str
@@ -70,13 +70,13 @@ def draw_all(records: pd.DataFrame, *, rho: float, folder: Path) -> list[FigureF
     return drawn
 
 
-def _over_runs(records: pd.DataFrame, rho: float, count: str, bars: str) -> Iterator[_Plan]:
+def _over_runs(records: pd.DataFrame, rho: float, count: str, bars: str) -> Iterator[Plan]:
     """Figures of what every minimum has."""
     measure = records["measure"]
     means = f"Means over {count}"
     over = f"{means}; {bars}."
     ratios_to_lora = log_ratios(records, rho=rho)
-    yield _Plan(
+    yield Plan(
         "forest",
         ratios_to_lora,
         f"Each method over LoRA, seed by seed ({count}): the worst-case rise of the training loss at rho = {rho:g} in "
@@ -88,7 +88,7 @@ def _over_runs(records: pd.DataFrame, rho: float, count: str, bars: str) -> Iter
     rises = with_ratios(records)
     lower_row = "Lower row: the rise divided by LoRA's at the same seed. " if rises["ratio"].notna().any() else ""
     ratios = rises.assign(measure="worst_case_rise_over_lora", value=rises["ratio"]).dropna(subset="value")
-    yield _Plan(
+    yield Plan(
         "worst_case_rise",
         pd.concat([rises, ratios]),
         "Worst-case rise of the training loss in balls around the merged weights of the adapted layers: the largest "
@@ -99,7 +99,7 @@ def _over_runs(records: pd.DataFrame, rho: float, count: str, bars: str) -> Iter
         "set slightly apart; an interval that reaches zero is cut at a twentieth of the mean.",
         lambda: plot_worst_case(records, rho=rho),
     )
-    yield _Plan(
+    yield Plan(
         "eigenvalues",
         records[(measure == "hessian_eigenvalue") & (records["algorithm"] == "lanczos")],
         "Hessian eigenvalues of largest magnitude of the training loss over the adapted layers' merged weights, "
@@ -110,7 +110,7 @@ def _over_runs(records: pd.DataFrame, rho: float, count: str, bars: str) -> Iter
     captured = records[measure.isin(CAPTURED)]
     by_layer = captured[captured["layer"] != "all"]
     by_layer = by_layer if (by_layer["measure"] == "captured_energy").any() else by_layer.iloc[:0]
-    yield _Plan(
+    yield Plan(
         "alignment",
         by_layer[by_layer["method"].isin(shown_methods(by_layer))],
         "Share of the dominant eigenvectors' blocks, layer by layer, in the column space of the auxiliary "
@@ -119,7 +119,7 @@ def _over_runs(records: pd.DataFrame, rho: float, count: str, bars: str) -> Iter
         f"subspace of that rank could hold. {over}",
         lambda: plot_alignment(records),
     )
-    yield _Plan(
+    yield Plan(
         "alignment_map",
         by_layer,
         "The same shares eigenvector by eigenvector (1 has the largest absolute eigenvalue). White crosses: at or "
@@ -127,7 +127,7 @@ def _over_runs(records: pd.DataFrame, rho: float, count: str, bars: str) -> Iter
         lambda: plot_alignment_map(records),
     )
     shares = recovered_shares(records)
-    yield _Plan(
+    yield Plan(
         "recovered_sharpness",
         shares,
         "Worst-case rise inside the tangent space of the auxiliary at the end of training, over the rise in the full "
@@ -138,7 +138,7 @@ def _over_runs(records: pd.DataFrame, rho: float, count: str, bars: str) -> Iter
     )
     at_rho = is_rise(records, "full", rho)
     accuracy = measure == "test_accuracy"
-    yield _Plan(
+    yield Plan(
         "accuracy_sharpness",
         records[at_rho | accuracy] if at_rho.any() and accuracy.any() else records.iloc[:0],
         f"Test accuracy against the worst-case rise of the training loss at rho = {rho:g} in the full space "
@@ -151,21 +151,21 @@ def _over_runs(records: pd.DataFrame, rho: float, count: str, bars: str) -> Iter
     cut = "An interval that reaches zero is cut at a twentieth of the mean."
     seeds = "Means over seeds; bars are 95 % Student-t intervals over them."
     at = records[at_rho | accuracy]
-    yield _Plan(
+    yield Plan(
         "train_size",
         at if by_size["swept"].nunique() > 1 else records.iloc[:0],
         f"{swept} number of training examples. {seeds} {cut}",
         lambda: plot_sweep(by_size, rho=rho, xlabel="training examples"),
     )
     several_ranks = by_rank["swept"].nunique() > 2
-    yield _Plan(
+    yield Plan(
         "rank",
         at if several_ranks else records.iloc[:0],
         f"{swept} rank of the adapters. {over} {cut}",
         lambda: plot_sweep(by_rank, rho=rho, xlabel="rank"),
     )
     shares_by_rank = captured_over_rank(records, rho=rho) if several_ranks else records.iloc[:0]
-    yield _Plan(
+    yield Plan(
         "captured_rank",
         shares_by_rank,
         "Left: share of the Hessian's dominant eigenvectors, weighted by |eigenvalue|, in the column spaces of the "
@@ -176,10 +176,10 @@ def _over_runs(records: pd.DataFrame, rho: float, count: str, bars: str) -> Iter
     )
 
 
-def _pictures(records: pd.DataFrame, rho: float) -> Iterator[_Plan]:
+def _pictures(records: pd.DataFrame, rho: float) -> Iterator[Plan]:
     """Figures of the first seed."""
     measure = records["measure"]
-    yield _Plan(
+    yield Plan(
         "profiles",
         records[measure == "loss_profile"],
         "Training loss along unit directions through the first seed's minima, exact at the points drawn: a random "
@@ -188,7 +188,7 @@ def _pictures(records: pd.DataFrame, rho: float) -> Iterator[_Plan]:
         lambda: plot_profiles(records),
     )
     grid = records[measure == "loss_surface"]
-    yield _Plan(
+    yield Plan(
         "contours",
         grid,
         "Training loss over the plane of two unit directions through the first seed's minima (crosses): the worst "
@@ -196,13 +196,13 @@ def _pictures(records: pd.DataFrame, rho: float) -> Iterator[_Plan]:
         "outside it. All panels share one logarithmic colour scale.",
         lambda: plot_contours(records),
     )
-    yield _Plan(
+    yield Plan(
         "surfaces",
         grid,
         "The contours of four methods in three dimensions, on one logarithmic height and colour scale.",
         lambda: plot_surfaces(records),
     )
-    yield _Plan(
+    yield Plan(
         "trajectories",
         records[measure.isin(["trajectory", "trajectory_loss", "trajectory_variance"])],
         "The merged weights along the first seed's training (dots, from the base model to the star) in the plane "
@@ -212,7 +212,7 @@ def _pictures(records: pd.DataFrame, rho: float) -> Iterator[_Plan]:
     )
     predicted = records[measure == "quadratic_rise"]
     found = records[is_rise(records, "full") & (records["seed"] == 0)]
-    yield _Plan(
+    yield Plan(
         "prediction",
         pd.concat([predicted, found]) if len(predicted) else predicted,
         "Worst-case rise found by the searches over the maximum of the quadratic model, solved exactly in the span "
@@ -220,7 +220,7 @@ def _pictures(records: pd.DataFrame, rho: float) -> Iterator[_Plan]:
         "loss behaves as its second-order expansion says; far above it, eigenvalues do not tell the sharpness.",
         lambda: plot_prediction(records),
     )
-    yield _Plan(
+    yield Plan(
         "barriers",
         records[measure == "loss_barrier"],
         "Barriers between the first seed's minima: the most by which the training loss on the straight line rises "
@@ -229,11 +229,11 @@ def _pictures(records: pd.DataFrame, rho: float) -> Iterator[_Plan]:
     )
 
 
-def _along_training(records: pd.DataFrame, count: str, bars: str) -> Iterator[_Plan]:
+def _along_training(records: pd.DataFrame, count: str, bars: str) -> Iterator[Plan]:
     """Figures over the steps of training."""
     measure = records["measure"]
     over = f"Means over {count}; {bars.replace('bars are', 'bands are')}."
-    yield _Plan(
+    yield Plan(
         "dynamics",
         records[measure.isin(["angle_to_final", "cos_auxiliary_gradient"])],
         "Left: largest principal angle between a factor B's column space and its final one, averaged over layers; "
@@ -243,7 +243,7 @@ def _along_training(records: pd.DataFrame, count: str, bars: str) -> Iterator[_P
         f"{over}",
         lambda: plot_dynamics(records),
     )
-    yield _Plan(
+    yield Plan(
         "alignment_training",
         records[measure == "alignment_along_training"],
         "Share of the dominant Hessian eigenvectors of the minimum that training ends in, weighted by |eigenvalue|, "

@@ -13,6 +13,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from analyses.records import read_records
 from tests.analyses.mini import MINI, landscape, written
 
 
@@ -207,8 +208,23 @@ def test_measure_and_compare_print_a_run(finished: Path) -> None:
     runs = sorted((finished / "out" / "runs").iterdir())
     measured = landscape("measure", runs[0])
     assert measured.returncode == 0 and "worst_case_rise" in measured.stdout
-    compared = landscape("compare", *runs[:2])
-    assert compared.returncode == 0 and runs[1].name in compared.stdout and "top hessian_eigenvalue" in compared.stdout
+    options = ("--radii", "0.1", "--what", "fit", "curvature", "paths", "--out", finished / "compared")
+    compared = landscape("compare", *runs[:2], *options)
+    assert compared.returncode == 0 and runs[1].name in compared.stdout
+    before = read_records(finished / "out" / "records.parquet")
+    after = read_records(finished / "compared" / "records.parquet")
+    for run in runs[:2]:  # the same numbers as in the study, in the same space
+        for measure in ("train_loss", "test_accuracy", "gradient_norm", "hessian_eigenvalue"):
+            values = [_values(frame, run.name, measure) for frame in (before, after)]
+            assert values[1] == pytest.approx(values[0], rel=1e-3) and values[0], measure
+
+
+def _values(records: pd.DataFrame, run: str, measure: str) -> list[float]:
+    """Of one run over all measured weights, by Lanczos where there are several solvers; the first of a ranking."""
+    chosen = records[(records["run"] == run) & (records["measure"] == measure)]
+    for column, wanted in {"subspace": "full", "algorithm": "lanczos", "index": 1}.items():
+        chosen = chosen[chosen[column].fillna(wanted) == wanted]
+    return [float(value) for value in chosen["value"]]
 
 
 def test_another_studys_folder_is_refused(finished: Path, tmp_path: Path) -> None:

@@ -9,8 +9,9 @@ import yaml
 from transformers import BertForSequenceClassification
 
 from analyses.cli import main
+from analyses.measures.radii import RISES
 from analyses.records import read_json, read_records
-from analyses.running.drafting import RISES, draft
+from analyses.running.drafting import draft
 from analyses.study import StudyError, load_study
 from tests.analyses.own import bert, gpt2, reviews
 

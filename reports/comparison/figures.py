@@ -1,0 +1,137 @@
+"""Figures of a comparison: worst cases, spectra, paths and the plane through the minima."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+
+from reports.style import ONE_COLUMN, TWO_COLUMNS, method_order, method_style, panels, plot_context
+
+UNITS = {
+    "l2": "rho (norm of the change)",
+    "relative": "rho (norm over the weights' norm)",
+    "elementwise": "rho (changes over the weights' sizes)",
+    "filter": "rho (changes over the rows' norms)",
+}
+_MOST_PANELS = 10
+
+
+def plot_rises(records: pd.DataFrame, *, ball: str = "l2", ax: Axes | None = None) -> Axes:
+    """Worst-case rise over the radius, a line a minimum, both axes logarithmic.
+
+    Args:
+        records: Of a comparison.
+        ball: Shape, in whose units the radii are.
+        ax: Where to draw; default a new figure.
+    """
+    ax = plt.subplots(figsize=(ONE_COLUMN, 2.6))[1] if ax is None else ax
+    chosen = records[(records["measure"] == "worst_case_rise") & (records["ball"] == ball)]
+    chosen = chosen[chosen["subspace"] == "full"].sort_values("rho")
+    for name in method_order(chosen["method"]):
+        own, style = chosen[chosen["method"] == name], method_style(name)
+        ax.plot(
+            own["rho"], own["value"], color=style.colour, marker=style.marker, ls=style.line, label=style.label,
+            ms=style.marker_size,
+        )  # fmt: skip
+    ax.set_xscale("log")
+    if len(chosen) and (chosen["value"] > 0).all():
+        ax.set_yscale("log")
+    radii = sorted(chosen["rho"].unique())
+    ax.set_xticks(radii, [f"{radius:g}" for radius in radii])
+    ax.minorticks_off()
+    ax.set_xlabel(UNITS[ball])
+    return ax
+
+
+def plot_balls(records: pd.DataFrame) -> Figure:
+    """`plot_rises` in a panel for every shape of ball."""
+    there = set(records.loc[records["measure"] == "worst_case_rise", "ball"])
+    balls = [ball for ball in UNITS if ball in there]
+    with plot_context():
+        figure, axes = plt.subplots(1, len(balls), figsize=(TWO_COLUMNS, 2.6), sharey=True, squeeze=False)
+        for ax, ball in zip(axes[0], balls, strict=True):
+            plot_rises(records, ball=ball, ax=ax)
+            ax.set_title(f"{ball} ball")
+        axes[0, 0].set_ylabel("worst-case loss rise (nats)")
+        _legend(figure, axes[0, 0])
+    return figure
+
+
+def plot_density(records: pd.DataFrame) -> Figure:
+    """Density of the Hessian's eigenvalues with its standard error over probes, six decades of it."""
+    chosen = records[records["measure"] == "spectral_density"]
+    names = method_order(chosen["method"])
+    with plot_context():
+        figure, axes = panels(len(names), 3, 1.5, sharex=True, sharey=True)
+        for ax, name in zip(axes, names, strict=True):
+            own, style = chosen[chosen["method"] == name], method_style(name)
+            at, height = own["alpha"].to_numpy(float), own["value"].to_numpy(float)
+            error = own["stderr"].to_numpy(float)
+            ax.fill_between(at, np.maximum(height - error, 1e-12), height + error, color=style.colour, alpha=0.25, lw=0)
+            ax.plot(at, height, color=style.colour)
+            ax.set_title(style.label)
+            ax.set_yscale("log")
+        top = chosen["value"].max()
+        axes[0].set_ylim(top * 1e-6, 2 * top)
+        figure.supxlabel("Hessian eigenvalue", fontsize=8)
+        figure.supylabel("density", fontsize=8)
+    return figure
+
+
+def plot_paths(records: pd.DataFrame) -> Figure:
+    """Loss along the straight line (dashed) and the trained curve (solid) between minima, a panel a pair."""
+    chosen = records[records["measure"] == "path_loss"]
+    pairs = list(dict.fromkeys(zip(chosen["method"], chosen["other"], strict=True)))[:_MOST_PANELS]
+    with plot_context():
+        figure, axes = panels(len(pairs), 5, 1.35, sharex=True)
+        for ax, (a, b) in zip(axes, pairs, strict=True):
+            own = chosen[(chosen["method"] == a) & (chosen["other"] == b)]
+            for kind, line in {"straight line": "--", "curve": "-"}.items():
+                along = own[own["subspace"] == kind].sort_values("alpha")
+                if len(along):
+                    ax.plot(along["alpha"], along["value"], color="0.2", ls=line, label=kind)
+            for place, name in ((0.0, a), (1.0, b)):
+                end = own.loc[own["alpha"] == place, "value"].iloc[0]
+                style = method_style(name)
+                ax.plot(place, end, color=style.colour, marker=style.marker, ms=style.marker_size)
+            ax.set_title(f"{method_style(a).label} to\n{method_style(b).label}")
+            ax.set_xlabel("position")
+        figure.supylabel("training loss (nats)", fontsize=8)
+        _legend(figure, axes[0])
+    return figure
+
+
+def plot_plane(records: pd.DataFrame) -> Figure:
+    """The loss over the plane of the minima's first two principal components, and the minima on it."""
+    grid = records[records["measure"] == "plane_loss"].pivot_table(index="alpha", columns="beta", values="value")
+    there = records[records["measure"] == "plane_minimum"].set_index("method")
+    share = records.loc[records["measure"] == "plane_variance", "value"].sum()
+    finite = grid.to_numpy()[np.isfinite(grid.to_numpy()) & (grid.to_numpy() > 0)]
+    levels = np.geomspace(finite.min(), finite.max() * (1 + 1e-9), 21)
+    with plot_context():
+        figure, ax = plt.subplots(figsize=(ONE_COLUMN, 3.1))
+        filled = ax.contourf(
+            grid.index, grid.columns, grid.to_numpy().T, levels=levels, norm=LogNorm(), cmap="viridis", extend="both"
+        )
+        for name in method_order(there.index):
+            style = method_style(name)
+            ax.plot(
+                there.loc[name, "alpha"], there.loc[name, "beta"], color=style.colour, marker=style.marker, ls="none",
+                ms=style.marker_size + 2, mec="white", mew=0.7, label=style.label,
+            )  # fmt: skip
+        ax.set_aspect("equal")
+        ax.set_title(f"{share:.0%} of the variance")
+        ax.set_xlabel("first principal component")
+        ax.set_ylabel("second")
+        figure.colorbar(filled, ax=ax, label="training loss (nats)", ticks=levels[::4], format="{x:.2g}")
+        _legend(figure, ax)
+    return figure
+
+
+def _legend(figure: Figure, ax: Axes) -> None:
+    handles, labels = ax.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(5, max(1, len(labels))))

@@ -1,0 +1,109 @@
+"""The page of a comparison, from the files in its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+
+from analyses.records import read_json, read_records, write_atomically
+from reports.comparison.caveats import caveats
+from reports.comparison.figures import plot_balls, plot_density, plot_paths, plot_plane
+from reports.comparison.tables import shown_pairs, shown_summary
+from reports.figures import FigureFile, Plan
+from reports.figures.eigenvalues import plot_eigenvalues
+from reports.figures.numbers import figure_numbers
+from reports.page import rows_of, template
+from reports.sharpness_tables import few_examples, search_table
+from reports.style import save_figure, styles_of
+from reports.tables import write_tables
+
+
+def write_comparison(folder: Path) -> Path:
+    """Draw the figures, write the tables and the page.
+
+    Args:
+        folder: Holds ``records.parquet``, ``comparison.json``, ``environment.json`` and, where a comparison was made
+            with settings, ``comparison.yaml``.
+
+    Returns:
+        Path of ``report.html``.
+    """
+    records, described = read_records(folder / "records.parquet"), read_json(folder / "comparison.json")
+    names = described["names"]
+    settings = folder / "comparison.yaml"
+    with styles_of(names):
+        figures = list(_drawn(records, folder / "figures"))
+        tables = {
+            "summary": shown_summary(records, names),
+            "pairs": shown_pairs(records),
+            "searches": search_table(records),
+        }
+        write_tables(tables, folder / "tables")
+        page = template("comparison.html.j2").render(
+            names=names,
+            rho=described["rho"],
+            caveats=[*described["notes"], *caveats(records, names)],
+            failures=described["failures"],
+            few_examples=few_examples(records, rho=described["rho"]),
+            figures=figures,
+            tables={name: rows_of(shown) for name, (shown, _) in tables.items()},
+            num_examples=int(records["train_size"].iloc[0]) if len(records) else 0,
+            environments=[read_json(folder / "environment.json")],
+            settings=settings.read_text() if settings.exists() else "",
+        )
+    path = folder / "report.html"
+    write_atomically(path, lambda temporary: temporary.write_text(page))
+    return path
+
+
+def _drawn(records: pd.DataFrame, folder: Path) -> Iterator[FigureFile]:
+    for plan in _plans(records):
+        if len(plan.chosen):
+            figure = plan.draw()
+            yield FigureFile(plan.name, plan.caption, save_figure(figure, folder, plan.name))
+            plt.close(figure)
+            numbers = figure_numbers(plan.chosen)
+            write_atomically(folder / f"{plan.name}.csv", partial(numbers.to_csv, index=False))
+
+
+def _plans(records: pd.DataFrame) -> Iterator[Plan]:
+    measure = records["measure"]
+    yield Plan(
+        "rises",
+        records[(measure == "worst_case_rise") & (records["subspace"] == "full")],
+        "Worst-case rise of the loss in balls around the minima, over the measured weights: the largest that two "
+        "independent searches met, lower bounds of the true maximum. Every panel has the radii of its own ball.",
+        lambda: plot_balls(records),
+    )
+    yield Plan(
+        "eigenvalues",
+        records[(measure == "hessian_eigenvalue") & (records["algorithm"] == "lanczos")],
+        "Hessian eigenvalues of largest magnitude over the measured weights, by thick-restart Lanczos, ranked among "
+        "those of their sign (hollow: negative).",
+        lambda: plot_eigenvalues(records),
+    )
+    yield Plan(
+        "spectral_density",
+        records[measure == "spectral_density"],
+        "Density of the Hessian's eigenvalues by stochastic Lanczos quadrature, smoothed by a Gaussian of 1 % of their "
+        "range; bands are standard errors over probes. Six decades are shown.",
+        lambda: plot_density(records),
+    )
+    yield Plan(
+        "paths",
+        records[measure == "path_loss"],
+        "Loss between minima over all weights in which any two differ: on the straight line and on a quadratic Bézier "
+        "curve trained for low loss, at evenly spaced points; the first ten pairs.",
+        lambda: plot_paths(records),
+    )
+    yield Plan(
+        "plane",
+        records[measure.isin(["plane_loss", "plane_minimum", "plane_variance"])],
+        "Loss over the plane of the first two principal components of the minima's weights; with more than three "
+        "minima the marks are projections.",
+        lambda: plot_plane(records),
+    )

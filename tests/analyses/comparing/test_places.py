@@ -1,0 +1,137 @@
+"""`landscape compare` on minima from everywhere: state dictionaries, Hugging Face folders, adapters, run folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import save_file
+from transformers import AutoModelForSequenceClassification
+
+from analyses.cli import main
+from analyses.records import read_records
+from tests.analyses.comparing.nets import QUICK, minimum_of
+from tests.analyses.own import bert, reviews
+
+NETS = "tests.analyses.comparing.nets"
+FACTORY = ("--model", f"{NETS}:network")
+DATA = ("--data", f"{NETS}:with_test")
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Checkpoints of a network, a BERT, a fine-tuned one and two adapters of it, reviews, and settings."""
+    root = tmp_path_factory.mktemp("places")
+    for seed in (0, 1):
+        save_file(minimum_of(seed).state_dict(), root / f"net{seed}.safetensors")
+    wrapped = {f"module.{name}": tensor for name, tensor in minimum_of(1).state_dict().items()}
+    torch.save({"epoch": 3, "model_state_dict": wrapped}, root / "net1.pt")
+    torch.save(minimum_of(1), root / "whole.pt")
+    torch.save(minimum_of(1).state_dict() | {"2.bias": torch.zeros(4)}, root / "wide.pt")
+    base = bert(root / "bert")
+    for seed in (0, 1):
+        model = get_peft_model(
+            AutoModelForSequenceClassification.from_pretrained(base),
+            LoraConfig(r=2, target_modules=["query", "value"], task_type="SEQ_CLS"),
+        )
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.3 * torch.randn_like(parameter) * parameter.requires_grad)
+        model.save_pretrained(root / f"adapter{seed}")
+        if seed == 0:
+            model.merge_and_unload().save_pretrained(root / "merged")
+    reviews(40).to_csv(root / "train.csv", index=False)
+    reviews(20, seed=1).to_csv(root / "test.csv", index=False)
+    quick = {key: value for key, value in QUICK.items() if key != "radii"}
+    (root / "quick.yaml").write_text(yaml.safe_dump(quick))
+    (root / "broken.yaml").write_text("what: [fit\n")
+    return root
+
+
+def compared(*arguments: object, out: Path) -> dict[str, dict[str, float]]:
+    """Values by minimum and measure, of those that have one value each."""
+    assert main(["compare", *map(str, arguments), "--out", str(out), "--radii", "0.1"]) == 0
+    records = read_records(out / "records.parquet")
+    plain = records[records["measure"].isin(["train_loss", "test_loss", "train_accuracy", "weight_norm", "distance"])]
+    return {name: own.set_index("measure")["value"].to_dict() for name, own in plain.groupby("method")}
+
+
+def test_state_dictionaries_with_a_factory(places: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    places_given = (places / "net0.safetensors", f"other={places / 'net1.safetensors'}")
+    found = compared(*places_given, *FACTORY, *DATA, "--settings", places / "quick.yaml", out=tmp_path / "out")
+    assert found.keys() == {"net0.safetensors", "other"} and found["other"]["test_loss"] > 0
+    printed = capsys.readouterr().out
+    assert "| worst-case rise, relative," in printed and f"Report: {tmp_path / 'out' / 'report.html'}" in printed
+    assert (tmp_path / "out" / "figures" / "paths.pdf").exists()
+
+
+def test_a_pickle_is_refused_unless_asked_for_and_then_read_without_running_code(
+    places: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["compare", str(places / "net1.pt"), *FACTORY, *DATA, "--what", "fit"]
+    assert main(arguments) == 2
+    message = capsys.readouterr().err
+    assert "is a pickle, which can run code" in message and "safetensors.torch.save_file" in message
+    found = compared(places / "net1.pt", *FACTORY, *DATA, "--what", "fit", "--weights-only", out=tmp_path / "a")
+    same = compared(places / "net1.safetensors", *FACTORY, *DATA, "--what", "fit", out=tmp_path / "b")
+    assert found["net1.pt"] == same["net1.safetensors"]
+    assert main([*arguments[:1], str(places / "whole.pt"), *arguments[2:], "--weights-only"]) == 2
+    assert "holds more than weights" in capsys.readouterr().err
+
+
+def test_adapters_on_a_base_are_their_merged_model(places: Path, tmp_path: Path) -> None:
+    files = ("--data", places / "train.csv", "--test", places / "test.csv", "--examples", 12)
+    base = places / "bert"
+    adapters = (f"{base}+{places / 'adapter0'}", f"{base}+{places / 'adapter1'}")
+    both = compared(*adapters, *files, "--what", "fit", "paths", out=tmp_path / "adapters")
+    assert both.keys() == {"adapter0", "adapter1"} and both["adapter0"]["distance"] > 0
+    merged = compared(places / "merged", *files, "--what", "fit", "--tokenizer", base, out=tmp_path / "merged")
+    for measure in ("train_loss", "test_loss", "train_accuracy"):
+        assert merged["merged"][measure] == pytest.approx(both["adapter0"][measure], rel=1e-5)
+    assert both["adapter0"]["weight_norm"] < merged["merged"]["weight_norm"]  # the adapted layers against all
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "nowhere does not exist; expected a run folder"),
+        (["net0.safetensors", *DATA], "--model: net0.safetensors holds weights alone"),
+        (["net0.safetensors", *DATA, "--model", "nets"], "--model: expected 'module:function', got 'nets'"),
+        (["net0.safetensors", *DATA, "--model", f"{NETS}:nothing"], "--model: cannot import"),
+        (["net0.safetensors", *DATA, "--model", f"{NETS}:not_callable"], "makes a torch.nn.Module, got str"),
+        (["net0.safetensors", *FACTORY, "--data", f"{NETS}:QUICK"], "is a dict, expected a function"),
+        (["net0.safetensors", *FACTORY, "--data", f"{NETS}:not_callable"], "put it into a list"),
+        (["net0.safetensors", *FACTORY], "is no run folder, so that its examples are unknown"),
+        (["net0.safetensors", *FACTORY, "--data", "train.csv"], "none of the minima is a Hugging Face model"),
+        (["net0.safetensors", *FACTORY, *DATA, "--label", "x"], "--label: belongs to --data with a file"),
+        (["net0.safetensors", *FACTORY, *DATA, "--preset", "digits"], "--data, --preset: give one of them"),
+        (["wide.pt", "--weights-only", *FACTORY, *DATA], "it has in another shape 2.bias"),
+        (["net0.safetensors", "net0.safetensors", *FACTORY, *DATA], "expected different names"),
+        (["train.csv", *DATA], "train.csv is of no known kind"),
+        (["adapter0", "--data", "nothing.csv"], "nothing.csv"),
+        (["bert+merged", "--data", "train.csv"], "merged has no adapter_config.json"),
+        (["bert", "--data", "nothing.csv"], "nothing.csv does not exist"),
+        (["bert", "--data", "train.csv", "--examples", "99"], "--examples: expected 1 to 40"),
+        (["bert", "--data", "train.csv", "--label", "stars"], "no column 'stars'"),
+        (["net0.safetensors", *FACTORY, *DATA, "--settings", "broken.yaml"], "--settings: cannot read broken.yaml"),
+        (["net0.safetensors", *FACTORY, *DATA, "--settings", "nothing.yaml"], "--settings: cannot read nothing.yaml"),
+        (["net0.safetensors", *FACTORY, *DATA, "--radii", "-1"], "radii.0: Input should be greater than 0"),
+        (["net0.safetensors", *FACTORY, *DATA, "--device", "cuda:99"], "cuda:99"),
+        (["net0.safetensors", *FACTORY, *DATA, "--out", "train.csv"], "not a comparison's folder"),
+    ],
+)
+def test_wrong_calls_say_what_to_do(
+    arguments: list[str],
+    message: str,
+    places: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(places)
+    assert main(["compare", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error and "Traceback" not in error and len(error.splitlines()) == 1
