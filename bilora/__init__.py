@@ -7,11 +7,13 @@ from bilora.methods import METHODS, Method, build_method
 from bilora.minima import Minimum, minimum
 from bilora.snapshots import SnapshotCallback, load_snapshots
 from bilora.trainer import BiLoraTrainer
+from bilora.watching import CurvatureCallback
 
 __all__ = [
     "METHODS",
     "BiLoraConfig",
     "BiLoraTrainer",
+    "CurvatureCallback",
     "Method",
     "Minimum",
     "SnapshotCallback",

@@ -147,7 +147,6 @@ def _folder(out: Path | None) -> Iterator[Path]:
         yield out
 
 
-
 @dataclass
 class _Work:
     """One comparison under way."""

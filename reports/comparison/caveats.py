@@ -52,11 +52,11 @@ def _scales(records: pd.DataFrame, names: Sequence[str]) -> Iterator[str]:
 
 def _searches(records: pd.DataFrame) -> Iterator[str]:
     gaps = records[(records["measure"] == "worst_case_gap") & (records["value"] > _AGREED)]
-    for row in gaps.itertuples():
+    places = zip(gaps["method"], gaps["ball"], gaps["subspace"], strict=True)
+    for (method, ball, space), rho, gap in zip(places, _floats(gaps, "rho"), _floats(gaps, "value"), strict=True):
         yield (
-            f"The two searches for the worst case of {row.method} in the {row.ball} ball of radius {row.rho:g} "
-            f"({row.subspace} space) differ by {row.value:.0%}: its rise may be found too low; allow more passes "
-            "(worst_case.max_passes)."
+            f"The two searches for the worst case of {method} in the {ball} ball of radius {rho:g} ({space} space) "
+            f"differ by {gap:.0%}: its rise may be found too low; allow more passes (worst_case.max_passes)."
         )
 
 
@@ -70,10 +70,11 @@ def _eigenpairs(records: pd.DataFrame) -> Iterator[str]:
 
 
 def _traces(records: pd.DataFrame) -> Iterator[str]:
-    for row in records[records["measure"] == "hessian_trace"].itertuples():
-        if row.stderr > _TRACE_ERROR * abs(row.value):
+    traces = records[records["measure"] == "hessian_trace"]
+    for method, trace, error in zip(traces["method"], _floats(traces, "value"), _floats(traces, "stderr"), strict=True):
+        if error > _TRACE_ERROR * abs(trace):
             yield (
-                f"The trace at {row.method} is known to {row.stderr / abs(row.value):.0%} only; allow more products "
+                f"The trace at {method} is known to {error / abs(trace):.0%} only; allow more products "
                 "(spectrum.trace_matvecs)."
             )
 
@@ -91,6 +92,10 @@ def _stationarity(records: pd.DataFrame, name: str) -> Iterator[str]:
                 f"{gradient[name]:.3g}) explains the rise there. Train it further, or read its sharpness as that of a "
                 "slope."
             )
+
+
+def _floats(records: pd.DataFrame, column: str) -> list[float]:
+    return [float(value) for value in records[column]]
 
 
 def _by_name(records: pd.DataFrame, measure: str, names: Sequence[str]) -> dict[str, float]:
