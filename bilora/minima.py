@@ -26,7 +26,7 @@ Pair = tuple[Tensor, Tensor]
 """The factors (A, B) of one weight, A (r, in) and B (out, r)."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Minimum:
     """A trained model with its adapter merged, and what it was trained from.
 
@@ -43,6 +43,10 @@ class Minimum:
     weight_names: tuple[str, ...]
     updates: dict[str, Tensor]
     factors: dict[str, dict[str, Pair]]
+
+    def __repr__(self) -> str:
+        adapters = f"; adapters {', '.join(sorted(self.factors))}" if self.factors else ""
+        return f"Minimum({type(self.model).__name__}: {len(self.weight_names)} measured tensors{adapters})"
 
     def risk(self, batches: Iterable[Any], **options: Any) -> EmpiricalRisk:
         """Mean loss of the merged model over the adapted weights; options as of `landscape.EmpiricalRisk`."""

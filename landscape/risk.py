@@ -122,6 +122,15 @@ class EmpiricalRisk:
             check_deterministic(self)
             check_loss(self, is_default=loss is None)
 
+    def __repr__(self) -> str:
+        loss = getattr(self.loss_function, "__name__", type(self.loss_function).__name__)
+        name, tensors = type(self.model).__name__, len(self.layout.names)
+        return (
+            f"EmpiricalRisk({name}: {self.num_params} weights in {tensors} {'tensor' if tensors == 1 else 'tensors'}; "
+            f"{self.num_examples} examples in {len(self.batches)} {'batch' if len(self.batches) == 1 else 'batches'}; "
+            f"loss {loss}, {str(self.dtype).removeprefix('torch.')} on {self.device})"
+        )
+
     @property
     def num_params(self) -> int:
         """Number n of weights in theta."""

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
 
+from landscape.showing import Shown, axes_or_new
 
-@dataclass(frozen=True)
-class EigenResult:
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+@dataclass(frozen=True, repr=False)
+class EigenResult(Shown):
     r"""Eigenpairs of a symmetric operator.
 
     Attributes:
@@ -23,6 +29,8 @@ class EigenResult:
         storage: How the algorithm kept its vectors.
     """
 
+    table: ClassVar[tuple[str, ...]] = ("eigenvalues", "residuals", "converged")
+
     eigenvalues: Tensor
     eigenvectors: Tensor
     residuals: Tensor
@@ -32,14 +40,23 @@ class EigenResult:
     resolution: float = 0.0
     storage: str = "float64"
 
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """The eigenvalues by rank, with the distances within which some eigenvalue of the operator lies."""
+        ax = axes_or_new(ax)
+        ranks = range(1, len(self.eigenvalues) + 1)
+        ax.errorbar(ranks, self.eigenvalues.tolist(), yerr=self.error_bounds.tolist(), ls="none", marker="o")
+        ax.set_xlabel("rank")
+        ax.set_ylabel("eigenvalue")
+        return ax
+
     @property
     def error_bounds(self) -> Tensor:
         """(k,) distances within which some eigenvalue of H lies from each returned one."""
         return self.residuals * self.eigenvalues.abs().clamp(min=self.resolution)
 
 
-@dataclass(frozen=True)
-class TraceResult:
+@dataclass(frozen=True, repr=False)
+class TraceResult(Shown):
     """Estimate of a trace.
 
     Attributes:
@@ -59,8 +76,8 @@ class TraceResult:
     method: str
 
 
-@dataclass(frozen=True)
-class SpectralDensity:
+@dataclass(frozen=True, repr=False)
+class SpectralDensity(Shown):
     """Smoothed distribution of the eigenvalues; its integral is 1.
 
     Attributes:
@@ -73,6 +90,9 @@ class SpectralDensity:
         num_matvecs: Products with H.
     """
 
+    table: ClassVar[tuple[str, ...]] = ("grid", "density", "stderr")
+    curve: ClassVar[tuple[str, str] | None] = ("grid", "density")
+
     grid: Tensor
     density: Tensor
     stderr: Tensor
@@ -80,3 +100,12 @@ class SpectralDensity:
     nodes: tuple[Tensor, ...]
     weights: tuple[Tensor, ...]
     num_matvecs: int
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """The density over the eigenvalue on a logarithmic axis, six decades of it."""
+        ax = super().plot(ax)
+        ax.set_yscale("log")
+        top = float(self.density.max())
+        ax.set_ylim(1e-6 * top, 2 * top)
+        ax.set_xlabel("eigenvalue")
+        return ax

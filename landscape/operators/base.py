@@ -24,6 +24,10 @@ class SymmetricOperator(ABC):
     dtype: torch.dtype
     device: torch.device
 
+    def __repr__(self) -> str:
+        size, dtype = self.shape[0], str(self.dtype).removeprefix("torch.")
+        return f"{type(self).__name__}({size} × {size}, {dtype} on {self.device})"
+
     @abstractmethod
     def matvec(self, vector: Tensor) -> Tensor:
         """Product with a vector (n,)."""

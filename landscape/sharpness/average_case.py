@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -12,13 +12,14 @@ from torch import Tensor
 from landscape.examples import can_take_examples, has_rows, take_examples
 from landscape.params import Layout
 from landscape.risk import EmpiricalRisk
+from landscape.showing import Shown
 from landscape.subspaces import BasisSubspace, Subspace
 
 Scale = Literal["isotropic", "filter"]
 
 
-@dataclass(frozen=True)
-class AverageSharpnessResult:
+@dataclass(frozen=True, repr=False)
+class AverageSharpnessResult(Shown):
     r"""Estimate of :math:`\mathbb{E}\,L(\theta+\epsilon) - L(\theta)` under Gaussian noise.
 
     Attributes:
@@ -38,8 +39,8 @@ class AverageSharpnessResult:
     num_passes: int
 
 
-@dataclass(frozen=True)
-class MSharpnessResult:
+@dataclass(frozen=True, repr=False)
+class MSharpnessResult(Shown):
     """Mean one-step rise over chunks of the data.
 
     Attributes:
@@ -50,6 +51,8 @@ class MSharpnessResult:
         rises: (chunks,) float64, the rise of each chunk's own loss.
         chunk_sizes: Examples in each chunk.
     """
+
+    table: ClassVar[tuple[str, ...]] = ("rises", "chunk_sizes")
 
     rho: float
     m: int

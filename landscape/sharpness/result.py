@@ -5,12 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
 
+from landscape.showing import Shown, axes_or_new
 
-@dataclass(frozen=True)
-class OwnWorstCases:
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+@dataclass(frozen=True, repr=False)
+class OwnWorstCases(Shown):
     r"""Worst cases of single examples, each in the ball for itself: sharpness that no few examples can carry alone.
 
     Their mean is m-sharpness at m = 1 (Foret et al. 2021, section 4.1) with an ascent in place of one step.
@@ -20,6 +26,8 @@ class OwnWorstCases:
         rises: (m,) float64, largest rise of each one's own loss that was met, in nats; lower bounds.
         weights: (m,) float64, weights of the examples in the mean loss.
     """
+
+    table: ClassVar[tuple[str, ...]] = ("examples", "rises", "weights")
 
     examples: Tensor
     rises: Tensor
@@ -40,8 +48,8 @@ class OwnWorstCases:
         return math.sqrt(_sum((shares * (self.rises - self.mean)).square()) * count / (count - 1))
 
 
-@dataclass(frozen=True)
-class SharpnessResult:
+@dataclass(frozen=True, repr=False)
+class SharpnessResult(Shown):
     r"""Largest loss found in a ball by two independent searches; a lower bound of the true maximum.
 
     Attributes:
@@ -124,6 +132,30 @@ class SharpnessResult:
         if not 0 < self.rise < math.inf:
             return math.nan
         return _sum(self.contributions.topk(min(count, len(self.contributions))).values) / self.rise
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """What the most affected examples contribute to the rise, running total over their rank."""
+        ax = axes_or_new(ax)
+        total = self.contributions.sort(descending=True).values.cumsum(0)
+        ax.plot(range(1, len(total) + 1), total.tolist())
+        ax.axhline(self.rise, ls=":", color="0.5")
+        ax.set_xlabel("examples, the most affected first")
+        ax.set_ylabel("rise that they carry")
+        return ax
+
+    def _columns(self) -> dict[str, list[float | int | str]]:
+        numbers: dict[str, float | int | str] = {
+            "rho": self.rho,
+            "loss": self.loss,
+            "rise": self.rise,
+            "gap": self.gap,
+            "converged": self.converged,
+            "effective_examples": self.effective_examples,
+            "one_step_rise": self.one_step_rise,
+            "num_passes": self.num_passes,
+            "winner": self.winner,
+        }
+        return {name: [value] for name, value in numbers.items()}
 
     def __repr__(self) -> str:
         state = "agree" if self.converged else "DISAGREE"

@@ -15,13 +15,14 @@ from landscape.algorithms.krylov import KrylovBasis, OutsideProbe
 from landscape.algorithms.storage import Storage, affordable_vectors
 from landscape.operators.base import SymmetricOperator
 from landscape.risk import EmpiricalRisk
+from landscape.showing import Shown
 
 _FEWEST = 20
 """Vectors that are kept whatever the free memory."""
 
 
-@dataclass(frozen=True)
-class TrustRegionResult:
+@dataclass(frozen=True, repr=False)
+class TrustRegionResult(Shown):
     r"""Maximiser of :math:`g^\top\epsilon + \frac12\epsilon^\top H\epsilon` in a ball.
 
     It is the maximum if :math:`(\mu I - H)\epsilon = g`, :math:`\mu \ge \max(0, \lambda_{\max}(H))` and

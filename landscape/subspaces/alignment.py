@@ -5,12 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from landscape.params import Layout
+from landscape.showing import Shown, axes_or_new
 from landscape.subspaces import Kind, LowRankSubspace
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _ROUNDING = 1e-12
 """Shares that differ by less are the same."""
@@ -44,8 +49,8 @@ class Share:
         return self.captured / self.optimum if self.optimum > 0 else math.nan
 
 
-@dataclass(frozen=True)
-class AlignmentResult:
+@dataclass(frozen=True, repr=False)
+class AlignmentResult(Shown):
     """Shares by layer and over all of them.
 
     Attributes:
@@ -57,6 +62,26 @@ class AlignmentResult:
     layers: Mapping[str, Share]
     pooled: Share
     num_samples: int
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Captured shares by layer, beside those expected by chance and the most that these ranks can hold."""
+        ax = axes_or_new(ax)
+        columns = self._columns()
+        places = range(len(self.layers))
+        for name, mark in {"captured": "o", "expected": "_", "optimum": "x"}.items():
+            ax.plot(places, columns[name][:-1], ls="none", marker=mark, label=name)
+        ax.set_xticks(places, list(self.layers), rotation=90)
+        ax.set_ylabel("share of the block")
+        ax.legend()
+        return ax
+
+    def _columns(self) -> dict[str, list[Any]]:
+        shares = {**self.layers, "all layers": self.pooled}
+        numbers = {
+            name: [getattr(share, name) for share in shares.values()]
+            for name in ("captured", "expected", "optimum", "z_score", "p_value")
+        }
+        return {"layer": list(shares), **numbers}
 
 
 def alignment(

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from landscape.algorithms import lanczos
 from landscape.operators import ProjectedOperator, SymmetricOperator
+from landscape.showing import Shown
 from landscape.subspaces import Subspace
 
 
-@dataclass(frozen=True)
-class RestrictedCurvature:
+@dataclass(frozen=True, repr=False)
+class RestrictedCurvature(Shown):
     r"""Dominant eigenvalues of an operator inside a subspace.
 
     Attributes:
@@ -23,6 +25,8 @@ class RestrictedCurvature:
         residuals: (k,) relative residuals of the restricted pairs.
         num_matvecs: Products with H.
     """
+
+    table: ClassVar[tuple[str, ...]] = ("eigenvalues", "ratios", "residuals")
 
     eigenvalues: Tensor
     ratios: Tensor

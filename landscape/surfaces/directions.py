@@ -10,6 +10,7 @@ from torch import Tensor
 
 from landscape.params import Layout
 from landscape.risk import EmpiricalRisk
+from landscape.showing import Shown
 from landscape.subspaces import BasisSubspace, Subspace
 
 Unit = Literal["filter", "layer"]
@@ -85,8 +86,8 @@ def filter_normalize(direction: Tensor, theta: Tensor, layout: Layout, *, unit: 
     return layout.join(scaled)
 
 
-@dataclass(frozen=True)
-class TrajectoryPlane:
+@dataclass(frozen=True, repr=False)
+class TrajectoryPlane(Shown):
     """Principal directions of a trajectory.
 
     Attributes:

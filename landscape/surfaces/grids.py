@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
 from landscape.risk import EmpiricalRisk
+from landscape.showing import Shown, axes_or_new
 from landscape.surfaces.points import BatchNormMode, PointLosses
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
-@dataclass(frozen=True)
-class LossLine:
+
+@dataclass(frozen=True, repr=False)
+class LossLine(Shown):
     r"""Losses along :math:`\theta+\alpha d`.
 
     Attributes:
@@ -21,12 +26,15 @@ class LossLine:
         losses: (a,) float64; inf where the loss overflows or is not a number.
     """
 
+    table: ClassVar[tuple[str, ...]] = ("alphas", "losses")
+    curve: ClassVar[tuple[str, str] | None] = ("alphas", "losses")
+
     alphas: Tensor
     losses: Tensor
 
 
-@dataclass(frozen=True)
-class LossSurface:
+@dataclass(frozen=True, repr=False)
+class LossSurface(Shown):
     r"""Losses over :math:`\theta+\alpha d_a+\beta d_b`.
 
     Attributes:
@@ -38,6 +46,20 @@ class LossSurface:
     alphas: Tensor
     betas: Tensor
     losses: Tensor
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Filled contours of the loss."""
+        ax = axes_or_new(ax)
+        drawn = ax.contourf(self.alphas.tolist(), self.betas.tolist(), self.losses.T.tolist(), levels=20)
+        ax.figure.colorbar(drawn, ax=ax, label="loss")
+        ax.set_xlabel("alpha")
+        ax.set_ylabel("beta")
+        return ax
+
+    def _columns(self) -> dict[str, list[float]]:
+        alphas, betas = torch.meshgrid(self.alphas, self.betas, indexing="ij")
+        parts = {"alpha": alphas, "beta": betas, "loss": self.losses}
+        return {name: part.flatten().tolist() for name, part in parts.items()}
 
 
 def loss_line(

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from landscape.risk import EmpiricalRisk
+from landscape.showing import Shown
 from landscape.surfaces.points import BatchNormMode, losses_at
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
-@dataclass(frozen=True)
-class LossPath:
+
+@dataclass(frozen=True, repr=False)
+class LossPath(Shown):
     r"""Losses along a path from A to B.
 
     Attributes:
@@ -23,13 +29,16 @@ class LossPath:
             maximum over the whole path.
     """
 
+    table: ClassVar[tuple[str, ...]] = ("positions", "losses")
+    curve: ClassVar[tuple[str, str] | None] = ("positions", "losses")
+
     positions: Tensor
     losses: Tensor
     barrier: float
 
 
-@dataclass(frozen=True)
-class BezierPath:
+@dataclass(frozen=True, repr=False)
+class BezierPath(Shown):
     """A trained curve between two minima.
 
     Attributes:
@@ -41,6 +50,13 @@ class BezierPath:
     path: LossPath
     control: Tensor
     training_losses: Tensor
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """The losses along the curve."""
+        return self.path.plot(ax)
+
+    def _columns(self) -> Mapping[str, Sequence[Any]]:
+        return self.path._columns()
 
 
 def linear_path(
