@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from analyses import _installed  # noqa: F401
+
 if TYPE_CHECKING:
     from analyses.comparing import Comparison, compare
 

@@ -1,5 +1,6 @@
 """Bi-LoRA and the fine-tuning methods it is compared with, on transformers and PEFT."""
 
+from bilora import _installed  # noqa: F401  first, so that it speaks before an import fails
 from bilora.checkpoints import save_adapter
 from bilora.config import BiLoraConfig
 from bilora.loops import attach, bilora_optimizer

@@ -19,10 +19,10 @@ from transformers import PreTrainedModel
 
 from bilora.adapters import adapted_layers
 from bilora.attaching import MOVES_THE_BASE, initial_factors
-from bilora.config import BiLoraConfig
+from bilora.config import FILE, BiLoraConfig
 from bilora.methods.base import Method
 
-_CONFIG, _STATE = "bilora.json", "bilora_state.json"
+_STATE = "bilora_state.json"
 _STATE_TENSORS = "bilora_state.safetensors"
 _OWN = "bilora_own_weights.safetensors"
 _WEIGHTS = "model.safetensors"
@@ -130,20 +130,15 @@ def load_weights(model: nn.Module, checkpoint: Path) -> None:
         load_model(model, str(checkpoint / _WEIGHTS))
 
 
-def write_config(config: BiLoraConfig, checkpoint: Path) -> None:
-    """Note the method's settings in a checkpoint."""
-    (checkpoint / _CONFIG).write_text(config.model_dump_json(indent=2) + "\n")
-
-
 def check_config(config: BiLoraConfig, checkpoint: Path) -> None:
     """Refuse a checkpoint of other settings.
 
     Raises:
         ValueError: The checkpoint has none, or they differ.
     """
-    file = checkpoint / _CONFIG
+    file = checkpoint / FILE
     if not file.is_file():
-        raise ValueError(f"resume_from_checkpoint: {checkpoint} has no {_CONFIG}; expected one of BiLoraTrainer's")
+        raise ValueError(f"resume_from_checkpoint: {checkpoint} has no {FILE}; expected one of BiLoraTrainer's")
     stored = BiLoraConfig.model_validate_json(file.read_text())
     if stored != config:
         mine, theirs = config.model_dump(), stored.model_dump()

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 import re
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import yaml
 from peft import LoraConfig
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, field_validator, model_validator
 
 Clip = Literal["global", "layerwise", "none"]
 Primary = Literal["lora", "rslora", "dora", "pissa", "lora_ga", "full"]
 RhoSchedule = Literal["constant", "warmup", "cosine", "cooled"]
+FILE = "bilora.json"
+"""Name of the settings in a folder."""
 _COOLED_FROM = 0.8
 _Rank = Annotated[int, Field(ge=1)]
 _Alpha = Annotated[FiniteFloat, Field(gt=0)]
@@ -24,7 +28,8 @@ class BiLoraConfig(BaseModel):
         method: Name in the registry, see `bilora.methods.METHODS`, or the place of a class of your own,
             ``package.module:Class``.
         r: Rank of the primary adapter.
-        alpha: ``lora_alpha`` of the primary; its scaling s is alpha / r, for ``rslora`` alpha / √r.
+        alpha: ``lora_alpha`` of the primary, a name that is taken too; its scaling s is alpha / r, for ``rslora``
+            alpha / √r.
         auxiliary_r: Rank of the auxiliary; default the primary's, layer by layer.
         auxiliary_alpha: ``lora_alpha`` of the auxiliary; default keeps the primary's scaling, layer by layer.
         target_modules: Linear layers to adapt, as PEFT takes them: a list of name endings, one regular expression,
@@ -74,6 +79,20 @@ class BiLoraConfig(BaseModel):
     match_gradients: bool = False
     ascent_fraction: Annotated[FiniteFloat, Field(gt=0, le=1)] = 0.25
     inner_steps: Annotated[int, Field(ge=1)] = 1
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_pefts_name(cls, given: Any) -> Any:
+        """PEFT's ``lora_alpha`` is ``alpha``."""
+        if not isinstance(given, dict) or "lora_alpha" not in given:
+            return given
+        named = dict(given)
+        value = named.pop("lora_alpha")
+        if named.setdefault("alpha", value) != value:
+            raise ValueError(
+                f"lora_alpha: another name of alpha, got lora_alpha={value!r} and alpha={named['alpha']!r}; give one"
+            )
+        return named
 
     @field_validator("target_modules")
     @classmethod
@@ -151,6 +170,40 @@ class BiLoraConfig(BaseModel):
         named = targets if isinstance(targets, str) or targets is None else sorted(targets)
         taken = {name: value for name, value in taken.items() if value}
         return cls(primary=chosen[0], target_modules=named, **taken, **settings)
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> BiLoraConfig:
+        """Settings from a YAML file, read safely.
+
+        Raises:
+            ValueError: It holds no mapping, or a setting is unknown or out of range.
+        """
+        given = yaml.safe_load(Path(path).read_text())
+        if not isinstance(given, dict):
+            raise ValueError(f"path: expected settings and values in {path}, got {type(given).__name__}")
+        return cls.model_validate(given)
+
+    def to_yaml(self, path: str | Path) -> None:
+        """Write the settings that are not the defaults, and the method, as YAML."""
+        text = yaml.safe_dump({"method": self.method, **self.model_dump(exclude_defaults=True)}, sort_keys=False)
+        Path(path).write_text(text)
+
+    @classmethod
+    def from_pretrained(cls, directory: str | Path) -> BiLoraConfig:
+        """Settings from a folder that `save_pretrained`, a checkpoint or ``trainer.save_model`` wrote.
+
+        Raises:
+            FileNotFoundError: It holds none.
+        """
+        path = Path(directory) / FILE
+        if not path.is_file():
+            raise FileNotFoundError(f"directory: {directory} holds no {FILE}")
+        return cls.model_validate_json(path.read_text())
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Write all settings as ``bilora.json`` into a folder."""
+        Path(directory).mkdir(parents=True, exist_ok=True)
+        (Path(directory) / FILE).write_text(self.model_dump_json(indent=2) + "\n")
 
     def rho_at(self, progress: float) -> float:
         """Radius when the share ``progress`` of the training steps is done.

@@ -11,6 +11,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
+from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_optimizer import is_optimizer_factory
 from transformers.trainer_utils import IntervalStrategy
 
@@ -23,7 +24,6 @@ from bilora.checkpoints import (
     save_adapter,
     save_own_weights,
     save_whole,
-    write_config,
     write_state,
 )
 from bilora.config import BiLoraConfig
@@ -206,8 +206,9 @@ class BiLoraTrainer(Trainer):
         return self._floating_point_ops[shapes]
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save what the method deploys: the primary as a plain PEFT adapter, or the full weights.
+        """Save what the method deploys, the primary as a plain PEFT adapter or the full weights.
 
+        Beside it lie the method's settings (``bilora.json``), the tokenizer or processor, and the training arguments.
         Checkpoints, which the trainer writes itself, hold both adapters.
         """
         if _internal_call or not isinstance(self.model, PeftModel):
@@ -218,11 +219,15 @@ class BiLoraTrainer(Trainer):
                 save_adapter(self.model, PRIMARY, directory)
             else:
                 save_whole(self.model, directory)
+            self.method.config.save_pretrained(directory)
+            if self.processing_class is not None:
+                self.processing_class.save_pretrained(directory)
+            torch.save(self.args, directory / TRAINING_ARGS_NAME)  # as the parent does, under the name it gives it
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         super()._save(output_dir, state_dict)
         directory = Path(output_dir or self.args.output_dir)
-        write_config(self.method.config, directory)
+        self.method.config.save_pretrained(directory)
         write_state(self.method, directory)
         if isinstance(self.model, PeftModel) and PRIMARY not in self.model.peft_config:
             save_own_weights(self.model, directory)

@@ -64,7 +64,7 @@ class CurvatureCallback(TrainerCallback):
     Raises:
         ValueError: An argument is out of range or unknown.
 
-    >>> torch.manual_seed(0) and None
+    >>> import torch
     >>> net = nn.Linear(2, 2)
     >>> watch = CurvatureCallback([(torch.eye(2), torch.tensor([0, 1]))], measures=["top_eigenvalue"])
     >>> sorted(watch.measure(net, step=3))

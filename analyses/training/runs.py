@@ -21,6 +21,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import TRAINING_ARGS_NAME
 
 from analyses.records import read_json, write_json
 from analyses.records.files import new_folder
@@ -155,10 +156,11 @@ def _trainer(study: Study, cell: Cell, folder: StudyFolder, output: Path, clock:
 
 
 def _save(trainer: BiLoraTrainer, directory: Path) -> None:
-    """The deployed weights and all factors; the pickle that the Trainer puts beside whole weights goes."""
+    """The deployed weights and all factors; the pickle that the Trainer puts beside them goes."""
     has_adapter = isinstance(trainer.model, PeftModel) and PRIMARY in trainer.model.peft_config
-    trainer.save_model(str(directory / PRIMARY if has_adapter else directory))
-    (directory / "training_args.bin").unlink(missing_ok=True)
+    place = directory / PRIMARY if has_adapter else directory
+    trainer.save_model(str(place))
+    (place / TRAINING_ARGS_NAME).unlink(missing_ok=True)
     factors = factor_tensors(trainer.method.model)
     if factors:
         save_file(factors, directory / "factors.safetensors")
@@ -198,13 +200,20 @@ def environment() -> dict[str, str]:
     packages = ("torch", "transformers", "peft", "numpy", "scipy", "pandas", "scikit-learn", "pyhessian")
     return {
         "bilora-landscape": version("bilora-landscape"),
-        "commit": _git("rev-parse", "HEAD") or "unknown",
-        "uncommitted changes": {"": "no"}.get(_git("status", "--porcelain") or "", "yes"),
+        **_commit(),
         "python": platform.python_version(),
         **{name: version(name) for name in packages},
         "processor": platform.processor() or platform.machine(),
         "threads": str(torch.get_num_threads()),
     }
+
+
+def _commit() -> dict[str, str]:
+    """The toolkit's own commit; an installed package has none, and that of a repository around it is not its own."""
+    if _git("ls-files", "--error-unmatch", Path(__file__).name) is None:
+        return {"commit": "none: an installed package", "uncommitted changes": "no"}
+    changes = {"": "no"}.get(_git("status", "--porcelain") or "", "yes")
+    return {"commit": _git("rev-parse", "HEAD") or "unknown", "uncommitted changes": changes}
 
 
 def _git(*command: str) -> str | None:

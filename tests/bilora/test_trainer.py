@@ -9,9 +9,9 @@ import pytest
 import torch
 from peft import PeftModel
 from torch import Tensor
-from transformers import TrainingArguments, ViTConfig, ViTForImageClassification
+from transformers import TrainingArguments, ViTConfig, ViTForImageClassification, ViTImageProcessor
 
-from bilora import BiLoraTrainer
+from bilora import BiLoraConfig, BiLoraTrainer
 from bilora.adapters import adapter_factors
 from bilora.clipping import adapter_norm
 from tests.bilora.conftest import config_of
@@ -72,7 +72,12 @@ def test_auxiliary_stays_in_the_ball_and_the_result_is_a_plain_adapter(tmp_path:
     run.train()
     auxiliary = adapter_factors(run.model, "auxiliary")
     assert 0 < float(adapter_norm(auxiliary.values())) <= 0.03 * (1 + 1e-6)
+    tokens = ViTImageProcessor(size={"height": 8, "width": 8})
+    run.processing_class = tokens
     run.save_model(str(tmp_path / "result"))
+    assert BiLoraConfig.from_pretrained(tmp_path / "result") == run.method.config
+    assert ViTImageProcessor.from_pretrained(tmp_path / "result").size == tokens.size
+    assert (tmp_path / "result" / "training_args.bin").exists()
     loaded = PeftModel.from_pretrained(tiny_vit(), str(tmp_path / "result"))
     images = torch.stack([example["pixel_values"] for example in dataset()])
     run.model.base_model.set_adapter("primary")
