@@ -25,6 +25,7 @@ from analyses.study import (
     load_study,
     preset_names,
 )
+from analyses.study.base import near
 from analyses.study.data_settings import DATA_KINDS
 from reports.claims import claims_text
 from reports.figures.front import front_lines, write_front
@@ -136,7 +137,9 @@ def train(options: Namespace) -> int:
     study, folder = _study(options), _folder(options)
     cell = Cell(options.method, options.seed, options.train_size or study.train_sizes[0])
     if cell.method not in study.methods:
-        raise StudyError(f"--method: the study has {', '.join(study.methods)}; got {cell.method!r}")
+        raise StudyError(
+            f"--method: the study has {', '.join(study.methods)}; got {cell.method!r}{near(cell.method, study.methods)}"
+        )
     check(study.model_copy(update={"train_sizes": [cell.train_size]}))
     with exclusive(study, folder):
         prepare(study, folder)
@@ -359,7 +362,8 @@ def _chosen(study: Study, given: list[str]) -> list[str]:
     names = _names(given)
     for name in names:
         if name not in study.methods:
-            raise StudyError(f"--methods: the study has {', '.join(study.methods)}; got {name!r}")
+            known = ", ".join(study.methods)
+            raise StudyError(f"--methods: the study has {known}; got {name!r}{near(name, study.methods)}")
     return names
 
 

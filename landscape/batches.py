@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset, IterableDataset
 
 from landscape.losses import Batch
+from landscape.showing import kind_of
 
 
 def call_arguments(batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -69,6 +71,50 @@ def map_tensors(part: Any, function: Callable[[Tensor], Any]) -> Any:
     if isinstance(part, (tuple, list)):
         return tuple(map_tensors(value, function) for value in part)
     return part
+
+
+def refuse_no_batches(batches: Any) -> None:
+    """Refuse what holds examples, but no batches of them.
+
+    Raises:
+        ValueError: A data set, a batch, a pair of tensors, or nothing that could be read.
+    """
+    expected = "expected an iterable of batches, (inputs, targets) or mappings with labels"
+    pair = isinstance(batches, tuple) and len(batches) == 2 and all(isinstance(part, Tensor) for part in batches)
+    if pair or isinstance(batches, Mapping):
+        what = "a pair of tensors" if pair else "one mapping"
+        raise ValueError(f"batches: {expected}, got {what}; put it into a list: [batch]")
+    if isinstance(batches, Dataset) and not isinstance(batches, IterableDataset):
+        raise ValueError(f"batches: {expected}, got the data set {type(batches).__name__}; pass DataLoader(dataset)")
+    if isinstance(batches, Tensor | str) or not hasattr(batches, "__iter__"):
+        raise ValueError(f"batches: {expected}, got {kind_of(batches)}")
+
+
+def refuse_no_batch(batch: Any, index: int) -> None:
+    """Refuse a batch that is neither a pair nor a mapping, or that holds arrays of other libraries.
+
+    Raises:
+        ValueError: It is.
+    """
+    if isinstance(batch, Mapping):
+        parts = list(batch.values())
+    elif isinstance(batch, tuple | list):
+        parts = [part for half in batch for part in (half.values() if isinstance(half, Mapping) else [half])]
+        if len(batch) != 2:
+            raise ValueError(
+                f"batches: expected pairs (inputs, targets) or mappings, got {len(batch)} parts in batch {index}; pass "
+                "({'name': inputs, …}, targets) for several inputs"
+            )
+    else:
+        raise ValueError(
+            f"batches: expected pairs (inputs, targets) or mappings, got {kind_of(batch)} as batch {index}; a loss "
+            "needs targets"
+        )
+    foreign = [part for part in parts if type(part).__module__.partition(".")[0] in ("numpy", "jax", "tensorflow")]
+    if foreign:
+        raise ValueError(
+            f"batches: expected tensors, got {kind_of(foreign[0])} in batch {index}; convert it by torch.as_tensor"
+        )
 
 
 def refuse_dropped_examples(batches: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -23,6 +23,11 @@ _SAME_LOSS = 1e-3
 
 def check_model(model: nn.Module, l2: float) -> None:
     """Refuse models that cannot be evaluated at other weights than their own, and penalties that are no numbers."""
+    if not isinstance(model, nn.Module):
+        raise ValueError(
+            f"model: expected a torch.nn.Module, got {type(model).__name__}; load a model by its name first, wrap a "
+            "function into a module"
+        )
     if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
         raise ValueError(f"model: expected a plain module, got {type(model).__name__} around one; pass model.module")
     if isinstance(model, torch.jit.ScriptModule):
@@ -34,6 +39,36 @@ def check_model(model: nn.Module, l2: float) -> None:
         raise ValueError(f"l2: expected a finite number, got {l2}")
 
 
+def check_finite(model: nn.Module) -> None:
+    """Refuse weights and buffers that are no numbers.
+
+    Raises:
+        ValueError: Some are not finite; the message names the tensor.
+    """
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_floating_point() and bool(tensor.isnan().any()):
+            raise ValueError(
+                f"model: {int(tensor.isnan().sum())} of the {tensor.numel()} entries of {name} are NaN; the training "
+                "that left them diverged"
+            )
+
+
+def first_outputs(risk: EmpiricalRisk, batch: Batch) -> Any:
+    """What the model makes of its first batch.
+
+    Raises:
+        ValueError: It fails on it.
+    """
+    try:
+        return risk.outputs(batch, risk.layout.split(risk.theta), order=0)
+    except (RuntimeError, TypeError, IndexError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(
+            f"batches: the model fails on the first batch: {reason}; are shapes, types and names those that its "
+            "forward pass takes?"
+        ) from error
+
+
 def check_deterministic(risk: EmpiricalRisk) -> None:
     """Two evaluations of the first batch must agree to rounding and draw no random numbers."""
     state = torch.get_rng_state()
@@ -41,6 +76,12 @@ def check_deterministic(risk: EmpiricalRisk) -> None:
     parameters = risk.layout.split(risk.theta)
     with torch.no_grad():
         first, second = (risk.batch_losses(risk.batches[0], parameters, order=0) for _ in range(2))
+    if bool(first.isnan().any()):
+        torch.set_rng_state(state)
+        raise ValueError(
+            f"batches: the loss of example {int(first.isnan().nonzero()[0])} of the first batch is NaN; are its inputs "
+            "and labels finite?"
+        )
     difference = (first - second).abs().max()
     drawn = not torch.equal(state, torch.get_rng_state())
     if risk.device.type == "cuda":
@@ -65,7 +106,7 @@ def check_labels(risk: EmpiricalRisk) -> None:
             "batches: a sequence-to-sequence model makes its decoder's inputs from the labels, which it is not "
             "given here; put decoder_input_ids into the batches (prepare_decoder_input_ids_from_labels)"
         )
-    check_targets(risk.loss_function, risk.outputs(batch, risk.layout.split(risk.theta), order=0), risk.batches)
+    check_targets(risk.loss_function, first_outputs(risk, batch), risk.batches)
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -54,9 +55,11 @@ class Layout:
         Raises:
             ValueError: ``vector`` is not of shape (n,).
         """
-        if vector.shape != (self.size,):
+        if not isinstance(vector, Tensor) or vector.shape != (self.size,):
+            got = tuple(vector.shape) if isinstance(vector, Tensor) else type(vector).__name__
             raise ValueError(
-                f"vector: expected shape ({self.size},), one entry per selected weight, got {tuple(vector.shape)}"
+                f"vector: expected shape ({self.size},), one entry per selected weight, got {got}"
+                + ("; join named tensors by layout.join" if isinstance(vector, Mapping) else "")
             )
         chunks = vector.split(list(self.sizes))
         return {name: chunk.view(shape) for name, chunk, shape in zip(self.names, chunks, self.shapes, strict=True)}
@@ -120,11 +123,18 @@ def select_parameters(model: nn.Module, params: ParameterFilter | None = None) -
             accepted = [name for name in every if _compiled(params).search(name)]
             wanted = f"parameters whose name matches {params!r}"
         else:
+            if not all(isinstance(name, str) for name in params):
+                raise ValueError(
+                    "params: expected names, a regular expression or a predicate on names, got "
+                    f"{type(next(iter(params))).__name__}s; name them as model.named_parameters() does"
+                )
             accepted = list(params)
             wanted = "named parameters"
             missing = sorted(set(params) - every.keys())
             if missing:
-                raise ValueError(f"params: the model has no parameter {missing[0]!r}; it has {_some(named)}")
+                near = difflib.get_close_matches(missing[0], every, 1)
+                meant = f"did you mean {near[0]!r}? It" if near else "it"
+                raise ValueError(f"params: the model has no parameter {missing[0]!r}; {meant} has {_some(named)}")
         ids = {id(every[name]) for name in accepted}
         chosen = {name: p for name, p in named.items() if id(p) in ids}
     if not chosen:
@@ -136,7 +146,8 @@ def _compiled(pattern: str) -> re.Pattern[str]:
     try:
         return re.compile(pattern)
     except re.error as error:
-        raise ValueError(f"params: {pattern!r} is no regular expression: {error}") from None
+        fix = "; write '.*' for the '*' of file names" if "*" in pattern else ""
+        raise ValueError(f"params: {pattern!r} is no regular expression: {error}{fix}") from None
 
 
 def _some(named: Mapping[str, object], limit: int = 5) -> str:

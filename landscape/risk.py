@@ -9,12 +9,21 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from landscape.batches import batch_size, call_arguments, map_tensors, refuse_dropped_examples, to_device
-from landscape.checks import check_deterministic, check_labels, check_loss, check_model
+from landscape.batches import (
+    batch_size,
+    call_arguments,
+    map_tensors,
+    refuse_dropped_examples,
+    refuse_no_batch,
+    refuse_no_batches,
+    to_device,
+)
+from landscape.checks import check_deterministic, check_finite, check_labels, check_loss, check_model
 from landscape.distributed import Group, Ranks
 from landscape.evaluation import exact_products, measuring, renormed_embeddings
 from landscape.losses import Batch, PerExampleLoss, cross_entropy
 from landscape.params import Layout, ParameterFilter, select_parameters, transposed_weights
+from landscape.torch_losses import per_example
 
 _LOW_PRECISION = (torch.float16, torch.bfloat16)
 
@@ -82,6 +91,8 @@ class EmpiricalRisk:
         self.ranks = Ranks(group)
         selected = select_parameters(model, params)
         own = next(iter(selected.values())).dtype
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise ValueError(f"dtype: expected a floating type of torch's, torch.float64 say, got {dtype!r}")
         self.dtype = dtype or (torch.float32 if own in _LOW_PRECISION else own)
         self.model = model
         self.consistent: set[type] = set()
@@ -94,22 +105,22 @@ class EmpiricalRisk:
                 "rewrites it at every call, so that the loss is no function of it; leave it out or set max_norm=None"
             )
         self.device = next(iter(selected.values())).device
+        refuse_no_batches(batches)
         refuse_dropped_examples(batches)
         state = torch.get_rng_state()  # a data loader draws from the global generator
-        self.batches: list[Batch] = [map_tensors(batch, self._cast) for batch in batches]
+        self.batches: list[Batch] = []
+        for index, batch in enumerate(batches):
+            refuse_no_batch(batch, index)
+            self.batches.append(map_tensors(batch, self._cast))
         torch.set_rng_state(state)
         if not self.batches and self.ranks.count == 1:
             raise ValueError("batches: expected at least one batch, got none")
-        for index, batch in enumerate(self.batches):
-            if not isinstance(batch, Mapping) and len(batch) != 2:
-                raise ValueError(
-                    f"batches: expected pairs (inputs, targets) or mappings, got {len(batch)} parts in batch {index}; "
-                    "pass ({'name': inputs, …}, targets) for several inputs"
-                )
         self.batch_sizes = tuple(batch_size(batch) for batch in self.batches)
         if 0 in self.batch_sizes:
             raise ValueError(f"batches: batch {self.batch_sizes.index(0)} has no examples")
-        self.loss_function = loss or cross_entropy
+        self.loss_function = per_example(loss) or cross_entropy
+        if check:
+            check_finite(model)
         if check and self.batches:
             check_labels(self)
             torch.set_rng_state(state)  # a random model is refused below

@@ -98,6 +98,12 @@ def brief(value: Any) -> str:
     return str(value)
 
 
+def kind_of(value: Any) -> str:
+    """A value's type with its article."""
+    name = type(value).__name__
+    return f"{'an' if name[:1] in 'AEIOUaeiou' else 'a'} {name}"
+
+
 def axes_or_new(ax: Axes | None) -> Axes:
     """The axes, or those of a new figure."""
     return optional("matplotlib.pyplot").subplots(figsize=(3.35, 2.5), layout="constrained")[1] if ax is None else ax

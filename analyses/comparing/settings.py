@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError, field_validator
 
 from analyses.measures.radii import RISES, radii_of_rises
 from analyses.study import StudyError
-from analyses.study.base import Positive, Settings
+from analyses.study.base import Positive, Settings, near
 from analyses.study.measure_settings import (
     L2,
     AlignmentSettings,
@@ -103,8 +103,9 @@ def comparison_settings(options: Mapping[str, Any]) -> ComparisonSettings:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         if first["type"] == "extra_forbidden":
-            known = ", ".join(ComparisonSettings.model_fields)
-            raise StudyError(f"{place}: there is no such option; expected some of {known}") from None
+            known = ComparisonSettings.model_fields
+            meant = near(place, known)
+            raise StudyError(f"{place}: there is no such option{meant}; expected some of {', '.join(known)}") from None
         raise StudyError(f"{place}: {first['msg']} (got {first['input']!r})") from None
 
 

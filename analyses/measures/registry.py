@@ -19,6 +19,7 @@ from analyses.measures.sharpness import RECOVERY, SHARPNESS
 from analyses.measures.spectrum import SPECTRUM
 from analyses.records import DIVERGED, records_frame, write_records
 from analyses.study import Cell, Study, StudyError, StudyFolder
+from analyses.study.base import near
 from analyses.study.plan import Plan
 from analyses.training.runs import environment, read_run
 
@@ -55,7 +56,7 @@ def measures_of(study: Study) -> dict[str, Measure]:
         found[measure.name] = measure
     for name in study.measures.seeds:
         if name not in found:
-            raise StudyError(f"measures.seeds: expected some of {', '.join(found)}; got {name!r}")
+            raise StudyError(f"measures.seeds: expected some of {', '.join(found)}; got {name!r}{near(name, found)}")
     return found
 
 

@@ -6,6 +6,7 @@ import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import IO
 
 from tqdm import tqdm
 
@@ -73,13 +74,20 @@ def locked(folder: StudyFolder) -> Iterator[None]:
     Raises:
         StudyError: Another process works in it.
     """
-    folder.root.mkdir(parents=True, exist_ok=True)
-    with folder.lock.open("w") as lock:
+    with _lock_file(folder) as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise StudyError(f"--out: another process is at work in {folder.root}; wait for it") from None
         yield
+
+
+def _lock_file(folder: StudyFolder) -> IO[str]:
+    try:
+        folder.root.mkdir(parents=True, exist_ok=True)
+        return folder.lock.open("w")
+    except OSError as error:
+        raise StudyError(f"--out: cannot write to {folder.root}: {error.strerror}; choose another folder") from error
 
 
 def prepare(study: Study, folder: StudyFolder) -> None:

@@ -13,6 +13,7 @@ from analyses.records import read_records
 from analyses.running.executors import quieten
 from analyses.running.preparing import locked
 from analyses.study import Cell, Study, StudyError, StudyFolder
+from analyses.study.base import near
 from analyses.training.devices import check_device
 from analyses.training.runs import RUN, read_run, train_cell
 
@@ -42,7 +43,7 @@ def measured(path: Path, names: list[str] | None, device: str | None = None) -> 
     known = measures_of(study)
     for name in names or []:
         if name not in known:
-            raise StudyError(f"--what: expected some of {', '.join(known)}; got {name!r}")
+            raise StudyError(f"--what: expected some of {', '.join(known)}; got {name!r}{near(name, known)}")
         if known[name].recorded and study.measures.dynamics is None:
             raise StudyError(f"--what: {name} needs what is recorded along training; set the study's measures.dynamics")
     chosen = [measure for measure in known.values() if _is_asked_for(measure, names, study, cell)]

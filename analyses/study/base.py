@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import difflib
+from collections.abc import Iterable, Iterator
+from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
+from pydantic_core import ErrorDetails
 
 Positive = Annotated[FiniteFloat, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
@@ -12,6 +15,47 @@ Count = Annotated[int, Field(ge=1)]
 
 class StudyError(ValueError):
     """Settings or a folder that no study can be made of; shown to the user as one message."""
+
+
+def near(name: str, known: Iterable[str]) -> str:
+    """The known name that a misspelt one is closest to, as a question; empty without one.
+
+    >>> near("measure", ["measures", "methods"])
+    "; did you mean 'measures'?"
+    """
+    found = difflib.get_close_matches(name, list(known), 1)
+    return f"; did you mean {found[0]!r}?" if found else ""
+
+
+def problem_of(problem: ErrorDetails, kind: type[BaseModel]) -> str:
+    """One problem that pydantic found in settings of a kind, in a user's words."""
+    place = ".".join(str(part) for part in problem["loc"]) or "study"
+    if problem["type"] == "extra_forbidden":
+        meant = near(str(problem["loc"][-1]), _keys_at(kind, problem["loc"][:-1]))
+        return f"{place}: there is no such key{meant or ';'} docs/study.md has them all"
+    got = "" if isinstance(problem["input"], dict) else f" (got {problem['input']!r})"
+    return f"{place}: {problem['msg'].removeprefix('Value error, ')}{got}"
+
+
+def _keys_at(kind: type[BaseModel], place: tuple[int | str, ...]) -> set[str]:
+    """Keys of the settings that lie at a place."""
+    kinds = {kind}
+    for part in place:
+        inside = {
+            found
+            for one in kinds
+            if part in one.model_fields
+            for found in _kinds_in(one.model_fields[str(part)].annotation)
+        }
+        kinds = inside or kinds  # names, numbers and tags lie between settings
+    return {key for one in kinds for key in one.model_fields}
+
+
+def _kinds_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _kinds_in(part)
 
 
 class Settings(BaseModel):

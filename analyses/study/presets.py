@@ -9,7 +9,7 @@ from typing import TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from analyses.study.base import StudyError
+from analyses.study.base import StudyError, near, problem_of
 from analyses.study.claim_settings import ClaimFile
 from analyses.study.settings import Study
 
@@ -29,7 +29,9 @@ def load_preset(name: str) -> Study:
         StudyError: There is no preset of that name.
     """
     if name not in preset_names():
-        raise StudyError(f"--preset: expected one of {', '.join(preset_names())}; got {name!r}")
+        raise StudyError(
+            f"--preset: expected one of {', '.join(preset_names())}; got {name!r}{near(name, preset_names())}"
+        )
     return parse_study((resources.files("analyses") / "presets" / f"{name}.yaml").read_text(), source=name)
 
 
@@ -63,9 +65,11 @@ def parse_study(text: str, *, source: str) -> Study:
 
 def _text(path: Path, option: str) -> str:
     try:
-        return path.read_text()
+        return path.read_text(encoding="utf-8")
     except OSError as error:
         raise StudyError(f"{option}: cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise StudyError(f"{option}: {path} is not in UTF-8 (byte {error.start}); save it so") from error
 
 
 def _parsed(kind: type[Model], text: str, *, source: str) -> Model:
@@ -74,9 +78,5 @@ def _parsed(kind: type[Model], text: str, *, source: str) -> Model:
     except yaml.YAMLError as error:
         raise StudyError(f"{source}: not valid YAML: {error}") from error
     except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(str(part) for part in problem['loc']) or 'study'}: {problem['msg']}"
-            + ("" if isinstance(problem["input"], dict) else f" (got {problem['input']!r})")
-            for problem in error.errors()
-        )
+        problems = "; ".join(problem_of(problem, kind) for problem in error.errors())
         raise StudyError(f"{source}: {problems}") from None

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, FiniteFloat, field_validator, model_validator
 
-from analyses.study.base import Count, Positive, Settings
+from analyses.study.base import Count, Positive, Settings, near
 from analyses.study.cells import Cell
 from analyses.study.claim_settings import ClaimSettings
 from analyses.study.measure_settings import MeasureSettings
@@ -148,8 +148,8 @@ class Study(Settings):
             wanted = settings.method or name
             if wanted not in METHODS and ":" not in wanted:
                 raise ValueError(
-                    f"unknown method {wanted!r}; expected some of {', '.join(METHODS)}, or a name of your own with one "
-                    "of them, or with package.module:Class, under `method`"
+                    f"unknown method {wanted!r}{near(wanted, METHODS)}; expected some of {', '.join(METHODS)}, or a "
+                    "name of your own with one of them, or with package.module:Class, under `method`"
                 )
             if not re.fullmatch(r"[A-Za-z0-9_]+", name):
                 raise ValueError(f"{name!r}: expected letters, digits and underscores")

@@ -68,5 +68,11 @@ TaskSettings = Annotated[
     | Annotated[MinilmSentimentTask, Tag("minilm_sentiment")]
     | Annotated[DataTask, Tag("data")]
     | Annotated[OwnTask, Tag("own")],
-    Discriminator(_kind),
+    Discriminator(
+        _kind,
+        custom_error_type="unknown_task",
+        custom_error_message=(
+            f"expected as name digits, minilm_sentiment, {', '.join(DATA_KINDS)}, or package.module:Class"
+        ),
+    ),
 ]

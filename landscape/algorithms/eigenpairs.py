@@ -7,7 +7,7 @@ from torch import Tensor
 
 from landscape.algorithms.krylov import orthogonalise
 from landscape.algorithms.results import EigenResult
-from landscape.operators.base import SymmetricOperator
+from landscape.operators.base import SymmetricOperator, expect_operator
 
 _ROUNDING = 10
 """Rounding of a product, in units of the precision times the largest eigenvalue."""
@@ -15,8 +15,9 @@ _ROUNDING = 10
 
 def check_request(operator: SymmetricOperator, k: int, tol: float) -> None:
     """Refuse an impossible request before any product is computed."""
+    expect_operator(operator)
     n = operator.shape[0]
-    if not 1 <= k <= n:
+    if not isinstance(k, int) or not 1 <= k <= n:
         raise ValueError(f"k: expected 1 <= k <= n = {n} eigenpairs, got {k}")
     if not tol > 0:
         raise ValueError(f"tol: expected a positive relative residual, got {tol}")

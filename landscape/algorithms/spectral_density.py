@@ -11,7 +11,7 @@ from torch import Tensor
 from landscape.algorithms.krylov import Callback, KrylovBasis
 from landscape.algorithms.results import SpectralDensity
 from landscape.algorithms.storage import Storage
-from landscape.operators.base import SymmetricOperator
+from landscape.operators.base import SymmetricOperator, expect_operator
 
 _MOST_POINTS = 200_000
 
@@ -59,6 +59,7 @@ def spectral_density(
     >>> round(float(torch.trapezoid(result.density, result.grid)), 3)
     1.0
     """
+    expect_operator(operator)
     if num_steps < 1 or num_probes < 2 or num_points < 2:
         raise ValueError(
             "num_steps, num_probes, num_points: expected at least 1, 2 and 2, got "

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from landscape.algorithms.krylov import Callback, product
 from landscape.algorithms.results import TraceResult
-from landscape.operators.base import SymmetricOperator
+from landscape.operators.base import SymmetricOperator, expect_operator
 
 Method = Literal["hutchinson", "hutch++", "xtrace"]
 
@@ -76,6 +76,7 @@ def estimate_trace(
         raise ValueError(f"tol: expected a positive relative standard error, got {tol}")
     if max_matvecs < 3 * FEWEST_SAMPLES:
         raise ValueError(f"max_matvecs: expected at least {3 * FEWEST_SAMPLES}, got {max_matvecs}")
+    expect_operator(operator)
     n = operator.shape[0]
     probe = _Probe(operator, tol, min(max_matvecs, n), seed, callback)
     trace, stderr = 0.0, math.inf

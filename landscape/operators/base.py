@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.sparse.linalg import LinearOperator as ScipyLinearOperator
 from torch import Tensor
+
+from landscape.risk import EmpiricalRisk
+from landscape.showing import kind_of
 
 
 class SymmetricOperator(ABC):
@@ -59,6 +63,22 @@ class SymmetricOperator(ABC):
             return self.matvec(column).cpu().numpy()
 
         return ScipyLinearOperator(self.shape, matvec=product, rmatvec=product, dtype=numpy_dtype)
+
+
+def expect_operator(operator: Any) -> None:
+    """Refuse what is no `SymmetricOperator`.
+
+    Raises:
+        ValueError: It is none; the message says how to make one.
+    """
+    if isinstance(operator, SymmetricOperator):
+        return
+    fix = "HessianOperator(EmpiricalRisk(model, batches))"
+    if isinstance(operator, EmpiricalRisk):
+        fix = "HessianOperator(risk), or GGNOperator(risk)"
+    elif isinstance(operator, Tensor):
+        fix = "DenseOperator(matrix)"
+    raise ValueError(f"operator: expected a SymmetricOperator, got {kind_of(operator)}; pass {fix}")
 
 
 class DenseOperator(SymmetricOperator):

@@ -10,6 +10,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
+from landscape.asking import expect_risk
 from landscape.batches import map_tensors, to_device
 from landscape.evaluation import exact_products
 from landscape.operators.base import SymmetricOperator
@@ -45,6 +46,7 @@ class RiskOperator(SymmetricOperator, Generic[Graph]):
     def __init__(
         self, risk: EmpiricalRisk, *, theta: Tensor | None = None, graph_budget: int = 2**30, check: bool = True
     ) -> None:
+        expect_risk(risk)
         self.risk = risk
         self.shape = (risk.num_params, risk.num_params)
         self.dtype, self.device = risk.dtype, risk.device

@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from landscape.asking import expect_number, expect_risk
 from landscape.examples import can_take_examples, has_rows, take_examples
 from landscape.params import Layout
 from landscape.risk import EmpiricalRisk
@@ -104,6 +105,8 @@ def average_sharpness(
     >>> abs(result.rise - 0.01 * 4) < 4 * result.stderr  # H = 2aaᵀ with a = (1, 1, 1, 1)
     True
     """
+    expect_risk(risk)
+    expect_number("sigma", sigma)
     if not (sigma >= 0 and math.isfinite(sigma)):
         raise ValueError(f"sigma: expected a finite standard deviation >= 0, got {sigma}")
     if num_samples < 2:
@@ -152,6 +155,8 @@ def m_sharpness(risk: EmpiricalRisk, rho: float, *, m: int, seed: int = 0) -> MS
     >>> round(m_sharpness(linear, 0.1, m=1).rise, 6), round(m_sharpness(linear, 0.1, m=2).rise, 6)
     (0.5, 0.0)
     """
+    expect_risk(risk)
+    expect_number("rho", rho)
     if not (rho >= 0 and math.isfinite(rho)):
         raise ValueError(f"rho: expected a finite radius >= 0, got {rho}")
     counts = risk.ranks.counts(risk.num_examples)

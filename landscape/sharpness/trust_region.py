@@ -13,7 +13,7 @@ from torch import Tensor
 
 from landscape.algorithms.krylov import KrylovBasis, OutsideProbe
 from landscape.algorithms.storage import Storage, affordable_vectors
-from landscape.operators.base import SymmetricOperator
+from landscape.operators.base import SymmetricOperator, expect_operator
 from landscape.risk import EmpiricalRisk
 from landscape.showing import Shown
 
@@ -200,6 +200,7 @@ def _maximise(
 
 
 def _check(operator: SymmetricOperator, gradient: Tensor, rho: float, tol: float, max_matvecs: int) -> None:
+    expect_operator(operator)
     n = operator.shape[0]
     if gradient.shape != (n,):
         raise ValueError(f"gradient: expected shape ({n},) as the operator has, got {tuple(gradient.shape)}")

@@ -10,6 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from landscape.asking import expect_number, expect_risk, expect_vector
 from landscape.risk import EmpiricalRisk
 from landscape.sharpness.ascent import Climb
 from landscape.sharpness.balls import Adaptive, Ball, Norm, ball_around
@@ -119,6 +120,11 @@ def sharpness_curve(
         One result per radius, in ascending order. Passes spent on a radius are counted at it, the centre's at the
         first.
     """
+    expect_risk(risk)
+    if not isinstance(rhos, Sequence) or isinstance(rhos, str):
+        raise ValueError(f"rhos: expected a list of radii, got {rhos!r}; use [rho], or worst_case_sharpness for one")
+    for rho in rhos:
+        expect_number("rho", rho, instead="; use sharpness_curve for several radii")
     if not rhos:
         raise ValueError("rhos: expected at least one radius, got none")
     _check_effort(steps, restarts, screened, max_passes, agreement)
@@ -297,8 +303,6 @@ def _check_effort(steps: int, restarts: int, screened: int, max_passes: int, agr
 
 def _check_starts(risk: EmpiricalRisk, starts: Mapping[str, Tensor]) -> None:
     for name, direction in starts.items():
-        if direction.shape != (risk.num_params,) or not bool(direction.isfinite().all()):
-            raise ValueError(
-                f"starts: expected finite directions of shape ({risk.num_params},), got "
-                f"{tuple(direction.shape)} for {name!r}"
-            )
+        expect_vector(f"starts[{name!r}]", direction, risk.num_params)
+        if not bool(direction.isfinite().all()):
+            raise ValueError(f"starts[{name!r}]: expected finite entries, got inf or nan")

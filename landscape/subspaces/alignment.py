@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from landscape.asking import expect_vector
 from landscape.params import Layout
-from landscape.showing import Shown, axes_or_new
+from landscape.showing import Shown, axes_or_new, kind_of
 from landscape.subspaces import Kind, LowRankSubspace
 
 if TYPE_CHECKING:
@@ -128,9 +129,10 @@ def alignment(
     >>> alignment(torch.tensor([3.0, 0.0, 0.0, 4.0]), LowRankSubspace(layout, columns, rows, "column")).pooled.captured
     0.36
     """
+    if not isinstance(subspace, LowRankSubspace):
+        raise ValueError(f"subspace: expected a LowRankSubspace, got {kind_of(subspace)}; pass bases by layer")
     layout = subspace.layout
-    if direction.shape != (layout.size,):
-        raise ValueError(f"direction: expected shape ({layout.size},), got {tuple(direction.shape)}")
+    expect_vector("direction", direction, layout.size)
     if not bool(torch.isfinite(direction).all()) or not bool(direction.any()):
         raise ValueError("direction: expected a finite direction that is not zero")
     if num_samples < 0 or num_samples == 1:

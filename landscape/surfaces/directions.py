@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from landscape.asking import expect_risk
 from landscape.params import Layout
 from landscape.risk import EmpiricalRisk
 from landscape.showing import Shown
@@ -39,6 +40,7 @@ def random_direction(
     >>> random_direction(risk, seed=0)[4:]  # the bias
     tensor([0., 0.])
     """
+    expect_risk(risk)
     if normalize not in ("filter", "layer", "none"):
         raise ValueError(f"normalize: expected 'filter', 'layer' or 'none', got {normalize!r}")
     generator = torch.Generator().manual_seed(seed)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
+from landscape.asking import expect_risk, expect_vector
 from landscape.risk import EmpiricalRisk
 from landscape.showing import Shown, axes_or_new
 from landscape.surfaces.points import BatchNormMode, PointLosses
@@ -160,6 +161,7 @@ class _Plane:
     """A centre and one or two directions."""
 
     def __init__(self, risk: EmpiricalRisk, directions: dict[str, Tensor], centre: Tensor | None) -> None:
+        expect_risk(risk)
         self.risk = risk
         self.centre = risk.theta if centre is None else _vector("centre", centre, risk)
         self.directions = torch.stack([_vector(name, vector, risk) for name, vector in directions.items()])
@@ -186,8 +188,7 @@ class _Plane:
 
 
 def _vector(name: str, vector: Tensor, risk: EmpiricalRisk) -> Tensor:
-    if vector.shape != (risk.num_params,):
-        raise ValueError(f"{name}: expected shape ({risk.num_params},), got {tuple(vector.shape)}")
+    expect_vector(name, vector, risk.num_params)
     if not bool(torch.isfinite(vector).all()):
         raise ValueError(f"{name}: expected finite entries, got inf or nan")
     return vector.detach().to(risk.device, risk.dtype)

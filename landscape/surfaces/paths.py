@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
+from landscape.asking import expect_risk, expect_vector
 from landscape.risk import EmpiricalRisk
 from landscape.showing import Shown
 from landscape.surfaces.points import BatchNormMode, losses_at
@@ -173,8 +174,8 @@ def _loss_path(positions: Tensor, losses: Tensor) -> LossPath:
 
 
 def _check(risk: EmpiricalRisk, theta_a: Tensor, theta_b: Tensor, num_points: int) -> None:
+    expect_risk(risk)
     for name, theta in (("theta_a", theta_a), ("theta_b", theta_b)):
-        if theta.shape != (risk.num_params,):
-            raise ValueError(f"{name}: expected shape ({risk.num_params},), got {tuple(theta.shape)}")
+        expect_vector(name, theta, risk.num_params)
     if num_points < 3:
         raise ValueError(f"num_points: expected at least 3, the ends and a point between, got {num_points}")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
+from landscape.asking import expect_risk
 from landscape.risk import EmpiricalRisk
 from landscape.surfaces.batch_norm import RecomputedBatchNorm
 
@@ -48,6 +49,7 @@ def losses_at(
     >>> losses_at(risk, torch.zeros(3, 6))  # log 2
     tensor([0.6931, 0.6931, 0.6931], dtype=torch.float64)
     """
+    expect_risk(risk)
     if points.dim() != 2 or points.shape[1] != risk.num_params:
         raise ValueError(f"points: expected shape (m, {risk.num_params}), got {tuple(points.shape)}")
     evaluate = PointLosses(risk, chunk=chunk, batch_norm=batch_norm)

@@ -96,7 +96,7 @@ def test_losses_that_are_not_finite() -> None:
 def test_bad_input() -> None:
     risk = risk_of(DoubleWell())
     left, right = points(-1.0, 1.0)
-    with pytest.raises(ValueError, match=r"theta_b: expected shape \(1,\), got \(2,\)"):
+    with pytest.raises(ValueError, match=r"theta_b: expected a tensor of shape \(1,\), .*got shape \(2,\)"):
         linear_path(risk, left, torch.ones(2))
     with pytest.raises(ValueError, match="num_points: expected at least 3"):
         linear_path(risk, left, right, num_points=2)

@@ -1,0 +1,55 @@
+"""Arguments of the wrong kind, answered with the right one before any work."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from landscape.risk import EmpiricalRisk
+from landscape.showing import kind_of
+
+
+def expect_risk(risk: Any) -> None:
+    """Refuse what is no `EmpiricalRisk`.
+
+    Raises:
+        ValueError: It is none; the message says how to make one.
+    """
+    if isinstance(risk, EmpiricalRisk):
+        return
+    fix = "make one: EmpiricalRisk(model, batches)"
+    if hasattr(risk, "matvec"):
+        fix = "pass the risk that the operator was made from"
+    raise ValueError(f"risk: expected an EmpiricalRisk, got {kind_of(risk)}; {fix}")
+
+
+def expect_vector(name: str, vector: Any, size: int) -> None:
+    """Refuse what is no vector (n,) of the risk's weights.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if isinstance(vector, Tensor) and vector.shape == (size,):
+        return
+    got = f"shape {tuple(vector.shape)}" if isinstance(vector, Tensor) else kind_of(vector)
+    fix = ""
+    if isinstance(vector, Mapping):
+        fix = "; pass risk.layout.join(tensors by name)"
+    elif isinstance(vector, nn.Module):
+        fix = "; pass risk.layout.join(dict(model.named_parameters())), or that model's own risk.theta"
+    elif isinstance(vector, list | tuple):
+        fix = "; pass torch.tensor(values)"
+    raise ValueError(f"{name}: expected a tensor of shape ({size},), one entry per selected weight, got {got}{fix}")
+
+
+def expect_number(name: str, value: Any, *, instead: str = "") -> None:
+    """Refuse what is no real number.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        got = repr(value) if isinstance(value, bool | str) else kind_of(value)
+        raise ValueError(f"{name}: expected a number, got {got}{instead}")
