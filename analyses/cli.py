@@ -13,6 +13,7 @@ from jsonargparse import ArgumentParser, Namespace
 from pydantic import ValidationError
 
 from analyses.comparing.request import add_compare_arguments, compare_places
+from analyses.comparing.result import DESCRIPTION
 from analyses.records import read_json, read_records, write_atomically, write_json
 from analyses.study import (
     Cell,
@@ -28,6 +29,7 @@ from analyses.study import (
 from analyses.study.base import near
 from analyses.study.data_settings import DATA_KINDS
 from reports.claims import claims_text
+from reports.comparison.page import write_comparison
 from reports.figures.front import front_lines, write_front
 from reports.page import write_report
 
@@ -206,11 +208,14 @@ def tune(options: Namespace) -> int:
 
 
 def report(options: Namespace) -> int:
-    """Judge the claims and draw figures, tables and the page again from a folder's records."""
+    """Judge the claims and draw figures, tables and the page again from the records of an audit or a comparison."""
     from analyses.judging.claims import claims_document
     from analyses.running.stopping import LOOKS, recorded_looks
 
     records = options.directory / "records.parquet"
+    if records.is_file() and (options.directory / DESCRIPTION).is_file():
+        print(f"Report: {write_comparison(options.directory)}")
+        return DONE
     if not records.is_file():
         raise StudyError(f"DIR: {options.directory} holds no records.parquet; run 'landscape audit' first")
     settings = _with_claims(load_study(options.directory / "study.yaml"), options.claims).claims

@@ -220,7 +220,7 @@ def test_bad_input() -> None:
         loss_surface(risk, E1, torch.ones(2), ALPHAS, BETAS)
     with pytest.raises(ValueError, match="direction: expected finite entries"):
         loss_line(risk, math.inf * E1, ALPHAS)
-    with pytest.raises(ValueError, match="centre: expected shape"):
+    with pytest.raises(ValueError, match="centre: expected a tensor of shape"):
         loss_line(risk, E1, ALPHAS, centre=torch.ones(4))
     with pytest.raises(ValueError, match="alphas: expected a non-empty list"):
         loss_line(risk, E1, [])

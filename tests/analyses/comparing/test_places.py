@@ -67,6 +67,10 @@ def test_state_dictionaries_with_a_factory(places: Path, tmp_path: Path, capsys:
     printed = capsys.readouterr().out
     assert "| worst-case rise, relative," in printed and f"Report: {tmp_path / 'out' / 'report.html'}" in printed
     assert (tmp_path / "out" / "figures" / "paths.pdf").exists()
+    page = (tmp_path / "out" / "report.html").read_text()
+    (tmp_path / "out" / "report.html").unlink()
+    assert main(["report", str(tmp_path / "out")]) == 0  # from the records alone
+    assert (tmp_path / "out" / "report.html").read_text() == page
 
 
 def test_a_pickle_is_refused_unless_asked_for_and_then_read_without_running_code(
