@@ -87,7 +87,7 @@ def _estimate(study: Study, folder: StudyFolder, jobs: int) -> Estimate:
                 if not trained:
                     config = method_config(study, column)
                     passes = method_class(config.method).passes_per_step
-                    seconds += step * passes * study.training.num_steps(size)
+                    seconds += step * passes * study.training_of(cell.method).num_steps(size)
                     adapters = 2 * sum(config.r * sum(shape) for shape in shapes)
                     bytes_ += 4 * (whole if config.method in ("full", "sam") or config.primary == "full" else adapters)
                 searched, others, balls = _passes(study, {measure.name for measure in missing})

@@ -40,6 +40,8 @@ def check(study: Study) -> None:
     shapes = dict(model.named_parameters())
     smallest = min(min(shapes[f"{name}.weight"].shape) for name in names)
     for column in study.methods:
+        if update := study.training_of(column).optimizer:
+            update.load()
         try:
             config = method_config(study, column)
             method_class(config.method).check(config)

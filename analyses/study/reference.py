@@ -27,6 +27,7 @@ from analyses.study.measure_settings import (
     SurfaceSettings,
     WorstCaseSettings,
 )
+from analyses.study.optimizer_settings import OptimizerSettings
 from analyses.study.settings import (
     AdapterSettings,
     MethodSettings,
@@ -46,6 +47,7 @@ SECTIONS: dict[str, type[Settings]] = {
     "training": TrainingSettings,
     "adapters": AdapterSettings,
     "methods.NAME": MethodSettings,
+    "training.optimizer, methods.NAME.optimizer": OptimizerSettings,
     "measures": MeasureSettings,
     "measures.worst_case": WorstCaseSettings,
     "measures.curvature": CurvatureSettings,

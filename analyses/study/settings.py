@@ -15,21 +15,29 @@ from analyses.study.base import Count, Positive, Settings, near
 from analyses.study.cells import Cell
 from analyses.study.claim_settings import ClaimSettings
 from analyses.study.measure_settings import MeasureSettings
+from analyses.study.optimizer_settings import OptimizerSettings
 from analyses.study.task_settings import TaskSettings
 from bilora import METHODS
 from bilora.config import Clip, Primary, RhoSchedule
 
+Schedule = Literal["linear", "constant", "cosine"]
+
 
 class TrainingSettings(Settings):
-    """Schedule shared by all methods: AdamW, linear decay after a linear warm-up, no weight decay.
+    """Schedule shared by all methods: by default AdamW, linear decay after a linear warm-up, no weight decay.
 
     ``max_steps`` overrides ``epochs``, so that training sets of different sizes get the same number of steps.
+    ``schedule`` is what the learning rate does after the warm-up. Weight decay moves matrices alone, no biases and
+    norms, and no auxiliary.
     """
 
     epochs: Count = 60
     batch_size: Count = 25
     warmup_ratio: Annotated[FiniteFloat, Field(ge=0, le=1)] = 0.1
     max_steps: Count | None = None
+    optimizer: OptimizerSettings | None = None
+    schedule: Schedule | None = None
+    weight_decay: Annotated[FiniteFloat, Field(ge=0)] | None = None
 
     def num_steps(self, train_size: int) -> int:
         """Optimizer steps of one training."""
@@ -53,7 +61,7 @@ class MethodSettings(Settings):
 
     ``method`` is the registry's name where the column has another one, or the place of a class of one's own,
     ``package.module:Class``. ``r`` overrides the study's rank and keeps its scaling. The others are as in
-    `bilora.BiLoraConfig`.
+    `bilora.BiLoraConfig`. ``optimizer``, ``batch_size`` and ``weight_decay`` override the study's ``training``.
     """
 
     learning_rate: Positive
@@ -70,6 +78,18 @@ class MethodSettings(Settings):
     primary: Primary | None = None
     ascent_fraction: Annotated[FiniteFloat, Field(gt=0, le=1)] | None = None
     inner_steps: Count | None = None
+    optimizer: OptimizerSettings | None = None
+    batch_size: Count | None = None
+    weight_decay: Annotated[FiniteFloat, Field(ge=0)] | None = None
+
+    def of_training(self) -> dict[str, Any]:
+        """What it overrides of the study's training."""
+        given = {name: getattr(self, name) for name in OVERRIDES}
+        return {name: value for name, value in given.items() if value is not None}
+
+
+OVERRIDES = ("optimizer", "batch_size", "weight_decay")
+"""Settings of a column that belong to its training, and not to its method."""
 
 
 Range = Annotated[list[Positive], Field(min_length=2, max_length=2)]
@@ -176,6 +196,10 @@ class Study(Settings):
                     f"claims.rho: {self.claims.rho} is not among measures.worst_case.{name} {radii}; add it there"
                 )
         return self
+
+    def training_of(self, method: str) -> TrainingSettings:
+        """How one column is trained."""
+        return self.training.model_copy(update=self.methods[method].of_training())
 
     @property
     def rho(self) -> float:

@@ -32,7 +32,7 @@ class Recording:
     def __init__(self, study: Study, cell: Cell, trainer: BiLoraTrainer, directory: Path) -> None:
         settings = study.measures.dynamics
         assert settings is not None
-        num_steps, self._directory = study.training.num_steps(cell.train_size), directory
+        num_steps, self._directory = study.training_of(cell.method).num_steps(cell.train_size), directory
         self._recorder = DynamicsRecorder(trainer.method, every=max(1, num_steps // settings.notes))
         trainer.add_callback(self._recorder)
         every = max(1, num_steps // settings.snapshots)

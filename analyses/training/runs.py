@@ -26,6 +26,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from analyses.records import read_json, write_json
 from analyses.records.files import new_folder
 from analyses.study import Cell, Study, StudyFolder
+from analyses.study.settings import OVERRIDES, Schedule
 from analyses.tasks import Task, build_task
 from analyses.training.devices import take_device
 from analyses.training.recording import Recording
@@ -36,6 +37,8 @@ from bilora.methods import method_class
 from bilora.snapshots import factor_tensors
 
 Progress = Callable[[int, int], None]
+_SCHEDULES: dict[Schedule, str] = {"linear": "linear", "constant": "constant_with_warmup", "cosine": "cosine"}
+"""Names that the Trainer gives to schedules; each begins with the warm-up."""
 RUN = "run.json"
 """What describes a run, in its folder."""
 
@@ -51,8 +54,9 @@ def method_config(study: Study, method: str) -> BiLoraConfig:
         "target_modules": study.adapters.target_modules,
         "modules_to_save": study.adapters.modules_to_save,
     }
-    own = settings.model_dump(exclude={"learning_rate", "method", "r"}, exclude_none=True)
-    asked = settings.model_dump(exclude={"learning_rate", "method", "r"}, exclude_defaults=True)
+    beside = {"learning_rate", "method", "r", *OVERRIDES}
+    own = settings.model_dump(exclude=beside, exclude_none=True)
+    asked = settings.model_dump(exclude=beside, exclude_defaults=True)
     uses = method_class(name).uses
     if settings.primary == "full":
         shared.pop("modules_to_save")
@@ -123,16 +127,17 @@ def train_cell(study: Study, cell: Cell, folder: StudyFolder, progress: Progress
 
 
 def _trainer(study: Study, cell: Cell, folder: StudyFolder, output: Path, clock: _StepClock) -> BiLoraTrainer:
-    task = study_task(study, cell)
+    task, training = study_task(study, cell), study.training_of(cell.method)
+    rate = study.methods[cell.method].learning_rate
     arguments = TrainingArguments(
         output_dir=str(output),
-        num_train_epochs=study.training.epochs,
-        max_steps=study.training.max_steps or -1,
-        per_device_train_batch_size=study.training.batch_size,
-        learning_rate=study.methods[cell.method].learning_rate,
-        lr_scheduler_type="linear",
-        warmup_steps=study.training.warmup_ratio,
-        weight_decay=0.0,
+        num_train_epochs=training.epochs,
+        max_steps=training.max_steps or -1,
+        per_device_train_batch_size=training.batch_size,
+        learning_rate=rate,
+        lr_scheduler_type=_SCHEDULES[training.schedule or "linear"],
+        warmup_steps=training.warmup_ratio,
+        weight_decay=training.weight_decay or 0.0,
         max_grad_norm=0.0,
         optim="adamw_torch_fused",
         seed=cell.seed,
@@ -143,6 +148,7 @@ def _trainer(study: Study, cell: Cell, folder: StudyFolder, output: Path, clock:
         use_cpu=take_device(study.device).type == "cpu",
         remove_unused_columns=False,
     )
+    update = training.optimizer
     trainer = BiLoraTrainer(
         task.load_base(folder.base(study)),
         arguments,
@@ -150,6 +156,7 @@ def _trainer(study: Study, cell: Cell, folder: StudyFolder, output: Path, clock:
         train_dataset=task.dataset("train"),
         data_collator=task.collate,
         callbacks=[clock],
+        optimizer_cls_and_kwargs=update and (update.load(), {"lr": rate, **update.options}),
     )
     trainer.remove_callback(PrinterCallback)
     return trainer

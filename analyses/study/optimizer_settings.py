@@ -1,0 +1,47 @@
+"""Settings of the update rule."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field
+from torch.optim import Optimizer
+
+from analyses.study.base import Settings, StudyError, near
+
+
+class OptimizerSettings(Settings):
+    """The update rule, in place of AdamW: for the whole study under ``training``, or for one column.
+
+    ``name`` is a class of `torch.optim` (``SGD``, ``Adam``, …) or the place of another, ``package.module:Class``
+    (``pytorch_optimizer:Lion`` say); ``options`` go to it. The learning rate is the column's, and an auxiliary that
+    learns ascends by the same rule with a state of its own.
+    """
+
+    name: Annotated[str, Field(min_length=1)]
+    options: dict[str, Any] = Field(default_factory=dict)
+
+    def load(self) -> type[Optimizer]:
+        """The class.
+
+        Raises:
+            StudyError: There is none, or its options do not fit.
+        """
+        module, sign, name = self.name.rpartition(":")
+        try:
+            found = getattr(importlib.import_module(module if sign else "torch.optim"), name)
+        except (ImportError, AttributeError) as error:
+            known = [one for one in vars(torch.optim) if one[:1].isupper()]
+            raise StudyError(
+                f"optimizer.name: cannot import {self.name!r}: {error}; expected a class of torch.optim, or "
+                f"package.module:Class{near(self.name, known)}"
+            ) from error
+        if not (isinstance(found, type) and issubclass(found, Optimizer)):
+            raise StudyError(f"optimizer.name: {self.name} is no torch.optim.Optimizer")
+        try:
+            found([torch.nn.Parameter(torch.zeros(2, 2))], lr=1e-3, **self.options)  # type: ignore[call-arg]
+        except (TypeError, ValueError) as error:
+            raise StudyError(f"optimizer.options: {self.name} refuses {self.options}: {error}") from error
+        return found
