@@ -65,8 +65,10 @@ class Comparison:
     def plot(self, ax: Axes | None = None) -> Axes:
         """Worst-case rise over the radius of the l2 ball, a line a minimum."""
         from reports.comparison.figures import plot_rises
+        from reports.style import styles_of
 
-        return plot_rises(self.records, ball="l2", ax=ax)
+        with styles_of(self.names):
+            return plot_rises(self.records, ball="l2", ax=ax)
 
     def to_markdown(self) -> str:
         """The tables as Markdown, with the caveats."""

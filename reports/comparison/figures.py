@@ -18,6 +18,7 @@ UNITS = {
     "filter": "rho (changes over the rows' norms)",
 }
 _MOST_PANELS = 10
+_RISE = "worst-case loss rise (nats)"
 
 
 def plot_rises(records: pd.DataFrame, *, ball: str = "l2", ax: Axes | None = None) -> Axes:
@@ -44,6 +45,7 @@ def plot_rises(records: pd.DataFrame, *, ball: str = "l2", ax: Axes | None = Non
     ax.set_xticks(radii, [f"{radius:g}" for radius in radii])
     ax.minorticks_off()
     ax.set_xlabel(UNITS[ball])
+    ax.set_ylabel(_RISE)
     return ax
 
 
@@ -56,7 +58,7 @@ def plot_balls(records: pd.DataFrame) -> Figure:
         for ax, ball in zip(axes[0], balls, strict=True):
             plot_rises(records, ball=ball, ax=ax)
             ax.set_title(f"{ball} ball")
-        axes[0, 0].set_ylabel("worst-case loss rise (nats)")
+            ax.set_ylabel(_RISE if ax is axes[0, 0] else "")
         _legend(figure, axes[0, 0])
     return figure
 
