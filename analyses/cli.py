@@ -210,6 +210,7 @@ def tune(options: Namespace) -> int:
 def report(options: Namespace) -> int:
     """Judge the claims and draw figures, tables and the page again from the records of an audit or a comparison."""
     from analyses.judging.claims import claims_document
+    from analyses.judging.correlation import rank_correlations
     from analyses.running.stopping import LOOKS, recorded_looks
 
     records = options.directory / "records.parquet"
@@ -218,9 +219,13 @@ def report(options: Namespace) -> int:
         return DONE
     if not records.is_file():
         raise StudyError(f"DIR: {options.directory} holds no records.parquet; run 'landscape audit' first")
-    settings = _with_claims(load_study(options.directory / "study.yaml"), options.claims).claims
+    study = _with_claims(load_study(options.directory / "study.yaml"), options.claims)
+    settings = study.claims
     looks = recorded_looks(options.directory / LOOKS, settings)
-    write_json(options.directory / "claims.json", claims_document(read_records(records), settings, looks))
+    measured = read_records(records)
+    write_json(options.directory / "claims.json", claims_document(measured, settings, looks))
+    if settings.rank_correlations:
+        write_json(options.directory / "correlations.json", rank_correlations(measured, study))
     print(f"Report: {write_report(options.directory)}")
     return DONE
 

@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from analyses.records import read_json, read_records, write_atomically
 from reports.alignment_tables import alignment_table, angle_table, inside_table, module_table
 from reports.claims import by_family, claim_interval, claims_table, details
+from reports.correlations import correlation_table
 from reports.figures import draw_all
 from reports.sharpness_tables import ball_table, few_examples, measures_table, search_table
 from reports.tables import (
@@ -52,6 +53,7 @@ def write_report(folder: Path) -> Path:
         "agreement": agreement_table(records),
         "pyhessian": pyhessian_table(records),
         "claims": claims_table(claims["claims"]),
+        "correlations": correlation_table(_optional(folder / "correlations.json", [])),
     }
     write_tables(tables, folder / "tables")
     settings, made = folder / "study.yaml", _optional(folder / "environment.json", [])

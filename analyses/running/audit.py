@@ -12,6 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from analyses.judging.claims import claims_document
+from analyses.judging.correlation import rank_correlations
 from analyses.measures.cost import measure_cost
 from analyses.measures.landscapes import measure_barriers
 from analyses.measures.registry import measure_cell, measures_at
@@ -69,6 +70,8 @@ def run_audit(
         records = gather(whole, folder)
         document = claims_document(records, study.claims, looked_at(records, whole, folder, stopping))
         write_json(folder.root / "claims.json", document)
+        if study.claims.rank_correlations:
+            write_json(folder.root / "correlations.json", rank_correlations(records, whole))
         diverged = [
             Failure(str(cell), reason, "")
             for cell in whole.cells()

@@ -122,7 +122,8 @@ class ClaimSettings(Settings):
     Two rises count as equal up to a factor of ``rise_margin``, two losses up to ``loss_margin``, two accuracies up to
     ``accuracy_margin`` points; a step may cost ``step_ratio`` times another. ``bundled`` names the bundled claims: the
     paper's (analyses/judging/claims.yaml) or those about the rungs between SAM and Bi-LoRA (ladder.yaml there);
-    ``roles`` says which columns they compare, ``file`` holds claims in their place.
+    ``roles`` says which columns they compare, ``file`` holds claims in their place. ``rank_correlations`` asks for Kendall's
+    rank correlation of flatness with the test loss over all minima, across and within update rules.
     """
 
     rho: Positive
@@ -135,6 +136,7 @@ class ClaimSettings(Settings):
     roles: dict[str, str] | list[dict[str, str]] | None = None
     bundled: Literal["claims", "ladder"] = "claims"
     file: ClaimFile | None = None
+    rank_correlations: bool = False
 
     def threshold(self, value: Threshold | None) -> float | None:
         """The number that a threshold means."""
