@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from scipy.stats import kendalltau
 from analyses.records import is_rise
 from analyses.study import Study
 
-_DRAWS = 1_000
+_DRAWS = 500
 _FEWEST = 3
 """Columns of one kind between which an order means something."""
 
@@ -31,25 +32,22 @@ def rank_correlations(records: pd.DataFrame, study: Study) -> list[dict[str, Any
         A row a measure and outcome: ``across`` and ``within``, each with ``low`` and ``high``, and the counts.
     """
     wide = _minima(records, study)
-    kinds = [kind for kind, own in wide.groupby("kind") if own["column"].nunique() >= _FEWEST]
     rows = []
     for measure in _MEASURES:
         for outcome in ("test loss", "test error"):
-            if measure not in wide or outcome not in wide:
-                continue
             points = wide[["kind", "column", measure, outcome]].dropna()
             if points["column"].nunique() < _FEWEST:
                 continue
-            found = {"measure": measure, "outcome": outcome, "minima": len(points), "kinds": len(kinds)}
-            columns = {kind: list(own["column"].unique()) for kind, own in points.groupby("kind")}
-            by_column = {column: own for column, own in points.groupby("column")}
-            draws = [_taus(one, kinds, measure, outcome) for one in _resampled(by_column, columns)]
-            for place, name in enumerate(("across", "within")):
-                values = [draw[place] for draw in draws if not math.isnan(draw[place])]
-                low, high = np.percentile(values, [2.5, 97.5]) if values else (math.nan, math.nan)
-                tau = _taus(points, kinds, measure, outcome)[place]
-                found |= {name: tau, f"{name}_low": float(low), f"{name}_high": float(high)}
-            rows.append(found)
+            columns = points.groupby("kind")["column"].nunique()
+            cloud = _Cloud(
+                points[measure].to_numpy(float),
+                points[outcome].to_numpy(float),
+                points["kind"].to_numpy(),
+                points["column"].to_numpy(),
+                [str(kind) for kind in columns[columns >= _FEWEST].index],
+            )
+            found: dict[str, Any] = {"measure": measure, "outcome": outcome, "minima": len(points)}
+            rows.append(found | {"kinds": len(cloud.ordered)} | cloud.correlations())
     return rows
 
 
@@ -61,9 +59,8 @@ def _minima(records: pd.DataFrame, study: Study) -> pd.DataFrame:
     keys = ["method", "train_size", "seed"]
     rho = np.isclose(records["rho"].astype(float), study.rho) & (records["subspace"] == "full")
     measure = records["measure"]
-    top = (
-        (measure == "hessian_eigenvalue") & (records["algorithm"] == "lanczos") & (records["index"] == 1).fillna(False)
-    )
+    first = (records["index"] == 1).fillna(False)
+    top = (measure == "hessian_eigenvalue") & (records["algorithm"] == "lanczos") & first
     chosen = {
         "worst-case rise": is_rise(records, "full", study.rho),
         "mean of own worst cases": (measure == "own_worst_case_rise") & rho & (records["ball"] == "l2"),
@@ -93,25 +90,45 @@ def _kind(study: Study, column: str) -> str:
     )
 
 
-def _taus(points: pd.DataFrame, kinds: list[Any], measure: str, outcome: str) -> tuple[float, float]:
-    across = _tau(points, measure, outcome)
-    own = [_tau(points[points["kind"] == kind], measure, outcome) for kind in kinds]
-    finite = [tau for tau in own if not math.isnan(tau)]
-    return across, math.fsum(finite) / len(finite) if finite else math.nan
+@dataclass(frozen=True)
+class _Cloud:
+    """Minima as points, with the kind and the column of each, and the kinds within which an order means something."""
 
+    x: np.ndarray
+    y: np.ndarray
+    kinds: np.ndarray
+    columns: np.ndarray
+    ordered: list[str]
 
-def _tau(points: pd.DataFrame, measure: str, outcome: str) -> float:
-    if points["column"].nunique() < 2:
-        return math.nan
-    return float(kendalltau(points[measure], points[outcome]).statistic)
+    def correlations(self) -> dict[str, float]:
+        """Both correlations with their intervals."""
+        draws = np.array([self._taus(chosen) for chosen in self._resampled()])
+        found: dict[str, float] = {}
+        for name, tau, values in zip(("across", "within"), self._taus(np.arange(len(self.x))), draws.T, strict=True):
+            finite = values[np.isfinite(values)]
+            low, high = np.percentile(finite, [2.5, 97.5]) if len(finite) else (math.nan, math.nan)
+            found |= {name: tau, f"{name}_low": float(low), f"{name}_high": float(high)}
+        return found
 
+    def _taus(self, chosen: np.ndarray) -> tuple[float, float]:
+        own = [self._tau(chosen[self.kinds[chosen] == kind]) for kind in self.ordered]
+        finite = [tau for tau in own if not math.isnan(tau)]
+        return self._tau(chosen), math.fsum(finite) / len(finite) if finite else math.nan
 
-def _resampled(by_column: Mapping[Any, pd.DataFrame], columns: Mapping[Any, list[Any]]) -> Iterator[pd.DataFrame]:
-    generator = np.random.default_rng(0)
-    for _ in range(_DRAWS):
-        drawn = [
-            by_column[names[place]]
-            for names in columns.values()
-            for place in generator.integers(0, len(names), len(names))
-        ]
-        yield pd.concat(drawn, ignore_index=True)
+    def _tau(self, chosen: np.ndarray) -> float:
+        if len(set(self.columns[chosen])) < 2:
+            return math.nan
+        return float(kendalltau(self.x[chosen], self.y[chosen]).statistic)
+
+    def _resampled(self) -> Iterator[np.ndarray]:
+        """Places of the points of columns drawn within each kind."""
+        generator = np.random.default_rng(0)
+        places = {column: np.flatnonzero(self.columns == column) for column in dict.fromkeys(self.columns)}
+        by_kind = {kind: list(dict.fromkeys(self.columns[self.kinds == kind])) for kind in dict.fromkeys(self.kinds)}
+        for _ in range(_DRAWS):
+            drawn = [
+                places[names[number]]
+                for names in by_kind.values()
+                for number in generator.integers(0, len(names), len(names))
+            ]
+            yield np.concatenate(drawn)

@@ -122,8 +122,8 @@ class ClaimSettings(Settings):
     Two rises count as equal up to a factor of ``rise_margin``, two losses up to ``loss_margin``, two accuracies up to
     ``accuracy_margin`` points; a step may cost ``step_ratio`` times another. ``bundled`` names the bundled claims: the
     paper's (analyses/judging/claims.yaml) or those about the rungs between SAM and Bi-LoRA (ladder.yaml there);
-    ``roles`` says which columns they compare, ``file`` holds claims in their place. ``rank_correlations`` asks for Kendall's
-    rank correlation of flatness with the test loss over all minima, across and within update rules.
+    ``roles`` says which columns they compare, ``file`` holds claims in their place. ``rank_correlations`` asks for
+    Kendall's rank correlation of flatness with the test loss over all minima, across and within update rules.
     """
 
     rho: Positive
