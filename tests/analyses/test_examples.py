@@ -16,7 +16,7 @@ from analyses.study import Study, load_preset, load_study, preset_names
 from analyses.study.measure_settings import WorstCaseSettings
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-OLDER = {"digits-ablation", "digits-lowdata", "digits-rank", "minilm-sentiment"}
+OLDER = {"digits-ablation", "digits-lowdata", "minilm-sentiment"}
 
 
 @pytest.mark.parametrize("name", preset_names())
@@ -31,7 +31,7 @@ def test_an_example_has_its_presets_settings_and_whole_records(name: str) -> Non
     assert read_json(EXAMPLES / name / "failures.json") == []
 
 
-@pytest.mark.parametrize("name", preset_names())
+@pytest.mark.parametrize("name", [*preset_names(), "flat-lora"])
 def test_the_verdicts_follow_from_the_records(name: str) -> None:
     study, folder = load_study(EXAMPLES / name / "study.yaml"), EXAMPLES / name
     looks = recorded_looks(folder / LOOKS, study.claims)
@@ -57,7 +57,7 @@ def test_the_readme_states_the_adjusted_p_values_of_its_example() -> None:
         assert round(claim["p_adjusted"], digits) == float(p_value)
 
 
-@pytest.mark.parametrize("name", preset_names())
+@pytest.mark.parametrize("name", [*preset_names(), "flat-lora"])
 def test_tables_are_those_of_the_claims(name: str) -> None:
     claims = read_json(EXAMPLES / name / "claims.json")["claims"]
     table = pd.read_csv(EXAMPLES / name / "tables" / "claims.csv")
