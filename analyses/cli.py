@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import pandas as pd
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 from pydantic import ValidationError
 
-from analyses.comparing.request import add_compare_arguments, compare_places
+from analyses.arguments import parser_of
+from analyses.comparing.request import compare_places
 from analyses.comparing.result import DESCRIPTION
 from analyses.records import read_json, read_records, write_atomically, write_json
 from analyses.study import (
@@ -27,7 +28,6 @@ from analyses.study import (
     preset_names,
 )
 from analyses.study.base import near
-from analyses.study.data_settings import DATA_KINDS
 from reports.claims import claims_text
 from reports.comparison.page import write_comparison
 from reports.figures.front import front_lines, write_front
@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
         0 done, 1 finished with failed cells, 2 bad usage or input, 130 interrupted.
     """
     matplotlib.use("Agg")  # figures go into files, whatever the user's backend
-    parser = _parser()
+    parser = parser_of(COMMANDS)
     options = parser.parse_args(arguments)
     if options.subcommand is None:
         parser.print_help()
@@ -158,6 +158,14 @@ def measure(options: Namespace) -> int:
     from analyses.running.single import measured
 
     names = _names(options.what)
+    given = [name for name in ("adapter", "base", "data") if options[name] is not None]
+    if given:
+        if options.runs or len(given) < 3:
+            raise StudyError("--adapter, --base, --data: give all three and no run, or runs alone")
+        asked = ["compare", f"{options.base}+{options.adapter}", "--data", options.data, "--what", *(names or ["fit"])]
+        return main([*asked, *(["--device", options.device] if options.device else [])])
+    if not options.runs:
+        raise StudyError("RUN: expected run folders, or --adapter, --base and --data")
     records = pd.concat([measured(path, names, options.device) for path in options.runs], ignore_index=True)
     if options.csv:
         records.to_csv(options.csv, index=False)
@@ -260,76 +268,6 @@ COMMANDS = {
     "presets": presets,
     "methods": methods,
 }
-
-
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(
-        prog="landscape",
-        description="Audit the broader-sharpness claim of Bi-LoRA: train, measure, judge, report.",
-        epilog="Exit codes: 0 done, 1 finished with failed cells, 2 bad usage or input, 130 interrupted.",
-        allow_abbrev=False,
-    )
-    commands = parser.add_subcommands(required=False)
-    for name, command in COMMANDS.items():
-        sub = ArgumentParser(description=command.__doc__, allow_abbrev=False)
-        if name == "init":
-            sub.add_argument("--model", type=str, help="folder of a Hugging Face model, or its name on the hub")
-            sub.add_argument("--data", type=str, help="CSV, JSON lines, Parquet, .npz, image folder or saved data set")
-            sub.add_argument("--task", type=str, choices=DATA_KINDS, help="what to learn (default: told from the data)")
-            sub.add_argument("--input", type=str, help="column of the input")
-            sub.add_argument("--label", type=str, help="column of the label")
-            sub.add_argument("--out", type=Path, default=Path("study.yaml"), help="file to write")
-        if name in ("audit", "train", "tune"):
-            sub.add_argument("--preset", type=str, help="name of a bundled study; see 'landscape presets'")
-            sub.add_argument("--config", type=Path, help="YAML file of a study of your own")
-            sub.add_argument("--out", type=Path, help="folder for the results (default: results/NAME)")
-        if name == "audit":
-            sub.add_argument("--seeds", type=int, help="number of paired seeds instead of the study's")
-            sub.add_argument(
-                "--until-decided",
-                "--until_decided",
-                action="store_true",
-                help="add seeds in blocks until every outcome claim is decided, at a level that allows for the looks",
-            )
-            sub.add_argument("--max-seeds", "--max_seeds", type=int, help="most seeds with --until-decided")
-            sub.add_argument("--hours", type=float, help="begin no further block after so many hours")
-            sub.add_argument(
-                "--dry-run", "--dry_run", action="store_true", help="say what is left to do, and do nothing"
-            )
-            sub.add_argument(
-                "--methods", type=str, nargs="+", help="work on these of the study's methods only (default: all)"
-            )
-        if name in ("audit", "train", "tune", "measure", "compare"):
-            sub.add_argument("--device", type=str, help="auto, cpu, cuda or cuda:N instead of the study's")
-        if name in ("audit", "report"):
-            sub.add_argument("--claims", type=Path, help="YAML file of claims in place of the study's")
-        if name in ("audit", "tune"):
-            sub.add_argument("--jobs", type=int, default=2, help="worker processes, one thread each")
-        if name == "train":
-            sub.add_argument("--method", type=str, required=True, help="one of the study's methods")
-            sub.add_argument("--seed", type=int, default=0, help="seed of the adapter and of the data order")
-            sub.add_argument(
-                "--train-size", "--train_size", type=int, help="training examples (default: the study's first)"
-            )
-        if name == "measure":
-            sub.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folders, DIR/runs/NAME")
-            sub.add_argument(
-                "--what",
-                type=str,
-                nargs="+",
-                help="measures: generalization, sharpness, curvature, alignment, … (default: all but pictures)",
-            )
-            sub.add_argument("--csv", type=Path, help="write all records there instead of printing a summary")
-        if name == "compare":
-            add_compare_arguments(sub)
-        if name == "report":
-            sub.add_argument("directory", type=Path, metavar="DIR", help="folder of a finished audit")
-        commands.add_subcommand(name, sub, help=_summary(command.__doc__))
-    return parser
-
-
-def _summary(text: str | None) -> str:
-    return (text or "").split("\n")[0].rstrip(".")
 
 
 def _study(options: Namespace) -> Study:

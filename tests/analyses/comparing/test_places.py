@@ -99,6 +99,17 @@ def test_adapters_on_a_base_are_their_merged_model(places: Path, tmp_path: Path)
     assert both["adapter0"]["weight_norm"] < merged["merged"]["weight_norm"]  # the adapted layers against all
 
 
+def test_an_adapter_is_measured_by_its_own_command(places: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    parts = [str(places / name) for name in ("adapter0", "bert", "train.csv")]
+    where = ["--adapter", parts[0], "--base", parts[1], "--data", parts[2]]
+    assert main(["measure", *where]) == 0
+    assert "| train loss |" in capsys.readouterr().out
+    assert main(["measure", *where[:4]]) == 2
+    assert "give all three and no run" in capsys.readouterr().err
+    assert main(["measure"]) == 2
+    assert "expected run folders, or --adapter" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
