@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import pandas as pd
 
 from analyses.records import read_json, read_records, write_atomically
 from reports.comparison.caveats import caveats
 from reports.comparison.figures import plot_balls, plot_density, plot_paths, plot_plane
 from reports.comparison.tables import shown_pairs, shown_summary
-from reports.figures import FigureFile, Plan
+from reports.figures import Plan, draw_plans
 from reports.figures.eigenvalues import plot_eigenvalues
-from reports.figures.numbers import figure_numbers
 from reports.page import rows_of, template
 from reports.sharpness_tables import few_examples, search_table
-from reports.style import save_figure, styles_of
+from reports.style import styles_of
 from reports.tables import write_tables
 
 
@@ -36,7 +33,7 @@ def write_comparison(folder: Path) -> Path:
     names = described["names"]
     settings = folder / "comparison.yaml"
     with styles_of(names):
-        figures = list(_drawn(records, folder / "figures"))
+        figures = draw_plans(_plans(records), folder / "figures")
         tables = {
             "summary": shown_summary(records, names),
             "pairs": shown_pairs(records),
@@ -58,16 +55,6 @@ def write_comparison(folder: Path) -> Path:
     path = folder / "report.html"
     write_atomically(path, lambda temporary: temporary.write_text(page))
     return path
-
-
-def _drawn(records: pd.DataFrame, folder: Path) -> Iterator[FigureFile]:
-    for plan in _plans(records):
-        if len(plan.chosen):
-            figure = plan.draw()
-            yield FigureFile(plan.name, plan.caption, save_figure(figure, folder, plan.name))
-            plt.close(figure)
-            numbers = figure_numbers(plan.chosen)
-            write_atomically(folder / f"{plan.name}.csv", partial(numbers.to_csv, index=False))
 
 
 def _plans(records: pd.DataFrame) -> Iterator[Plan]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -59,6 +59,11 @@ def draw_all(records: pd.DataFrame, *, rho: float, folder: Path) -> list[FigureF
     bars = f"bars are 95 % Student-t intervals over {'seeds' if sizes == 1 else 'runs'}"
     bars = bars if len(runs) > 1 else "one seed has no interval"
     plans = [*_over_runs(records, rho, count, bars), *_pictures(records, rho), *_along_training(records, count, bars)]
+    return draw_plans(plans, folder)
+
+
+def draw_plans(plans: Iterable[Plan], folder: Path) -> list[FigureFile]:
+    """Draw the planned figures for which there are records: NAME.pdf, NAME.png, and the numbers in NAME.csv."""
     drawn = []
     for plan in plans:
         if len(plan.chosen):
