@@ -94,11 +94,26 @@ def compare(
 
 
 def compare_minima(
-    minima: Minima, examples: Examples, settings: ComparisonSettings, out: Path | None, stage: Stage = lambda text: None
+    minima: Minima,
+    examples: Examples,
+    settings: ComparisonSettings,
+    out: Path | None,
+    *,
+    stage: Stage = lambda text: None,
+    notes: Iterable[str] = (),
 ) -> Comparison:
-    """Compare minima that are read already; ``stage`` is told what is being done."""
+    """Compare minima that are read already.
+
+    Args:
+        minima: What is compared.
+        examples: On which examples.
+        settings: How.
+        out: Folder for the results; None for none.
+        stage: Told what is being done.
+        notes: Caveats from before.
+    """
     with _folder(out) as root:
-        work = _Work(minima, examples, settings, root, stage)
+        work = _Work(minima, examples, settings, root, stage, notes=list(notes))
         frames = [work.records_of(name) for name in minima.names]
         frames += work.records_between()
         records = pd.concat([frame for frame in frames if len(frame)] or frames, ignore_index=True)

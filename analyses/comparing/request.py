@@ -31,7 +31,7 @@ from analyses.study import StudyError, load_preset, load_study
 from analyses.study.data_settings import DATA_KINDS
 from analyses.study.measure_settings import BallName
 from analyses.training.devices import check_device
-from analyses.training.runs import RUN
+from analyses.training.runs import RUN, read_run
 
 _SMALL = 1_000_000
 """Weights below which one thread is faster than two."""
@@ -80,7 +80,7 @@ def compare_places(options: Namespace) -> Comparison:
     check_device(settings.device)
     if options.out is not None:
         check_folder(options.out)
-    places = named_places(options.minima)
+    places, notes = _without_diverged(named_places(options.minima))
     data = _file_data(options)
     if options.model and ":" not in options.model:
         raise StudyError(f"--model: expected 'module:function', got {options.model!r}")
@@ -97,7 +97,21 @@ def compare_places(options: Namespace) -> Comparison:
             bar.set_description(text)
             bar.update()
 
-        return compare_minima(minima, examples, settings, options.out, stage)
+        return compare_minima(minima, examples, settings, options.out, stage=stage, notes=notes)
+
+
+def _without_diverged(places: dict[str, str]) -> tuple[dict[str, str], list[str]]:
+    """The places without those of runs that diverged, and a sentence on each of these."""
+    found, notes = {}, []
+    for name, place in places.items():
+        reason = read_run(Path(place))["diverged"] if (Path(place) / RUN).is_file() else None
+        if reason:
+            notes.append(f"{name} diverged ({reason}): there is no minimum to measure.")
+        else:
+            found[name] = place
+    if not found:
+        raise StudyError(f"MINIMUM: none is left: {' '.join(notes)}")
+    return found, notes
 
 
 def _examples(options: Namespace, places: Sequence[str], data: FileData | None) -> Examples:

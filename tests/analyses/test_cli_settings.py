@@ -35,7 +35,7 @@ def worst_case(**changes: object) -> dict[str, Any]:
         ({"methods": {"bilor": {"learning_rate": 0.1}}}, [], "unknown method 'bilor'"),
         ({"methods": {"sam": {"learning_rate": 0.1, "rho": -1}}}, [], "methods.sam.rho"),
         ({"task": {"name": "letters"}}, [], "task: "),
-        ({"colour": "blue"}, [], "colour: Extra inputs are not permitted"),
+        ({"colour": "blue"}, [], "colour: there is no such key; docs/study.md has them all"),
         ({"adapters": {"r": 65, "target_modules": ["q_proj"]}}, [], "rank 65 exceeds"),
         ({"adapters": {"r": 2, "target_modules": ["nothing"]}}, [], "matches no linear layer"),
         ({"claims": {"rho": 0.3}}, [], "0.3 is not among measures.worst_case.radii"),

@@ -226,7 +226,7 @@ def test_distances_come_from_the_angles() -> None:
 
 def test_bad_directions_are_refused() -> None:
     space = subspace(factors(22), "column")
-    with pytest.raises(ValueError, match=r"direction: expected shape \(58,\)"):
+    with pytest.raises(ValueError, match=r"direction: expected a tensor of shape \(58,\)"):
         alignment(torch.ones(57), space)
     with pytest.raises(ValueError, match="not zero"):
         alignment(torch.zeros(58), space)

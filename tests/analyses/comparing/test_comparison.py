@@ -241,7 +241,7 @@ def test_batch_statistics_of_their_own_are_renewed_between_minima() -> None:
         ({"a": minimum_of(0), "b": nn.Linear(4, 3)}, {}, "one architecture; 0.weight is (6, 4) in 'a' and none in 'b'"),
         ({"a": minimum_of(0)}, {"radii": [0.0]}, "radii.0: Input should be greater than 0"),
         ({"a": minimum_of(0)}, {"radii": 0.1}, "radii: Input should be a valid list"),
-        ({"a": minimum_of(0)}, {"radius": 0.1}, "radius: there is no such option; expected some of radii"),
+        ({"a": minimum_of(0)}, {"radius": 0.1}, "radius: there is no such option; did you mean 'radii'?"),
         ({"a": minimum_of(0)}, {"balls": ["relative"]}, "l2 among the balls"),
         ({"a": minimum_of(0)}, {"balls": ["l2", "l3"]}, "balls.1: Input should be 'l2', 'relative'"),
         ({"a": minimum_of(0)}, {"what": ["everything"]}, "what.0: Input should be 'fit'"),

@@ -136,8 +136,12 @@ def test_a_diverged_run_is_a_result(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert claims["flatter_than_lora"]["n"] == 2 and "diverged" in claims["flatter_than_lora"]["test"]
     assert "Runs that diverged" in (tmp_path / "out" / "report.html").read_text()
     runs = sorted(map(str, (tmp_path / "out" / "runs").iterdir()))
-    assert main(["compare", *runs]) == 0
-    assert "nan" in capsys.readouterr().out.lower()
+    quick = ["--what", "fit", "--radii", "0.1"]
+    assert main(["compare", *runs, *quick]) == 0
+    shown = capsys.readouterr().out
+    assert "bilora-seed0-n40" in shown and "there is no minimum to measure" in shown and "| train loss |" in shown
+    assert main(["compare", runs[0], *quick]) == 2
+    assert "none is left" in capsys.readouterr().err
 
 
 def test_json_is_strict(tmp_path: Path) -> None:
@@ -207,7 +211,8 @@ def test_minima_of_one_name_stand_side_by_side(finished: Path, capsys: pytest.Ca
     twin = finished / "twin"
     shutil.copytree(finished / "out", twin)
     run = next((finished / "out" / "runs").glob("lora-seed0*"))
-    assert main(["compare", str(run), str(twin / "runs" / run.name)]) == 0
+    places = [str(run), str(twin / "runs" / run.name)]
+    assert main(["compare", *places, "--what", "fit", "--radii", "0.1"]) == 0
     shown = capsys.readouterr().out.splitlines()[0]
     assert str(run) in shown and str(twin / "runs" / run.name) in shown
 
