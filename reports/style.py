@@ -84,6 +84,15 @@ _STYLES = {
 }
 
 
+# Update rules, in Okabe and Ito's colours: the columns of one rule share its colour.
+_RULES = {
+    "sgd": ("SGD", "#0072B2"),
+    "momentum": ("SGD, momentum", "#56B4E9"),
+    "adamw": ("AdamW", "#D55E00"),
+    "lion": ("Lion", "#CC79A7"),
+    "sam": ("SAM", "#000000"),
+    "asam": ("ASAM", "#009E73"),
+}
 _OTHERS = ("#332288", "#117733", "#882255", "#AA4499", "#44AA99", "#DDCC77", "#661100", "#888888")
 _OTHER_MARKERS = "xh<>dp8H"
 _OWN: ContextVar[Mapping[str, MethodStyle]] = ContextVar("own styles", default=MappingProxyType({}))
@@ -119,6 +128,11 @@ def method_style(method: str) -> MethodStyle:
         return _OWN.get()[method]
     if method in _STYLES:
         return _STYLES[method]
+    rule, _, variant = method.partition("_")
+    if rule in _RULES and variant:
+        label, colour = _RULES[rule]
+        marker = _OWN_MARKERS[zlib.crc32(variant.encode()) // 3 % 8]
+        return MethodStyle(f"{label}, {variant.replace('_', ' ')}", colour, marker, "-")
     number = zlib.crc32(method.encode())
     marker = _OTHER_MARKERS[number // 8 % len(_OTHER_MARKERS)]
     known = max((name for name in _STYLES if method.startswith(f"{name}_")), key=len, default=None)
