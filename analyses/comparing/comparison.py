@@ -180,11 +180,11 @@ class _Work:
         self._errors: dict[str, EmpiricalRisk | None] = {}
         for name, one in self.minima.by_name.items():
             one.model.to(device)
-            subject = self._subject(name, _NO_PLAN, Path())
+            batches = [[to_device(batch, device) for batch in self.examples.batches(s)] for s in self.examples.splits]
+            wrong = self.examples.error
             try:
-                self._risks[name], self._errors[name] = subject.risk(), subject.errors()
-                for split in self.examples.splits[1:]:
-                    subject.risk(split)
+                self._risks[name], *_ = [one.risk(part, loss=self.examples.loss) for part in batches]
+                self._errors[name] = None if wrong is None else one.risk(batches[0], loss=wrong)
             except (ValueError, TypeError, RuntimeError) as error:
                 raise StudyError(f"{name}: the model and the batches do not fit: {error}") from error
         ordered = [self._risks[name] for name in sorted(self._risks)]
@@ -193,7 +193,7 @@ class _Work:
 
     def records_of(self, name: str) -> pd.DataFrame:
         """All records of one minimum; a measure that fails takes none of the others down."""
-        subject = self._subject(name, self.plan, self._place(name))
+        subject = self._subject(name)
         frames = [records_frame([])]
         broken: set[str] = set()
         for measure in with_needs(self._measures(subject)):
@@ -270,10 +270,11 @@ class _Work:
             write_records(records_frame(fixed | row for row in rows), path, environment())
         return read_records(path)
 
-    def _subject(self, name: str, plan: ComparisonPlan, place: Path) -> Subject:
+    def _subject(self, name: str) -> Subject:
         one, cell = self.minima.by_name[name], Cell(name, self.settings.seed, self.examples.count)
         rank = max((min(a.shape[0], b.shape[1]) for a, b in one.factors.get(PRIMARY, {}).values()), default=1)
-        return Subject(plan, cell, one, self.examples, take_device(self.settings.device), place, rank)
+        device = take_device(self.settings.device)
+        return Subject(self.plan, cell, one, self.examples, device, self._place(name), rank)
 
     def _place(self, name: str) -> Path:
         """Folder of a minimum's measurements, another one for other weights, data, losses, weights measured or name."""
@@ -288,10 +289,6 @@ class _Work:
         risk, errors = self._risks[name], self._errors[name]
         found = [risk.per_example_losses()]
         return torch.cat(found if errors is None else [*found, errors.per_example_losses()])
-
-
-_NO_PLAN: Any = None
-"""Of a subject that is not measured yet."""
 
 
 def _slug(name: str) -> str:

@@ -64,7 +64,7 @@ def test_page_is_whole_and_self_contained(records: pd.DataFrame, claims: dict[st
     assert not UNDEFINED.search(page.text)
     names = {table.stem for table in (tmp_path / "tables").iterdir()}
     assert names == {
-        *("main", "cost", "agreement", "pyhessian", "claims", "differences"),
+        *("main", "cost", "agreement", "pyhessian", "claims", "differences", "correlations"),
         *("alignment", "inside", "modules", "angles", "measures", "searches", "balls"),
     }
 
