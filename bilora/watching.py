@@ -22,6 +22,7 @@ from landscape import (
     spectral_density,
     worst_case_sharpness,
 )
+from landscape.batches import read_batches
 from landscape.losses import Batch, PerExampleLoss
 from landscape.params import ParameterFilter
 
@@ -58,7 +59,8 @@ class CurvatureCallback(TrainerCallback):
 
     Attributes:
         rows: One dictionary a measured step: ``step``, ``loss``, the measures, each with what says how exact it is
-            (``…_residual``, ``…_stderr``, ``…_gap``), ``num_passes`` and ``seconds``.
+            (``…_residual``, ``…_stderr``, ``…_gap``), ``num_passes`` over the data, a Hessian product counting as
+            one, and ``seconds``.
         densities: By step.
 
     Raises:
@@ -92,7 +94,7 @@ class CurvatureCallback(TrainerCallback):
             raise ValueError(f"measures: expected some of {', '.join(get_args(What))} in a list, got {measures!r}")
         if not rho > 0 or not tol > 0:
             raise ValueError(f"rho, tol: expected positive numbers, got {rho} and {tol}")
-        self.batches = list(batches)
+        self.batches = read_batches(batches)
         self.rows: list[dict[str, float]] = []
         self.densities: dict[int, SpectralDensity] = {}
         self._every, self._measures, self._rho, self._tol = every, tuple(measures), rho, tol

@@ -73,6 +73,20 @@ def map_tensors(part: Any, function: Callable[[Tensor], Any]) -> Any:
     return part
 
 
+def read_batches(batches: Any) -> list[Batch]:
+    """All batches of an iterable of finite length, read once; no global random number is drawn for good.
+
+    Raises:
+        ValueError: It holds no batches, or leaves out examples.
+    """
+    refuse_no_batches(batches)
+    refuse_dropped_examples(batches)
+    state = torch.get_rng_state()  # a data loader draws from the global generator
+    read = list(batches)
+    torch.set_rng_state(state)
+    return read
+
+
 def refuse_no_batches(batches: Any) -> None:
     """Refuse what holds examples, but no batches of them.
 

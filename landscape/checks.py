@@ -39,11 +39,11 @@ def check_model(model: nn.Module, l2: float) -> None:
         raise ValueError(f"l2: expected a finite number, got {l2}")
 
 
-def check_finite(model: nn.Module) -> None:
-    """Refuse weights and buffers that are no numbers.
+def check_numbers(model: nn.Module) -> None:
+    """Refuse weights and buffers that are no numbers (an infinite one may be a mask).
 
     Raises:
-        ValueError: Some are not finite; the message names the tensor.
+        ValueError: Some are NaN; the message names the tensor.
     """
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.is_floating_point() and bool(tensor.isnan().any()):

@@ -13,12 +13,11 @@ from landscape.batches import (
     batch_size,
     call_arguments,
     map_tensors,
-    refuse_dropped_examples,
+    read_batches,
     refuse_no_batch,
-    refuse_no_batches,
     to_device,
 )
-from landscape.checks import check_deterministic, check_finite, check_labels, check_loss, check_model
+from landscape.checks import check_deterministic, check_labels, check_loss, check_model, check_numbers
 from landscape.distributed import Group, Ranks
 from landscape.evaluation import exact_products, measuring, renormed_embeddings
 from landscape.losses import Batch, PerExampleLoss, cross_entropy
@@ -105,14 +104,11 @@ class EmpiricalRisk:
                 "rewrites it at every call, so that the loss is no function of it; leave it out or set max_norm=None"
             )
         self.device = next(iter(selected.values())).device
-        refuse_no_batches(batches)
-        refuse_dropped_examples(batches)
-        state = torch.get_rng_state()  # a data loader draws from the global generator
+        state = torch.get_rng_state()
         self.batches: list[Batch] = []
-        for index, batch in enumerate(batches):
+        for index, batch in enumerate(read_batches(batches)):
             refuse_no_batch(batch, index)
             self.batches.append(map_tensors(batch, self._cast))
-        torch.set_rng_state(state)
         if not self.batches and self.ranks.count == 1:
             raise ValueError("batches: expected at least one batch, got none")
         self.batch_sizes = tuple(batch_size(batch) for batch in self.batches)
@@ -120,7 +116,7 @@ class EmpiricalRisk:
             raise ValueError(f"batches: batch {self.batch_sizes.index(0)} has no examples")
         self.loss_function = per_example(loss) or cross_entropy
         if check:
-            check_finite(model)
+            check_numbers(model)
         if check and self.batches:
             check_labels(self)
             torch.set_rng_state(state)  # a random model is refused below

@@ -61,8 +61,8 @@ def compare(
 
     The same searches with the same seeds at every minimum, over the same weights: worst-case rises in absolute,
     relative and adaptive balls, top eigenpairs, trace and spectral density, and between minima distances, barriers on
-    straight lines and trained curves, and the loss over the plane through all of them. Memory: all models, and three
-    vectors of their differing weights a minimum while what lies between them is measured.
+    straight lines and trained curves, and the loss over the plane through all of them. Memory: all models, and while
+    what lies between them is measured one vector of their differing weights a minimum and one a point of a path.
 
     Args:
         minima: By name: models, `peft.PeftModel`s, trainers, `bilora.Minimum`s, or places of any of these.
@@ -229,11 +229,11 @@ class _Work:
         settings, frames = self.settings, []
         effort = f"{settings.path_points} {settings.curve_steps} {settings.seed}"
         for a, b in between.pairs() if "paths" in wanted else ():
-            key = checksum([points[a], points[b], self._losses(a), self._losses(b), effort])
+            key = checksum([a, points[a], b, points[b], self._losses(a), self._losses(b), effort])
             rows = between.pair(a, b, num_points=settings.path_points, curve_steps=settings.curve_steps)
             frames.append(self._kept(f"{a} and {b}: path", self.root / "measurements" / f"pair-{key}.parquet", rows))
-        if "plane" in wanted and len(points) > 2:
-            ordered = [points[name] for name in sorted(points)]
+        ordered = [points[name] for name in sorted(points)]
+        if "plane" in wanted and len({checksum([point]) for point in ordered}) > 2:
             key = checksum([*ordered, *sorted(points), *map(self._losses, sorted(points)), str(settings.plane_points)])
             rows = between.plane(settings.plane_points)
             frames.append(self._kept("plane", self.root / "measurements" / f"plane-{key}.parquet", rows))

@@ -16,7 +16,7 @@ from analyses.study.data_settings import DataKind
 from analyses.tasks import Task, build_task
 from analyses.tasks.own_data import OwnData
 from analyses.tasks.tables import read_table
-from landscape.batches import batch_size, map_tensors
+from landscape.batches import batch_size, map_tensors, read_batches
 from landscape.losses import Batch, PerExampleLoss, zero_one
 
 MOST_EXAMPLES = 256
@@ -70,14 +70,15 @@ def examples_of(
     error: PerExampleLoss | None = None,
 ) -> Examples:
     """Batches of the user's own; wrong predictions are counted under the default loss, or by ``error``."""
-    for name, given in {"batches": batches, "test": test}.items():
-        if isinstance(given, Tensor | Mapping | nn.Module | str):
-            raise StudyError(
-                f"{name}: expected a list of batches, (inputs, targets) or mappings, got a {type(given).__name__}; put "
-                "it into a list"
-            )
+    read: dict[str, list[Batch]] = {}
+    for name, given in {"train": batches, "test": test}.items():
+        if given is not None or name == "train":
+            try:
+                read[name] = read_batches(given)
+            except ValueError as problem:
+                raise StudyError(f"{name} examples: {problem}") from problem
     counted = zero_one if loss is None else None
-    return Examples(list(batches), None if test is None else list(test), loss, error or counted)
+    return Examples(read["train"], read.get("test"), loss, error or counted)
 
 
 def examples_of_study(study: Study, train_size: int | None = None) -> Examples:

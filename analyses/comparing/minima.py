@@ -85,7 +85,7 @@ def checksum(parts: Iterable[Tensor | str]) -> str:
     found = hashlib.sha256()
     for part in parts:
         if isinstance(part, str):
-            found.update(part.encode())
+            found.update(f"{len(part)} {part}".encode())
         else:
             flat = part.detach().cpu().contiguous().reshape(-1)
             found.update(f"{flat.dtype} {tuple(part.shape)}".encode())
@@ -109,7 +109,7 @@ def _minimum(name: str, source: Any, reader: Reader) -> Minimum:
 
 
 def _check_finite(name: str, model: nn.Module) -> None:
-    for key, tensor in model.state_dict().items():
+    for key, tensor in model.named_parameters():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise StudyError(f"minima[{name!r}]: {key} holds numbers that are not finite; was the training in order?")
 

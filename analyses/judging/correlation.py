@@ -23,10 +23,11 @@ _FEWEST = 3
 def rank_correlations(records: pd.DataFrame, study: Study) -> list[dict[str, Any]]:
     r"""Kendall's :math:`\tau_b` of each measure with the test loss and with the test error, across and within kinds.
 
-    Over all minima, seeds included. Across: one :math:`\tau` over all. Within: the mean over the kinds of training (one
-    update rule of one method) of each kind's own :math:`\tau`, which no difference between kinds can make: the
-    comparison that Andriushchenko et al. (2023, arXiv 2302.07011, section 4) ask for. Intervals are 95 % percentile
-    intervals of a bootstrap that draws columns, with all of their seeds, within each kind.
+    Over all minima, seeds included; a run that diverged has none. Across: one :math:`\tau` over all. Within: the mean
+    over the kinds of training (one update rule of one method) of each kind's own :math:`\tau`, which no difference
+    between kinds can make: the comparison that Andriushchenko et al. (2023, arXiv 2302.07011, section 4) ask for.
+    Intervals are 95 % percentile intervals of a bootstrap that draws columns, with all of their seeds, within each
+    kind.
 
     Returns:
         A row a measure and outcome: ``across`` and ``within``, each with ``low`` and ``high``, and the counts.

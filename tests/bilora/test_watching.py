@@ -131,6 +131,15 @@ def test_a_loop_of_ones_own_and_warm_starts(tmp_path: Path) -> None:
     assert watch.rows[2]["num_passes"] < watch.rows[0]["num_passes"]
 
 
+def test_a_shuffling_loader_draws_nothing_that_training_would_miss() -> None:
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(INPUTS, TARGETS), batch_size=7, shuffle=True)
+    state = torch.get_rng_state()
+    assert len(CurvatureCallback(loader).batches) == 4 and torch.equal(state, torch.get_rng_state())
+    dropping = torch.utils.data.DataLoader(loader.dataset, batch_size=7, drop_last=True)
+    with pytest.raises(ValueError, match="use drop_last=False"):
+        CurvatureCallback(dropping)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

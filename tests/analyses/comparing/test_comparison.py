@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 from torch.func import functional_call
+from torch.utils.data import DataLoader, TensorDataset
 
 from analyses import compare
 from analyses.comparing import Comparison
@@ -171,6 +172,19 @@ def test_what_is_there_is_not_measured_again(tmp_path: Path, monkeypatch: pytest
     assert set(moved.failures) == {"b: curvature", "a and b: path"}  # other weights are another minimum
 
 
+def test_what_is_there_is_not_taken_for_minima_of_other_names(tmp_path: Path) -> None:
+    options = QUICK | {"what": ["paths"]}
+    compare({"a": minimum_of(0), "b": minimum_of(1)}, examples(), out=tmp_path / "out", **options)
+    renamed = compare({"a": minimum_of(0), "c": minimum_of(1)}, examples(), out=tmp_path / "out", **options)
+    assert renamed.pairs[["a", "b"]].to_numpy().tolist() == [["a", "c"]]
+
+
+def test_three_minima_of_which_two_are_one_have_no_plane() -> None:
+    minima = {"a": minimum_of(0), "again": minimum_of(0), "b": minimum_of(1)}
+    found = compare(minima, examples(), **QUICK | {"what": ["plane"]})
+    assert not found.failures and found.records.empty
+
+
 def test_one_measurement_that_breaks_takes_no_other_down(monkeypatch: pytest.MonkeyPatch) -> None:
     def breaks(*args: object, **kwargs: object) -> None:
         raise ArithmeticError("no such number")
@@ -259,8 +273,13 @@ def test_wrong_calls_are_refused_before_any_work(minima: Any, changes: dict[str,
 
 
 def test_wrong_batches_and_weights_are_refused() -> None:
-    with pytest.raises(StudyError, match="put it into a list"):
+    with pytest.raises(StudyError, match="train examples: batches: expected an iterable of batches"):
         compare({"a": minimum_of(0)}, examples()[0][0])
+    with pytest.raises(StudyError, match="got a pair of tensors; put it into a list"):
+        compare({"a": minimum_of(0)}, examples()[0])
+    dropping = DataLoader(TensorDataset(*examples()[0]), batch_size=2, drop_last=True)
+    with pytest.raises(StudyError, match=r"test examples: .*use drop_last=False"):
+        compare({"a": minimum_of(0)}, examples(), dropping)
     broken = minimum_of(0)
     with torch.no_grad():
         broken[0].bias[1] = math.nan

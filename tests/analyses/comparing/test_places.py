@@ -119,7 +119,7 @@ def test_an_adapter_is_measured_by_its_own_command(places: Path, capsys: pytest.
         (["net0.safetensors", *DATA, "--model", f"{NETS}:nothing"], "--model: cannot import"),
         (["net0.safetensors", *DATA, "--model", f"{NETS}:not_callable"], "makes a torch.nn.Module, got str"),
         (["net0.safetensors", *FACTORY, "--data", f"{NETS}:QUICK"], "is a dict, expected a function"),
-        (["net0.safetensors", *FACTORY, "--data", f"{NETS}:not_callable"], "put it into a list"),
+        (["net0.safetensors", *FACTORY, "--data", f"{NETS}:not_callable"], "expected an iterable of batches"),
         (["net0.safetensors", *FACTORY], "is no run folder, so that its examples are unknown"),
         (["net0.safetensors", *FACTORY, "--data", "train.csv"], "none of the minima is a Hugging Face model"),
         (["net0.safetensors", *FACTORY, *DATA, "--label", "x"], "--label: belongs to --data with a file"),
