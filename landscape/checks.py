@@ -142,7 +142,7 @@ def _check_reads_theta_only(risk: EmpiricalRisk, batch: Batch) -> None:
     Raises:
         ValueError: It reads the model's own parameters, or its backward pass would run the model again.
     """
-    parameters = {name: part.requires_grad_() for name, part in risk.layout.split(risk.theta).items()}
+    parameters = risk.layout.leaves(risk.theta)
     own = [weight for weight in risk.model.parameters() if weight.requires_grad]
     message = "checkpointing"
     try:

@@ -64,6 +64,13 @@ class Layout:
         chunks = vector.split(list(self.sizes))
         return {name: chunk.view(shape) for name, chunk, shape in zip(self.names, chunks, self.shapes, strict=True)}
 
+    def leaves(self, vector: Tensor) -> dict[str, Tensor]:
+        """Copies of the tensors, each to be differentiated in by itself.
+
+        Derivatives in the parts of one vector would first be joined to a vector, which takes memory of its size.
+        """
+        return {name: part.detach().clone().requires_grad_() for name, part in self.split(vector).items()}
+
     def join(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """Flatten named tensors into one vector (n,); the inverse of `split`."""
         return torch.cat([tensors[name].reshape(-1) for name in self.names])

@@ -161,7 +161,7 @@ class EmpiricalRisk:
     def theta(self) -> Tensor:
         """Copy of the selected weights as one vector (n,)."""
         state = dict(self.model.named_parameters())
-        return self.layout.join({name: self._cast(state[name].detach()) for name in self.layout.names}).clone()
+        return self.layout.join({name: self._cast(state[name].detach()) for name in self.layout.names})
 
     def select(self, params: ParameterFilter) -> EmpiricalRisk:
         """The same data and model over other weights, one layer's say; see `landscape.params.select_parameters`."""
@@ -285,30 +285,33 @@ class EmpiricalRisk:
         Raises:
             FloatingPointError: The gradient of a batch is not finite although its loss is.
         """
-        point = (self.theta if theta is None else theta.detach().clone()).requires_grad_()
+        parameters = self.layout.leaves(self.theta if theta is None else theta)
         total = torch.zeros((), dtype=torch.float64, device=self.device)
-        gradient = torch.zeros_like(point, requires_grad=False)
+        gradient = torch.zeros(self.num_params, dtype=self.dtype, device=self.device)
+        sums = self.layout.split(gradient)
         with torch.enable_grad(), exact_products():
             used = False
             for index, (batch, weights) in enumerate(zip(self.batches, self.weights, strict=True)):
-                losses = self.batch_losses(batch, self.layout.split(point), order=1) * weights
+                losses = self.batch_losses(batch, parameters, order=1) * weights
                 total += losses.detach().double().sum()
                 if losses.requires_grad:  # a batch need not use the weights: they may be another one's expert
                     used = True
-                    part = torch.autograd.grad(losses.sum(), point)[0]
-                    self._check_gradient(part, losses, index)
-                    gradient += part
+                    parts = torch.autograd.grad(losses.sum(), list(parameters.values()), allow_unused=True)
+                    named = {name: part for name, part in zip(sums, parts, strict=True) if part is not None}
+                    self._check_gradient(named, losses, index)
+                    for name, part in named.items():
+                        sums[name] += part
         self.check_used(used)
         loss, gradient = float(self.ranks.all_sum(total)), self.ranks.all_sum(gradient)
-        return loss / self.total_weight, gradient / self.total_weight
+        return loss / self.total_weight, gradient.div_(self.total_weight)
 
-    def _check_gradient(self, gradient: Tensor, losses: Tensor, index: int) -> None:
+    def _check_gradient(self, parts: Mapping[str, Tensor], losses: Tensor, index: int) -> None:
         """Refuse a gradient that is not finite where the loss is: no step along it means anything."""
-        if bool(gradient.isfinite().all()) or not bool(losses.isfinite().all()):
+        wrong = [name for name, part in parts.items() if not bool(part.isfinite().all())]
+        if not wrong or not bool(losses.isfinite().all()):
             return
-        name = next(name for name, part in self.layout.split(gradient).items() if not bool(part.isfinite().all()))
         raise FloatingPointError(
-            f"batches: the loss of batch {index} is finite, but its gradient in {name} is not; look for a function "
+            f"batches: the loss of batch {index} is finite, but its gradient in {wrong[0]} is not; look for a function "
             "without a derivative there (a square root or norm at 0, a power, a masked softmax) and add a small "
             "constant inside it"
         )

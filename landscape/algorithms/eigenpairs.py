@@ -9,6 +9,9 @@ from landscape.algorithms.krylov import orthogonalise
 from landscape.algorithms.results import EigenResult
 from landscape.operators.base import SymmetricOperator, expect_operator
 
+_PIECE = 2**20
+"""Entries of vectors that are looked at together: what is made of them takes no vector's memory."""
+
 _ROUNDING = 10
 """Rounding of a product, in units of the precision times the largest eigenvalue."""
 
@@ -57,7 +60,9 @@ def resolution(operator: SymmetricOperator, scale: float, tol: float) -> float:
 def relative_residuals(vectors: Tensor, products: Tensor, values: Tensor, smallest: float) -> Tensor:
     r""":math:`\|Hv-\lambda v\|/\max(|\lambda|, s)` for each column, s = ``smallest``; 0 where all is 0."""
     values = values.to(vectors.device)
-    absolute = (products - vectors * values.to(vectors)).norm(dim=0).to(values)
+    pieces = zip(vectors.split(_PIECE), products.split(_PIECE), strict=True)
+    norms = [(images.double() - part.double() * values.double()).norm(dim=0) for part, images in pieces]
+    absolute = torch.stack(norms).norm(dim=0).to(values)
     sizes = values.abs().clamp(min=smallest)
     return absolute / torch.where(sizes == 0, 1.0, sizes)
 
@@ -88,7 +93,9 @@ def eigen_result(
     values = values.to(vectors.device)
     order = torch.argsort(values, descending=True)
     confirmed = torch.ones_like(values, dtype=torch.bool) if confirmed is None else confirmed.to(values.device)
-    values, vectors, products, confirmed = values[order], vectors[:, order], products[:, order], confirmed[order]
+    values, confirmed = values[order], confirmed[order]
+    if len(order) > 1:  # which copies them
+        vectors, products = vectors[:, order], products[:, order]
     smallest = resolution(operator, scale or float(values.abs().max()), tol)
     residuals = relative_residuals(vectors, products, values, smallest)
     converged = (residuals <= tol) & confirmed

@@ -33,7 +33,7 @@ class KrylovBasis:
     Attributes:
         size: Vectors now.
         num_matvecs: Products so far.
-        last: Product of the newest vector.
+        last: Product of the newest vector, where products are not kept.
         storage: Where vectors and products lie.
     """
 
@@ -94,12 +94,16 @@ class KrylovBasis:
         unit = self._random() if new is None else new
         index, self.size = self.size, self.size + 1
         self._vectors[index] = unit
-        self.last = product(self.operator, unit).to(self._vectors.dtype)
+        del direction, new, unit  # a product needs the memory
+        unit = self._vectors[index].to(self.operator.device)
+        image = product(self.operator, unit).to(self._vectors.dtype)
         self.num_matvecs += 1
-        row = self.along(self.last)
+        row = self.along(image)
         if len(self._products):
-            self._products[index] = self.last
+            self._products[index] = image
             row = (row + self._products.inner(unit, self.size)) / 2
+        else:
+            self.last = image
         self._projected[index, : self.size] = self._projected[: self.size, index] = row.cpu()
 
     def ritz(self, rotation: Tensor) -> tuple[Tensor, Tensor]:
@@ -169,17 +173,18 @@ class OutsideProbe:
 
     def step(self, sign: int = 1) -> None:
         """Grow the basis by the residual of the extreme pair outside; at random at first and where that vanishes."""
-        basis = self._basis
-        if basis.size == basis.capacity:
+        if self._basis.size == self._basis.capacity:
             self._restart(sign)
-        direction = None
-        if self._rows:
-            direction = self._residual(self._pairs(sign)[1][:, -1])
-            if direction.norm() <= self._rounding():
-                direction = None
-        basis.grow(direction)
-        self._rows.append(basis.size - 1)
+        self._basis.grow(self._direction(sign))
+        self._rows.append(self._basis.size - 1)
         self._steps += not self._restarted
+
+    def _direction(self, sign: int) -> Tensor | None:
+        """The residual of the extreme pair outside; none before the first step and where it vanishes."""
+        if not self._rows:
+            return None
+        residual = self._residual(self._pairs(sign)[1][:, -1])
+        return residual if residual.norm() > self._rounding() else None
 
     def leading(self, sign: int = 1) -> float:
         """The largest Ritz value of PHP, or of -PHP; minus infinity before the first step."""

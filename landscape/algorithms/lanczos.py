@@ -17,7 +17,7 @@ from landscape.algorithms.eigenpairs import (
 )
 from landscape.algorithms.krylov import Callback, KrylovBasis, OutsideProbe
 from landscape.algorithms.results import EigenResult
-from landscape.algorithms.storage import Storage
+from landscape.algorithms.storage import Storage, affordable_vectors
 from landscape.operators.base import SymmetricOperator
 
 Which = Literal["LA", "SA", "LM"]
@@ -64,8 +64,9 @@ def lanczos(
         tol: Residual at which a pair counts as converged, relative to its eigenvalue, or to the products' rounding over
             ``tol`` where that is more.
         max_matvecs: Products after which the best pairs so far are returned.
-        basis_size: Columns of Q; by default 60, fewer where they would take more than 1 GiB, at least 2k + 10.
-            Memory: 2 · n · basis_size numbers, and a few vectors of length n.
+        basis_size: Columns of Q, at least k + 2; by default 60, fewer where they would take more than 1 GiB, but at
+            least 2k + 10 where those take less than a quarter of the free memory. Few columns cost more products.
+            Memory: 2 · n · basis_size numbers beside what a product takes, 2 · n · k numbers at the end.
         block_size: Vectors added at a time. A block finds as many copies of a repeated eigenvalue as it is wide.
         start: Vectors (n, m) to begin with, such as the eigenvectors at an earlier point of a trajectory; a random
             vector is added to them, so that directions they miss can appear. Default: random.
@@ -97,8 +98,7 @@ def lanczos(
     n = operator.shape[0]
     starts = start_columns(operator, start)
     least = max(k, starts.shape[1]) + 2 * block_size
-    affordable = _BASIS_BYTES // (2 * 8 * n)
-    size = min(n, max(basis_size or max(2 * k + 10, min(60, affordable)), least))
+    size = min(n, max(basis_size or _default_size(operator, k), least))
     basis = KrylovBasis(operator, size, seed, storage=storage)
     for column in starts.T:
         basis.grow(column)
@@ -118,6 +118,12 @@ def lanczos(
             operator, vectors, images, values[chosen], basis.num_matvecs, tol, scale=scale, confirmed=confirmed
         )
         return replace(result, storage=basis.storage)
+
+
+def _default_size(operator: SymmetricOperator, k: int) -> int:
+    """Columns of Q: what a gigabyte holds, at most 60; or 2k + 10, if a quarter of the free memory holds those."""
+    roomy = min(60, _BASIS_BYTES // (2 * 8 * operator.shape[0]))
+    return max(roomy, min(2 * k + 10, affordable_vectors(operator) // 2))
 
 
 def _converge(
@@ -159,9 +165,10 @@ def _converge(
                 vectors, images = basis.ritz(rotation[:, worked_on])
         if basis.size + block_size > basis.capacity and basis.capacity != basis.operator.shape[0]:
             basis.compress(rotation[:, wanted[: max(k + 1, min(basis.capacity // 2, basis.capacity - block_size))]])
-        directions = images - vectors * values[worked_on].to(vectors)
-        for direction in directions.T[: basis.capacity - basis.size]:
-            basis.grow(direction)
+        directions = list(images.addcmul_(vectors, values[worked_on].to(vectors), value=-1).unbind(dim=1))
+        del vectors, images  # products need the memory
+        for _ in range(min(len(directions), basis.capacity - basis.size)):
+            basis.grow(directions.pop(0))
 
 
 def _confirm(

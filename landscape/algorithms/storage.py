@@ -60,6 +60,9 @@ class Rows:
     def __setitem__(self, index: int, vector: Tensor) -> None:
         self._rows[index] = vector
 
+    def __getitem__(self, index: int) -> Tensor:
+        return self._rows[index]
+
     def inner(self, vector: Tensor, count: int) -> Tensor:
         """Products (count,) float64 of the first rows with a vector (n,)."""
         vector = vector.to(self._rows.device)

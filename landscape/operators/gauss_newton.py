@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from landscape.losses import Batch, logits_of
-from landscape.operators.graphs import RiskOperator
+from landscape.operators.graphs import Parts, RiskOperator
 
 
 @dataclass(frozen=True)
@@ -20,30 +20,40 @@ class _Jacobian:
     Attributes:
         values: Function values of any shape, with their graph.
         cotangent: u, of the same shape.
-        pulled: Jᵀu (n,), with its graph in u.
+        pulled: Jᵀu, with its graph in u.
     """
 
     values: Tensor
     cotangent: Tensor
-    pulled: Tensor
+    pulled: Parts
 
     @classmethod
-    def of(cls, values: Tensor, theta: Tensor) -> _Jacobian:
+    def of(cls, values: Tensor, leaves: Sequence[Tensor]) -> _Jacobian:
         cotangent = torch.zeros_like(values, requires_grad=True)
-        (pulled,) = torch.autograd.grad(values, theta, cotangent, create_graph=True)
-        return cls(values, cotangent, pulled)
+        return cls(
+            values, cotangent, torch.autograd.grad(values, leaves, cotangent, create_graph=True, allow_unused=True)
+        )
 
-    def push(self, vector: Tensor) -> Tensor:
-        """Jv, in the shape of the values."""
-        (pushed,) = torch.autograd.grad(self.pulled, self.cotangent, vector, retain_graph=True)
+    def push(self, parts: Sequence[Tensor]) -> Tensor:
+        """Jv, in the shape of the values, for a vector v given as its tensors."""
+        linear = [
+            (pulled, part)
+            for pulled, part in zip(self.pulled, parts, strict=True)
+            if pulled is not None and pulled.requires_grad
+        ]
+        if not linear:
+            return torch.zeros_like(self.values)
+        pulled, vector = zip(*linear, strict=True)
+        (pushed,) = torch.autograd.grad(pulled, self.cotangent, vector, retain_graph=True)
         return pushed
 
 
-def _pull(jacobians: Sequence[_Jacobian], theta: Tensor, cotangents: Sequence[Tensor], retain: bool) -> Tensor:
-    """Sum of Jᵀu (n,)."""
+def _pull(
+    jacobians: Sequence[_Jacobian], leaves: Sequence[Tensor], cotangents: Sequence[Tensor], retain: bool
+) -> Parts:
+    """Sum of Jᵀu."""
     values = [jacobian.values for jacobian in jacobians]
-    (pulled,) = torch.autograd.grad(values, theta, list(cotangents), retain_graph=retain)
-    return pulled
+    return torch.autograd.grad(values, leaves, list(cotangents), retain_graph=retain, allow_unused=True)
 
 
 class _JacobianOperator(RiskOperator[tuple[_Jacobian, Tensor]]):
@@ -55,7 +65,7 @@ class _JacobianOperator(RiskOperator[tuple[_Jacobian, Tensor]]):
 
     def value(self, epsilon: Tensor) -> Tensor:
         """The function's values over the data, flattened."""
-        parameters = self.risk.layout.split(self.theta.detach() + epsilon)
+        parameters = self.risk.layout.split(self.theta + epsilon)
         with torch.no_grad():
             values = [
                 self._function(self.risk.outputs(batch, parameters, rest=self._rest), batch, parameters)
@@ -66,7 +76,11 @@ class _JacobianOperator(RiskOperator[tuple[_Jacobian, Tensor]]):
     def derivative(self, vector: Tensor) -> Tensor:
         """Jv, flattened."""
         graphs = [self.build(index) for index in range(len(self.risk.batches))]
-        return torch.cat([graph[0].push(vector).flatten() for graph in graphs if graph is not None])
+        parts = self._split(vector)
+        return torch.cat([graph[0].push(parts).flatten() for graph in graphs if graph is not None])
+
+    def _split(self, vector: Tensor) -> list[Tensor]:
+        return list(self.risk.layout.split(vector).values())
 
 
 class GGNOperator(_JacobianOperator):
@@ -86,19 +100,20 @@ class GGNOperator(_JacobianOperator):
             return None
         summed = (losses * self.risk.weights[index]).sum()
         (slope,) = torch.autograd.grad(summed, logits, create_graph=True)
-        return _Jacobian.of(logits, self.theta), slope
+        return _Jacobian.of(logits, self.leaves), slope
 
-    def apply(self, graphs: Sequence[tuple[_Jacobian, Tensor]], vector: Tensor, retain: bool) -> Tensor:
+    def apply(self, graphs: Sequence[tuple[_Jacobian, Tensor]], vector: Tensor, retain: bool) -> Parts:
         curved = [graph for graph in graphs if graph[1].requires_grad]  # other losses are linear in the logits
         if not curved:
-            return torch.zeros_like(vector)
+            return ()
+        parts = self._split(vector)
         cotangents = [
             torch.autograd.grad(
-                slope, jacobian.values, jacobian.push(vector), retain_graph=True, materialize_grads=True
+                slope, jacobian.values, jacobian.push(parts), retain_graph=True, materialize_grads=True
             )[0]
             for jacobian, slope in curved
         ]
-        return _pull([jacobian for jacobian, _ in curved], self.theta, cotangents, retain)
+        return _pull([jacobian for jacobian, _ in curved], self.leaves, cotangents, retain)
 
     def matvec(self, vector: Tensor) -> Tensor:
         """Product (n,) with a vector (n,); a penalty is its own Gauss-Newton matrix."""
@@ -122,11 +137,12 @@ class EmpiricalFisherOperator(_JacobianOperator):
         _, losses = self.losses(index)
         if not losses.requires_grad:
             return None
-        return _Jacobian.of(losses, self.theta), self.risk.weights[index]
+        return _Jacobian.of(losses, self.leaves), self.risk.weights[index]
 
-    def apply(self, graphs: Sequence[tuple[_Jacobian, Tensor]], vector: Tensor, retain: bool) -> Tensor:
-        cotangents = [weights * jacobian.push(vector) for jacobian, weights in graphs]
-        return _pull([jacobian for jacobian, _ in graphs], self.theta, cotangents, retain)
+    def apply(self, graphs: Sequence[tuple[_Jacobian, Tensor]], vector: Tensor, retain: bool) -> Parts:
+        parts = self._split(vector)
+        cotangents = [weights * jacobian.push(parts) for jacobian, weights in graphs]
+        return _pull([jacobian for jacobian, _ in graphs], self.leaves, cotangents, retain)
 
     def _function(self, outputs: object, batch: Batch, parameters: Mapping[str, Tensor]) -> Tensor:
         return self.risk.losses_of(outputs, batch) + self.risk.penalty(parameters)

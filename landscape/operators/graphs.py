@@ -18,6 +18,8 @@ from landscape.operators.consistency import check_second_derivatives
 from landscape.risk import EmpiricalRisk
 
 Graph = TypeVar("Graph")
+Parts = tuple[Tensor | None, ...]
+"""A vector (n,) as its tensors, in the layout's order; none where it is 0, and empty where it is 0 everywhere."""
 
 
 class RiskOperator(SymmetricOperator, Generic[Graph]):
@@ -36,6 +38,7 @@ class RiskOperator(SymmetricOperator, Generic[Graph]):
             `landscape.operators.consistency.check_second_derivatives`.
 
     Attributes:
+        leaves: The tensors of the point, in which graphs are differentiated.
         kept_bytes: Bytes of the tensors that the kept graphs have saved.
 
     Raises:
@@ -51,7 +54,8 @@ class RiskOperator(SymmetricOperator, Generic[Graph]):
         self.shape = (risk.num_params, risk.num_params)
         self.dtype, self.device = risk.dtype, risk.device
         self._rest = risk.rest()
-        self.theta = (risk.theta if theta is None else theta.detach().clone()).requires_grad_()
+        self._parameters = risk.layout.leaves(risk.theta if theta is None else theta)
+        self.leaves = tuple(self._parameters.values())
         if check:
             check_second_derivatives(type(self), risk, self.theta)
         self._kept: list[Graph | None] = []
@@ -77,6 +81,11 @@ class RiskOperator(SymmetricOperator, Generic[Graph]):
             self.kept_bytes += saved
 
     @property
+    def theta(self) -> Tensor:
+        """The point (n,)."""
+        return self.risk.layout.join({name: leaf.detach() for name, leaf in self._parameters.items()})
+
+    @property
     def kept_batches(self) -> int:
         """How many batches the kept graphs cover."""
         return len(self._kept)
@@ -86,8 +95,8 @@ class RiskOperator(SymmetricOperator, Generic[Graph]):
         """The graph of one batch at `theta`; none if the batch's loss does not depend on it."""
 
     @abstractmethod
-    def apply(self, graphs: Sequence[Graph], vector: Tensor, retain: bool) -> Tensor:
-        """Unnormalised product (n,) of some batches' matrices with a vector; the graphs outlive it if ``retain``."""
+    def apply(self, graphs: Sequence[Graph], vector: Tensor, retain: bool) -> Parts:
+        """Unnormalised product of some batches' matrices with a vector (n,); the graphs outlive it if ``retain``."""
 
     @abstractmethod
     def value(self, epsilon: Tensor) -> Tensor:
@@ -101,32 +110,36 @@ class RiskOperator(SymmetricOperator, Generic[Graph]):
         """Product (n,) with a vector (n,)."""
         if vector.shape != (self.shape[0],):
             raise ValueError(f"vector: expected shape ({self.shape[0]},), got {tuple(vector.shape)}")
-        vector = vector.to(self.dtype)
+        vector = vector.detach().to(self.dtype)
+        product = torch.zeros_like(vector)
         with _second_derivatives(), exact_products():
             try:
-                product = self._apply(self._kept, vector, True)
+                self._add(product, self._kept, vector, True)
             except RuntimeError as error:
                 if not _is_out_of_memory(error) or not self._kept:
                     raise
                 self._kept, self.kept_bytes = [], 0
-                product = torch.zeros_like(vector)
+                product.zero_()
             for index in range(self.kept_batches, len(self.risk.batches)):
-                product += self._apply([self.build(index)], vector, False)
-        return self.risk.ranks.all_sum(product) / self.risk.total_weight
+                self._add(product, [self.build(index)], vector, False)
+        return self.risk.ranks.all_sum(product).div_(self.risk.total_weight)
 
-    def _apply(self, graphs: Sequence[Graph | None], vector: Tensor, retain: bool) -> Tensor:
+    def _add(self, product: Tensor, graphs: Sequence[Graph | None], vector: Tensor, retain: bool) -> None:
+        """Add some batches' product with a vector to ``product``, tensor by tensor."""
         used = [graph for graph in graphs if graph is not None]
-        return self.apply(used, vector, retain) if used else torch.zeros_like(vector)
+        parts = self.apply(used, vector, retain) if used else ()
+        for place, part in zip(self.risk.layout.split(product).values(), parts, strict=False):
+            if part is not None:
+                place.add_(part)
 
     def losses(self, index: int) -> tuple[object, Tensor]:
         """Model outputs and per-example losses (n_i,) of one batch, with their graph; checked to be finite."""
         batch = to_device(self.risk.batches[index], self.device)
         with torch.enable_grad():
-            parameters = self.risk.layout.split(self.theta)
-            outputs = self.risk.outputs(batch, parameters, rest=self._rest)
+            outputs = self.risk.outputs(batch, self._parameters, rest=self._rest)
             losses = self.risk.losses_of(outputs, batch)
             if self.risk.l2:
-                losses = losses + self.risk.penalty(parameters)
+                losses = losses + self.risk.penalty(self._parameters)
         if not bool(losses.isfinite().all()):
             raise FloatingPointError(
                 f"the loss of batch {index} is not finite at this point; its curvature is undefined there"

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from landscape.operators.graphs import RiskOperator
+from landscape.operators.graphs import Parts, RiskOperator
 
 
-class HessianOperator(RiskOperator[Tensor]):
+class HessianOperator(RiskOperator[Parts]):
     r"""Hessian :math:`H = \nabla^2 L(\theta)` of the mean loss over the data.
 
     The gradient of each batch is built once with its graph; each product
@@ -25,25 +25,30 @@ class HessianOperator(RiskOperator[Tensor]):
     tensor([[10.]])
     """
 
-    def build(self, index: int) -> Tensor | None:
-        """Gradient (n,) of the batch's summed loss, with its graph."""
+    def build(self, index: int) -> Parts | None:
+        """Gradient of the batch's summed loss in every tensor, with its graph."""
         _, losses = self.losses(index)
         if not losses.requires_grad:
             return None
         summed = (losses * self.risk.weights[index]).sum()
-        return torch.autograd.grad(summed, self.theta, create_graph=True)[0]
+        return torch.autograd.grad(summed, self.leaves, create_graph=True, allow_unused=True)
 
-    def apply(self, graphs: Sequence[Tensor], vector: Tensor, retain: bool) -> Tensor:
-        curved = [gradient for gradient in graphs if gradient.requires_grad]  # the others are constant in theta
+    def apply(self, graphs: Sequence[Parts], vector: Tensor, retain: bool) -> Parts:
+        seeds = self.risk.layout.split(vector).values()
+        curved = [  # the others are constant in theta
+            (gradient, seed)
+            for gradients in graphs
+            for gradient, seed in zip(gradients, seeds, strict=True)
+            if gradient is not None and gradient.requires_grad
+        ]
         if not curved:
-            return torch.zeros_like(vector)
-        seeds = [vector] * len(curved)
-        (product,) = torch.autograd.grad(curved, self.theta, seeds, retain_graph=retain, materialize_grads=True)
-        return product
+            return ()
+        gradients, seeds_of = zip(*curved, strict=True)
+        return torch.autograd.grad(gradients, self.leaves, seeds_of, retain_graph=retain, allow_unused=True)
 
     def value(self, epsilon: Tensor) -> Tensor:
         """Gradient (n,) of the mean loss."""
-        return self.risk.gradient(self.theta.detach() + epsilon)
+        return self.risk.gradient(self.theta + epsilon)
 
     def derivative(self, vector: Tensor) -> Tensor:
         """Hv."""
