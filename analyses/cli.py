@@ -28,7 +28,7 @@ from analyses.study import (
     preset_names,
 )
 from analyses.study.base import near
-from reports.claims import claims_text
+from reports.claims import print_claims
 from reports.comparison.page import write_comparison
 from reports.figures.front import front_lines, write_front
 from reports.page import write_report
@@ -120,7 +120,7 @@ def audit(options: Namespace) -> int:
         until_decided(audit_with, stopping, study.seeds, reached=reached)
     outcome = outcomes[-1]
     page = write_report(folder.root)
-    print(claims_text(read_json(folder.root / "claims.json")))
+    print_claims(read_json(folder.root / "claims.json"))
     if outcome.num_done_before == outcome.num_cells:
         print(f"All {outcome.num_cells} cells were done already.")
     for name, found in {"failed": outcome.failures, "diverged": outcome.diverged}.items():

@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from reports.tables import NOTHING, UNBOUNDED, interval, quantity, significant
 
@@ -81,6 +84,62 @@ def details(claim: Mapping[str, Any]) -> str:
         sizes = ", ".join(f"{size}: {significant(value)}" for size, value in claim["by_size"].items())
         parts.append(f"by training-set size {sizes} (sizes fixed, seeds random; every seed is its mean over sizes)")
     return "; ".join([*parts, claim["note"]] if claim["note"] else parts)
+
+
+_COLOURS = {"supported": "green", "contradicted": "red", "equivalent": "cyan", "undecided": "yellow"}
+
+
+def print_claims(document: Mapping[str, Any], console: Console | None = None) -> None:
+    """The answer and a table of verdicts in a terminal; plain text (`claims_text`) where the output is none."""
+    console = console or Console()
+    if not console.is_terminal:
+        print(claims_text(document))
+        return
+    if document["sentence"]:
+        console.print(Text(document["sentence"], style="bold"))
+    for title, claims in by_family(document["claims"]).items():
+        table = Table(title=f"{title} ({claims[0]['procedure']})", title_justify="left", expand=True)
+        for heading, options in _COLUMNS.items():
+            table.add_column(heading, **options)
+        for claim in claims:
+            verdict = Text(claim["verdict"], style=_COLOURS[claim["verdict"]])
+            effect = f"{quantity(claim['effect'], claim['unit'])} {claim_interval(claim)}"
+            p_value = "" if claim["p_adjusted"] is None else significant(claim["p_adjusted"])
+            table.add_row(
+                str(claim["number"]), Text(claim["statement"]), Text(effect), str(claim["n"]), p_value, verdict
+            )
+        console.print(table)
+    if not document["claims"]:
+        console.print("No claim is judged: the study lacks the methods that they compare.")
+
+
+_COLUMNS: Mapping[str, Mapping[str, Any]] = {
+    "": {"justify": "right"}, "claim": {"ratio": 3}, "effect, 95 % interval": {"ratio": 2, "justify": "right"},
+    "runs": {"justify": "right"}, "p": {"justify": "right"}, "verdict": {"no_wrap": True},
+}  # fmt: skip
+
+
+def summary(document: Mapping[str, Any], *, study: str, runs: int, failed: int, diverged: int) -> dict[str, Any]:
+    """What ``summary.json`` holds: the answer and the verdicts for programs; docs/report.md has its schema."""
+    return {
+        "schema": 1,
+        "study": study,
+        "sentence": document["sentence"],
+        "rho": document["rho"],
+        "alpha": document["alpha"],
+        "runs": runs,
+        "failed": failed,
+        "diverged": diverged,
+        "claims": [{key: claim[key] for key in SUMMARY} for claim in document["claims"]],
+        "not_judged": [one["name"] for one in document["not_judged"]],
+    }
+
+
+SUMMARY = (
+    "number", "name", "family", "statement", "verdict", "comparison", "effect", "low", "high", "unit", "n", "limit",
+    "margin", "p_adjusted", "smallest_effect", "search_error",
+)  # fmt: skip
+"""What the summary keeps of each claim."""
 
 
 def claims_text(document: Mapping[str, Any]) -> str:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from markupsafe import Markup
 
-from analyses.records import read_json, read_records, write_atomically
+from analyses.records import read_json, read_records, write_atomically, write_json
 from reports.alignment_tables import alignment_table, angle_table, inside_table, module_table
-from reports.claims import by_family, claim_interval, claims_table, details
+from reports.charts import charts_of, plotly_source
+from reports.claims import by_family, claim_interval, claims_table, details, summary
 from reports.correlations import correlation_table
+from reports.evidence import columns_of, interval_bar, slope_plot
 from reports.figures import draw_all
 from reports.sharpness_tables import ball_table, few_examples, measures_table, search_table
 from reports.tables import (
@@ -56,32 +60,62 @@ def write_report(folder: Path) -> Path:
         "correlations": correlation_table(_optional(folder / "correlations.json", [])),
     }
     write_tables(tables, folder / "tables")
+    failures, diverged = (_optional(folder / f"{name}.json", []) for name in ("failures", "diverged"))
+    num_runs = int((records["measure"] == "train_loss").sum())
+    short = summary(claims, study=_study_name(records), runs=num_runs, failed=len(failures), diverged=len(diverged))
+    write_json(folder / "summary.json", short)
     settings, made = folder / "study.yaml", _optional(folder / "environment.json", [])
-    page = template("report.html.j2").render(
+    page = render(
+        "report.html.j2",
+        _SECTIONS,
         study=_study_name(records),
         claims=claims,
         families=by_family(claims["claims"]),
+        charts=charts_of(records, rho=claims["rho"], tried=folder / "tuning.csv"),
         figures=figures,
         few_examples=few_examples(records, rho=claims["rho"]),
         tables={name: rows_of(shown) for name, (shown, _) in tables.items()},
-        failures=_optional(folder / "failures.json", []),
-        diverged=_optional(folder / "diverged.json", []),
+        failures=failures,
+        diverged=diverged,
         environments=[made] if isinstance(made, dict) else made,
         settings=settings.read_text() if settings.exists() else "",
-        num_runs=len(records[records["measure"] == "train_loss"]),
+        num_runs=num_runs,
     )
     path = folder / "report.html"
     write_atomically(path, lambda temporary: temporary.write_text(page))
     return path
 
 
-def template(name: str) -> Template:
-    """A page's template, which escapes all that it shows."""
+_SECTIONS = {
+    "verdicts": "Verdicts", "charts": "Look", "numbers": "Main results", "correlations": "Flatness and generalisation",
+    "measures": "Three measures", "exact": "How exact", "figures": "Figures", "subspaces": "Subspaces",
+    "cost": "Cost", "solvers": "Eigensolvers", "repeat": "How to repeat it", "failed": "Failed cells",
+    "diverged": "Runs that diverged",
+}  # fmt: skip
+
+
+def render(name: str, sections: Mapping[str, str], **content: Any) -> str:
+    """A page from its template, with a list of those of its sections that it has.
+
+    Args:
+        name: Of the template, which escapes all that it shows.
+        sections: Titles by anchor, in order.
+        content: What the template shows.
+    """
+    page = _template(name)
+    bare = page.render(sections=[], **content)
+    there = [(anchor, title) for anchor, title in sections.items() if f'<h2 id="{anchor}">' in bare]
+    return page.render(sections=there, **content)
+
+
+def _template(name: str) -> Template:
     environment = Environment(
         loader=PackageLoader("reports"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     environment.filters |= {"significant": significant, "embed": _embed}
     environment.globals |= {"claim_interval": claim_interval, "quantity": quantity, "details": details}
+    environment.globals |= {"interval_bar": interval_bar, "slope_plot": slope_plot, "columns_of": columns_of}
+    environment.globals |= {"plotly_source": lambda: Markup(plotly_source().replace("</script", r"<\/script"))}
     return environment.get_template(name)
 
 
@@ -95,7 +129,7 @@ def _study_name(records: pd.DataFrame) -> str:
 
 
 def _embed(path: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+    return "data:image/svg+xml;base64," + base64.b64encode(path.with_suffix(".svg").read_bytes()).decode()
 
 
 def _optional(path: Path, default: Any) -> Any:

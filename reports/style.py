@@ -182,6 +182,7 @@ def plot_context() -> AbstractContextManager[None]:
             "lines.markersize": 4,
             "legend.frameon": False,
             "pdf.fonttype": 42,
+            "svg.hashsalt": "bilora-landscape",
             "figure.constrained_layout.use": True,
         }
     )
@@ -209,9 +210,10 @@ def panels(count: int, columns: int, height: float, **options: Any) -> tuple[Fig
 
 
 def save_figure(figure: Figure, folder: Path, name: str) -> Path:
-    """Save as PDF and PNG and return the PNG's path; the bytes do not depend on the date."""
+    """Save as PDF, PNG and SVG and return the PNG's path; the bytes do not depend on the date."""
     metadata = {"CreationDate": None}
     with plot_context():  # the type of the embedded fonts is read when the file is written
         write_atomically(folder / f"{name}.pdf", lambda path: figure.savefig(path, metadata=metadata))
         write_atomically(folder / f"{name}.png", lambda path: figure.savefig(path, dpi=200))
+        write_atomically(folder / f"{name}.svg", lambda path: figure.savefig(path, metadata={"Date": None}))
     return folder / f"{name}.png"

@@ -46,6 +46,8 @@ class Evidence:
         search_error: For worst cases, the root mean square over pairs of what the poorer search lacks, in log units.
         by_size: Effect by size of the training set, where the study has several.
         note: What else a reader must know.
+        pairs: The values compared, run by run: ``train_size``, ``seed``, ``subject``, ``reference`` and, for shares of
+            a reduction, ``baseline``.
     """
 
     comparison: str
@@ -69,6 +71,7 @@ class Evidence:
     search_error: float | None
     by_size: dict[int, float] = field(default_factory=dict)
     note: str = ""
+    pairs: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def p_directed(self) -> float:
@@ -116,7 +119,14 @@ def weigh(claim: ClaimSpec, columns: Mapping[str, str], values: Values, settings
     comparison = {"ratio": " / ", "difference": " − ", "share": " of "}[claim.scale].join(named)
     if claim.scale == "difference" and not isinstance(claim.reference, str):
         comparison = f"{named[0]}, against {named[1]}"
-    return Evidence(comparison=comparison, search_error=error, **evidence)
+    return Evidence(comparison=comparison, search_error=error, **evidence, pairs=_by_run(pairs))
+
+
+def _by_run(pairs: pd.DataFrame) -> list[dict[str, Any]]:
+    return [
+        {"train_size": int(size), "seed": int(seed)} | {str(name): float(value) for name, value in row.items()}
+        for (size, seed), row in zip(pairs.index, pairs.to_dict("records"), strict=True)
+    ]
 
 
 def _ratio(

@@ -8,12 +8,13 @@ from pathlib import Path
 import pandas as pd
 
 from analyses.records import read_json, read_records, write_atomically
+from reports.charts import curves_chart
 from reports.comparison.caveats import caveats
 from reports.comparison.figures import plot_balls, plot_density, plot_paths, plot_plane
 from reports.comparison.tables import shown_pairs, shown_summary
 from reports.figures import Plan, draw_plans
 from reports.figures.eigenvalues import plot_eigenvalues
-from reports.page import rows_of, template
+from reports.page import render, rows_of
 from reports.sharpness_tables import few_examples, search_table
 from reports.style import styles_of
 from reports.tables import write_tables
@@ -40,12 +41,15 @@ def write_comparison(folder: Path) -> Path:
             "searches": search_table(records),
         }
         write_tables(tables, folder / "tables")
-        page = template("comparison.html.j2").render(
+        page = render(
+            "comparison.html.j2",
+            _SECTIONS,
             names=names,
             rho=described["rho"],
             caveats=[*described["notes"], *caveats(records, names)],
             failures=described["failures"],
             few_examples=few_examples(records, rho=described["rho"]),
+            charts=[one for one in (curves_chart(records, balls=BALLS),) if one is not None],
             figures=figures,
             tables={name: rows_of(shown) for name, (shown, _) in tables.items()},
             num_examples=int(records["train_size"].iloc[0]) if len(records) else 0,
@@ -55,6 +59,13 @@ def write_comparison(folder: Path) -> Path:
     path = folder / "report.html"
     write_atomically(path, lambda temporary: temporary.write_text(page))
     return path
+
+
+_SECTIONS = {
+    "caveats": "Before you compare", "numbers": "Numbers", "between": "Between the minima", "charts": "Look",
+    "figures": "Figures", "exact": "How exact", "repeat": "How to repeat it", "failed": "Failed measurements",
+}  # fmt: skip
+BALLS = ("l2", "relative", "elementwise", "filter")
 
 
 def _plans(records: pd.DataFrame) -> Iterator[Plan]:

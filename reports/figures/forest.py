@@ -13,8 +13,8 @@ from analyses.records import is_rise
 from reports.style import TWO_COLUMNS, mean_interval, method_order, method_style, plot_context
 
 REFERENCE = "lora"
-_PANELS = {"worst_case_rise": "worst-case rise", "train_loss": "training loss", "test_loss": "test loss"}
-_PREFIX = "log_ratio_to_lora_of_"
+PANELS = {"worst_case_rise": "worst-case rise", "train_loss": "training loss", "test_loss": "test loss"}
+PREFIX = "log_ratio_to_lora_of_"
 
 
 def log_ratios(records: pd.DataFrame, *, rho: float) -> pd.DataFrame:
@@ -29,7 +29,7 @@ def log_ratios(records: pd.DataFrame, *, rho: float) -> pd.DataFrame:
     reference = chosen[chosen["method"] == REFERENCE].set_index(keys)["value"].rename("reference")
     paired = chosen[chosen["method"] != REFERENCE].join(reference[~reference.index.duplicated()], on=keys, how="inner")
     ratios = np.log(paired["value"].astype(float) / paired["reference"].astype(float))
-    return paired.assign(value=ratios, measure=_PREFIX + paired["measure"]).drop(columns="reference")
+    return paired.assign(value=ratios, measure=PREFIX + paired["measure"]).drop(columns="reference")
 
 
 def plot_forest(ratios: pd.DataFrame) -> Figure:
@@ -41,10 +41,10 @@ def plot_forest(ratios: pd.DataFrame) -> Figure:
     methods = method_order(ratios["method"])[::-1]
     with plot_context():
         figure, axes = plt.subplots(
-            1, len(_PANELS), figsize=(TWO_COLUMNS, 0.9 + 0.21 * len(methods)), sharey=True, squeeze=False
+            1, len(PANELS), figsize=(TWO_COLUMNS, 0.9 + 0.21 * len(methods)), sharey=True, squeeze=False
         )
-        for ax, (measure, title) in zip(axes[0], _PANELS.items(), strict=True):
-            own = ratios[ratios["measure"] == _PREFIX + measure]
+        for ax, (measure, title) in zip(axes[0], PANELS.items(), strict=True):
+            own = ratios[ratios["measure"] == PREFIX + measure]
             for place, method in enumerate(methods):
                 _row(ax, own.loc[own["method"] == method, "value"].astype(float), method, place)
             ax.axvline(1, color="0.6", lw=0.7, zorder=0)

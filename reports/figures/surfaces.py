@@ -21,7 +21,7 @@ def plot_contours(records: pd.DataFrame) -> Figure:
     Args:
         records: Long-form records with ``loss_surface`` rows.
     """
-    grids = _grids(records)
+    grids = loss_grids(records)
     levels = _levels(grids)
     with plot_context():
         figure, axes = panels(len(grids), _COLUMNS, 1.25, sharex=True, sharey=True)
@@ -50,9 +50,9 @@ def plot_surfaces(records: pd.DataFrame) -> Figure:
     Args:
         records: Long-form records with ``loss_surface`` rows.
     """
-    grids = _grids(records)
+    grids = loss_grids(records)
     telling = [method for method in ("sam", "lora", "lora_sam", "bilora") if method in grids] or list(grids)[:4]
-    low, high = _limits({method: grids[method] for method in telling})
+    low, high = loss_limits({method: grids[method] for method in telling})
     with plot_context():
         figure = plt.figure(figsize=(TWO_COLUMNS, 2.1))
         for number, method in enumerate(telling, 1):
@@ -71,7 +71,7 @@ def plot_surfaces(records: pd.DataFrame) -> Figure:
     return figure
 
 
-def _grids(records: pd.DataFrame) -> dict[str, pd.DataFrame]:
+def loss_grids(records: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Loss by method: rows alpha, columns beta."""
     surfaces = records[records["measure"] == "loss_surface"]
     first = surfaces[surfaces["train_size"] == surfaces["train_size"].min()]
@@ -81,12 +81,12 @@ def _grids(records: pd.DataFrame) -> dict[str, pd.DataFrame]:
     }
 
 
-def _limits(grids: dict[str, pd.DataFrame]) -> tuple[float, float]:
+def loss_limits(grids: dict[str, pd.DataFrame]) -> tuple[float, float]:
     values = np.concatenate([grid.to_numpy().ravel() for grid in grids.values()])
     values = values[np.isfinite(values) & (values > 0)]
     return float(values.min()), float(values.max())
 
 
 def _levels(grids: dict[str, pd.DataFrame]) -> np.ndarray:
-    low, high = _limits(grids)
+    low, high = loss_limits(grids)
     return np.geomspace(low, high * (1 + 1e-9), 21)

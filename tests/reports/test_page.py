@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from reports.charts import plotly_source
 from reports.claims import TITLES, claims_text, details
 from reports.page import write_report
 from tests.reports.conftest import made_up_records, write_study
@@ -30,14 +31,14 @@ class _Page(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         if tag == "img":
             self.images.append(dict(attrs)["src"] or "")
-        elif tag != "meta":
+        elif tag not in ("meta", "input"):
             self.open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        if "style" not in self.open:
+        if not {"style", "script"} & set(self.open):
             self.text += data
 
 
@@ -47,9 +48,10 @@ def test_page_is_whole_and_self_contained(records: pd.DataFrame, claims: dict[st
     page = _Page(source)
     assert path == tmp_path / "report.html"
     assert page.open == []
-    assert len(page.images) == 11 and all(image.startswith("data:image/png;base64,") for image in page.images)
-    assert not re.search(r'(src|href)="(?!data:)', source)
-    assert "url(" not in source and "<script" not in source
+    assert len(page.images) == 11 and all(image.startswith("data:image/svg+xml;base64,") for image in page.images)
+    own = source.replace(str(plotly_source()), "")
+    assert not re.search(r'(src|href)="(?!data:|#)', own)
+    assert "url(" not in own and len(source) < 8e6
     for expected in (
         "note 1 with 95 % & <b>",
         "Statement number 3",
