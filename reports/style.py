@@ -213,6 +213,8 @@ def save_figure(figure: Figure, folder: Path, name: str) -> Path:
     """Save as PDF, PNG and SVG and return the PNG's path; the bytes do not depend on the date."""
     metadata = {"CreationDate": None}
     with plot_context():  # the type of the embedded fonts is read when the file is written
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # what is laid out once need not be for every format
         write_atomically(folder / f"{name}.pdf", lambda path: figure.savefig(path, metadata=metadata))
         write_atomically(folder / f"{name}.png", lambda path: figure.savefig(path, dpi=200))
         write_atomically(folder / f"{name}.svg", lambda path: figure.savefig(path, metadata={"Date": None}))

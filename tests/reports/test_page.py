@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -69,6 +70,17 @@ def test_page_is_whole_and_self_contained(records: pd.DataFrame, claims: dict[st
         *("main", "cost", "agreement", "pyhessian", "claims", "differences", "correlations"),
         *("alignment", "inside", "modules", "angles", "measures", "searches", "balls"),
     }
+
+
+def test_the_summary_holds_what_the_docs_say(records: pd.DataFrame, claims: dict[str, Any], tmp_path: Path) -> None:
+    found = json.loads(
+        (write_report(write_study(tmp_path, records, claims, FAILURES)).parent / "summary.json").read_text()
+    )
+    documented = set(re.findall(r"`(\w+)`", (Path(__file__).parents[2] / "docs" / "report.md").read_text()))
+    assert {*found, *found["claims"][0]} <= documented
+    assert found["failed"] == 1 and found["diverged"] == 0 and found["runs"] == 45
+    assert [one["verdict"] for one in found["claims"]] == [one["verdict"] for one in claims["claims"]]
+    assert found["claims"][3]["effect"] is None and found["not_judged"] == ["flatter_than_x"]
 
 
 def test_page_of_one_run_without_baselines(claims: dict[str, Any], tmp_path: Path) -> None:

@@ -49,4 +49,4 @@ def test_saved_files_do_not_depend_on_the_date_and_embed_truetype(tmp_path: Path
     pdf = (tmp_path / "plot.pdf").read_bytes()
     assert b"CreationDate" not in pdf
     assert b"/CIDFontType2" in pdf and b"/Type3" not in pdf
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["plot.pdf", "plot.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["plot.pdf", "plot.png", "plot.svg"]
