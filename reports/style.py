@@ -200,6 +200,16 @@ def mean_interval(values: pd.Series | Iterable[float]) -> tuple[float, float]:
     return float(array.mean()), float(stats.t.ppf(0.975, len(array) - 1) * error)
 
 
+def geometric_interval(values: pd.Series | Iterable[float]) -> tuple[float, float, float]:
+    """Geometric mean of positive values and the ends of the 95 % Student-t interval of their mean logarithm.
+
+    >>> [round(number, 3) for number in geometric_interval([1.0, 4.0])]
+    [2.0, 0.0, 13365.301]
+    """
+    centre, half = mean_interval(np.log(np.asarray(list(values), dtype=float)))
+    return float(np.exp(centre)), float(np.exp(centre - half)), float(np.exp(centre + half))
+
+
 def panels(count: int, columns: int, height: float, **options: Any) -> tuple[Figure, list[Axes]]:
     """A page-wide grid with as many panels as asked for, ``height`` inches a row; the places left over are empty."""
     rows = math.ceil(count / columns)

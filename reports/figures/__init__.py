@@ -80,6 +80,7 @@ def _over_runs(records: pd.DataFrame, rho: float, count: str, bars: str) -> Iter
     measure = records["measure"]
     means = f"Means over {count}"
     over = f"{means}; {bars}."
+    over_logs = over.replace("Student-t intervals", "Student-t intervals of the logarithms")
     ratios_to_lora = log_ratios(records, rho=rho)
     yield Plan(
         "forest",
@@ -91,17 +92,16 @@ def _over_runs(records: pd.DataFrame, rho: float, count: str, bars: str) -> Iter
         lambda: plot_forest(ratios_to_lora),
     )
     rises = with_ratios(records)
-    lower_row = "Lower row: the rise divided by LoRA's at the same seed. " if rises["ratio"].notna().any() else ""
     ratios = rises.assign(measure="worst_case_rise_over_lora", value=rises["ratio"]).dropna(subset="value")
     yield Plan(
         "worst_case_rise",
         pd.concat([rises, ratios]),
         "Worst-case rise of the training loss in balls around the merged weights of the adapted layers: the largest "
         "that two independent searches met, lower bounds of the true maximum; the table of search errors has "
-        "their gap. Left: over all weights. Right: inside the "
-        "tangent space of the run's adapter (for methods without one, of the best rank-r fit of their update). "
-        f"{lower_row}The grey band marks rho = {rho:g}, at which the claims are judged. {over} Marks of one radius are "
-        "set slightly apart; an interval that reaches zero is cut at a twentieth of the mean.",
+        "their gap. Over all weights and (hollow marks, where there are several radii) inside the tangent space of the "
+        "run's adapter (for methods without one, of the best rank-r fit of their update). "
+        f"Geometric {over_logs.lower()} The claims are judged at rho = {rho:g}. The numbers hold the ratios to LoRA at "
+        "the same seed, too.",
         lambda: plot_worst_case(records, rho=rho),
     )
     yield Plan(
@@ -109,7 +109,7 @@ def _over_runs(records: pd.DataFrame, rho: float, count: str, bars: str) -> Iter
         records[(measure == "hessian_eigenvalue") & (records["algorithm"] == "lanczos")],
         "Hessian eigenvalues of largest magnitude of the training loss over the adapted layers' merged weights, "
         "by thick-restart Lanczos, ranked among those of their sign (hollow: negative); residuals stand in the "
-        f"agreement table. {over}",
+        f"agreement table. Sizes by geometric means. {over_logs}",
         lambda: plot_eigenvalues(records),
     )
     captured = records[measure.isin(CAPTURED)]
@@ -147,13 +147,13 @@ def _over_runs(records: pd.DataFrame, rho: float, count: str, bars: str) -> Iter
         "accuracy_sharpness",
         records[at_rho | accuracy] if at_rho.any() and accuracy.any() else records.iloc[:0],
         f"Test accuracy against the worst-case rise of the training loss at rho = {rho:g} in the full space "
-        "(a lower bound). Faint marks are runs, large marks are means over "
-        f"{count}; intervals stand in the main table.",
+        "(a lower bound). Faint marks are runs, large marks are over "
+        f"{count}: means of accuracies, geometric means of rises; intervals stand in the main table.",
         lambda: plot_accuracy_sharpness(records, rho=rho),
     )
     by_size, by_rank = over_train_size(records), over_rank(records)
     swept = "Test accuracy and worst-case rise of the training loss (a lower bound) over the"
-    cut = "An interval that reaches zero is cut at a twentieth of the mean."
+    cut = "Rises by geometric means, with intervals of their logarithms."
     seeds = "Means over seeds; bars are 95 % Student-t intervals over them."
     at = records[at_rho | accuracy]
     yield Plan(

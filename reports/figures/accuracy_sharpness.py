@@ -4,38 +4,55 @@ from __future__ import annotations
 
 import matplotlib.pyplot as plt
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analyses.records import is_rise
-from reports.style import ONE_COLUMN, method_order, method_style, plot_context
+from reports.figures.rows import readable
+from reports.style import ONE_COLUMN, geometric_interval, method_order, method_style, panels, plot_context
 
 
 def plot_accuracy_sharpness(records: pd.DataFrame, *, rho: float) -> Figure:
-    """One faint point a run and a large mark for each method's mean."""
+    """One faint point a run and a large mark for each method, at the geometric mean of its rises; a panel a size."""
     rises = records[is_rise(records, "full", rho)]
     keys = ["method", "train_size", "seed"]
     accuracy = records[records["measure"] == "test_accuracy"].set_index(keys)["value"].rename("accuracy")
     runs = rises.set_index(keys)["value"].rename("rise").to_frame().join(accuracy, how="inner").reset_index()
+    runs = runs[runs["rise"] > 0]
+    sizes = sorted(runs["train_size"].unique())
     with plot_context():
-        figure, ax = plt.subplots(figsize=(ONE_COLUMN, 3.6))
-        for method in method_order(runs["method"]):
-            own, style = runs[runs["method"] == method], method_style(method)
-            percent = 100 * own["accuracy"]
-            area = style.marker_size**2
-            ax.scatter(own["rise"], percent, color=style.colour, marker=style.marker, s=area, alpha=0.35, lw=0)
-            ax.scatter(
-                own["rise"].mean(),
-                percent.mean(),
-                color=style.colour,
-                marker=style.marker,
-                s=3 * area,
-                edgecolor="white" if style.marker in Line2D.filled_markers else None,
-                lw=0.6,
-                label=style.label,
-                zorder=3,
-            )
-        ax.set_xlabel(f"worst-case loss rise at rho = {rho:g} (nats)")
-        ax.set_ylabel("test accuracy (%)")
-        figure.legend(loc="outside lower center", ncols=2)
+        if len(sizes) == 1:
+            figure, ax = plt.subplots(figsize=(ONE_COLUMN, 3.6))
+            axes = [ax]
+        else:
+            figure, axes = panels(len(sizes), min(3, len(sizes)), 2.2, sharex=True)
+        for ax, size in zip(axes, sizes, strict=True):
+            _draw_size(ax, runs[runs["train_size"] == size])
+            readable(ax)
+            ax.set_xlabel(f"worst-case loss rise at rho = {rho:g} (nats)")
+            if len(sizes) > 1:
+                ax.set_title(f"{size} training examples")
+            ax.set_ylabel("test accuracy (%)")
+        handles, labels = axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=2 if len(sizes) == 1 else 5)
     return figure
+
+
+def _draw_size(ax: Axes, runs: pd.DataFrame) -> None:
+    for method in method_order(runs["method"]):
+        own, style = runs[runs["method"] == method], method_style(method)
+        percent = 100 * own["accuracy"]
+        area = style.marker_size**2
+        ax.scatter(own["rise"], percent, color=style.colour, marker=style.marker, s=area, alpha=0.35, lw=0)
+        ax.scatter(
+            geometric_interval(own["rise"])[0],
+            percent.mean(),
+            color=style.colour,
+            marker=style.marker,
+            s=3 * area,
+            edgecolor="white" if style.marker in Line2D.filled_markers else None,
+            lw=0.6,
+            label=style.label,
+            zorder=3,
+        )

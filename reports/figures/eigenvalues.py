@@ -9,11 +9,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from analyses.records.derive import eigenvalues_by_sign
-from reports.style import ONE_COLUMN, mean_interval, method_order, method_style, plot_context
+from reports.style import ONE_COLUMN, geometric_interval, method_order, method_style, plot_context
 
 
 def plot_eigenvalues(records: pd.DataFrame) -> Figure:
-    """Mean of each of the largest eigenvalues (Lanczos) with 95 % intervals over seeds; negative ones are hollow."""
+    """Geometric means of the largest eigenvalues' sizes (Lanczos) with 95 % intervals; negative ones are hollow."""
     chosen = eigenvalues_by_sign(records)
     methods = method_order(chosen["method"])
     with plot_context():
@@ -24,11 +24,12 @@ def plot_eigenvalues(records: pd.DataFrame) -> Figure:
                 own = chosen[(chosen["method"] == method) & (chosen["component"] == sign)]
                 groups = own.groupby("index")["value"]
                 positions = np.array([k for k, _ in groups], dtype=float) + 0.07 * (index - (len(methods) - 1) / 2)
-                summary = np.array([mean_interval(values) for _, values in groups]).reshape(-1, 2)
+                sizes = [values.abs()[values != 0] for _, values in groups]
+                summary = np.array([geometric_interval(values) for values in sizes]).reshape(-1, 3)
                 ax.errorbar(
                     positions,
                     summary[:, 0],
-                    yerr=np.nan_to_num(summary[:, 1]),
+                    yerr=np.nan_to_num(np.abs(summary[:, 1:].T - summary[:, 0])),
                     color=style.colour,
                     marker=style.marker,
                     mfc=style.colour if sign == "positive" else "white",
@@ -38,8 +39,8 @@ def plot_eigenvalues(records: pd.DataFrame) -> Figure:
                     label=style.label if sign == "positive" else None,
                 )
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-        ax.set_ylim(bottom=min(0.0, ax.get_ylim()[0]))
+        ax.set_yscale("log")
         ax.set_xlabel("rank of the eigenvalue among those of its sign")
-        ax.set_ylabel("Hessian eigenvalue")
+        ax.set_ylabel("size of the Hessian eigenvalue")
         figure.legend(loc="outside lower center", ncols=2)
     return figure

@@ -5,12 +5,11 @@ from __future__ import annotations
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
 
 from analyses.records import is_rise
-from reports.style import TWO_COLUMNS, mean_interval, method_order, method_style, plot_context
+from reports.figures.rows import draw_row, label_rows, readable
+from reports.style import TWO_COLUMNS, method_order, plot_context
 
 REFERENCE = "lora"
 PANELS = {"worst_case_rise": "worst-case rise", "train_loss": "training loss", "test_loss": "test loss"}
@@ -45,33 +44,11 @@ def plot_forest(ratios: pd.DataFrame) -> Figure:
         )
         for ax, (measure, title) in zip(axes[0], PANELS.items(), strict=True):
             own = ratios[ratios["measure"] == PREFIX + measure]
+            own = own.assign(ratio=np.exp(own["value"].astype(float)))
             for place, method in enumerate(methods):
-                _row(ax, own.loc[own["method"] == method, "value"].astype(float), method, place)
+                draw_row(ax, own.loc[own["method"] == method, "ratio"], method, place)
             ax.axvline(1, color="0.6", lw=0.7, zorder=0)
-            ax.set_xscale("log")
             ax.set_xlabel(f"{title} over LoRA's")
-            _readable(ax)
-        axes[0, 0].set_yticks(range(len(methods)), [method_style(method).label for method in methods])
+            readable(ax)
+        label_rows(axes[0, 0], methods[::-1])
     return figure
-
-
-def _row(ax: Axes, logs: pd.Series, method: str, place: int) -> None:
-    style = method_style(method)
-    mean, half = mean_interval(logs)
-    ax.scatter(np.exp(logs), np.full(len(logs), place), s=7, color=style.colour, alpha=0.35, lw=0)
-    if np.isfinite(half):
-        ax.plot(np.exp([mean - half, mean + half]), [place, place], color=style.colour, lw=1.4)
-    ax.plot(np.exp(mean), place, color=style.colour, marker=style.marker, ms=style.marker_size + 0.5)
-
-
-def _readable(ax: Axes) -> None:
-    """Round numbers as ticks, few enough for a narrow panel and at least two."""
-    low, high = ax.get_xlim()
-    decades = np.log10(high / low)
-    if decades < 0.5:
-        ax.xaxis.set_major_locator(FixedLocator([0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 1.75]))
-    else:
-        steps = (1.0, 2.0, 5.0) if decades < 1.5 else (1.0, 3.0) if decades < 2.5 else (1.0,)
-        ax.xaxis.set_major_locator(LogLocator(subs=steps, numticks=12))
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    ax.xaxis.set_minor_formatter(NullFormatter())

@@ -7,11 +7,15 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analyses.records import is_rise
-from reports.style import ONE_COLUMN, method_order, method_style, plot_context
+from reports.figures.rows import draw_row, label_rows, readable
+from reports.style import TWO_COLUMNS, method_order, plot_context
+
+_MOST = 4
+"""Radii shown: the smallest, the largest and some between."""
 
 
 def plot_prediction(records: pd.DataFrame) -> Figure:
-    """Rise found by the ascent over the rise that the quadratic model predicts, against the radius.
+    """Rise found by the searches over the rise that the quadratic model predicts: a panel a radius, a row a method.
 
     Args:
         records: Long-form records with ``quadratic_rise`` and ``worst_case_rise`` rows.
@@ -20,22 +24,20 @@ def plot_prediction(records: pd.DataFrame) -> Figure:
     predicted = records[records["measure"] == "quadratic_rise"].set_index(keys)["value"]
     found = records[is_rise(records, "full")]
     ratios = (found.set_index(keys)["value"] / predicted[predicted > 0]).dropna().rename("ratio").reset_index()
+    radii = sorted(ratios["rho"].unique())
+    if len(radii) > _MOST:
+        radii = [radii[round(place * (len(radii) - 1) / (_MOST - 1))] for place in range(_MOST)]
+    methods = method_order(ratios["method"])
     with plot_context():
-        figure, ax = plt.subplots(figsize=(ONE_COLUMN, 3.4))
-        for method in method_order(ratios["method"]):
-            own = ratios[ratios["method"] == method].groupby("rho")["ratio"].mean()
-            style = method_style(method)
-            ax.plot(
-                own.index, own, color=style.colour, ls=style.line, marker=style.marker, ms=style.marker_size,
-                label=style.label,
-            )  # fmt: skip
-        ax.axhline(1, color="0.8", lw=3, zorder=0)
-        ax.set_xscale("log")
-        ax.set_yscale("log")
-        radii = sorted(ratios["rho"].unique())
-        ax.set_xticks(radii, [f"{rho:g}" for rho in radii])
-        ax.minorticks_off()
-        ax.set_xlabel("radius rho of the ball (norm of the weight change)")
-        ax.set_ylabel("rise found / rise of the quadratic model")
-        figure.legend(loc="outside lower center", ncols=2)
+        size = (TWO_COLUMNS, 0.9 + 0.21 * len(methods))
+        figure, axes = plt.subplots(1, len(radii), figsize=size, sharey=True, sharex=True, squeeze=False)
+        for ax, rho in zip(axes[0], radii, strict=True):
+            own = ratios[ratios["rho"] == rho]
+            for place, method in enumerate(reversed(methods)):
+                draw_row(ax, own.loc[own["method"] == method, "ratio"], method, place)
+            ax.axvline(1, color="0.8", lw=3, zorder=0)
+            ax.set_title(f"rho = {rho:g}")
+            readable(ax)
+        label_rows(axes[0, 0], methods)
+        figure.supxlabel("rise found / rise of the quadratic model", fontsize=8)
     return figure

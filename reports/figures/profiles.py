@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from reports.style import TWO_COLUMNS, method_order, method_style, plot_context
 
+_TELLING = 1.1
+
 
 def plot_profiles(records: pd.DataFrame) -> Figure:
     """One panel a direction, one line a method, on one scale: the loss against the distance from the minimum.
+
+    Directions along which no loss changes by a tenth are left out, unless none does.
 
     Args:
         records: Long-form records with ``loss_profile`` rows.
     """
     profiles = records[records["measure"] == "loss_profile"]
-    directions = list(dict.fromkeys(profiles["subspace"]))
+    profiles = profiles[np.isfinite(profiles["value"].astype(float)) & (profiles["value"] > 0)]
+    losses = profiles.groupby(["subspace", "method"])["value"]
+    ranges = (losses.max() / losses.min()).groupby(level="subspace").max()
+    telling = set(ranges.index[ranges > _TELLING])
+    directions = [one for one in dict.fromkeys(profiles["subspace"]) if one in telling or not telling]
     with plot_context():
         figure, axes = plt.subplots(
             1, len(directions), figsize=(TWO_COLUMNS, 2.7), sharex=True, sharey=True, squeeze=False

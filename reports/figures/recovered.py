@@ -10,8 +10,17 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analyses.records import is_rise
+from reports.figures.rows import draw_row, label_rows, readable
 from reports.figures.sweeps import draw_curve, mark_swept, over_rank
-from reports.style import ONE_COLUMN, TWO_COLUMNS, MethodStyle, method_order, method_style, plot_context
+from reports.style import (
+    ONE_COLUMN,
+    TWO_COLUMNS,
+    MethodStyle,
+    geometric_interval,
+    method_order,
+    method_style,
+    plot_context,
+)
 
 RANDOM = MethodStyle("random space", "0.5", "x", ":")
 
@@ -81,22 +90,39 @@ def plot_capture(chosen: pd.DataFrame) -> Figure:
     return figure
 
 
+def _recovered_rows(shares: pd.DataFrame) -> Figure:
+    """A row a method: runs, geometric mean and interval; a bar for the random spaces' geometric mean."""
+    methods = method_order(shares["method"])
+    figure, ax = plt.subplots(figsize=(ONE_COLUMN, 0.9 + 0.25 * len(methods)))
+    for place, method in enumerate(reversed(methods)):
+        own = shares[(shares["method"] == method) & (shares["value"] > 0)]
+        draw_row(ax, own.loc[own["subspace"] == "auxiliary", "value"], method, place)
+        random = own.loc[own["subspace"] == "random", "value"]
+        if len(random):
+            ax.plot(geometric_interval(random)[0], place, marker="|", ms=11, color=RANDOM.colour, ls="none")
+    ax.set_xlabel(f"recovered share of the rise at rho = {shares['rho'].iloc[0]:g} (bar: random space)")
+    readable(ax)
+    label_rows(ax, methods)
+    return figure
+
+
 def plot_recovered(shares: pd.DataFrame) -> Figure:
-    """Recovered share of the worst-case rise over the radius, by method, beside random spaces.
+    """Recovered share of the worst-case rise over the radius, by method, beside random spaces; rows for one radius.
 
     Args:
         shares: What `recovered_shares` returns.
     """
     shares = shares.assign(swept=shares["rho"])
     with plot_context():
+        if shares["rho"].nunique() == 1:
+            return _recovered_rows(shares)
         figure, ax = plt.subplots(figsize=(ONE_COLUMN, 3.3))
         for method in method_order(shares["method"]):
             own, style = shares[shares["method"] == method], method_style(method)
             draw_curve(ax, own[own["subspace"] == "auxiliary"], style)
             random = own[own["subspace"] == "random"].groupby("swept")["value"].mean()
-            # A single radius has no line: its random space is a dash.
-            ax.plot(random.index, random, color=style.colour, ls=RANDOM.line, lw=1.0, marker="_", ms=10)
-        ax.plot([], [], color=RANDOM.colour, ls=RANDOM.line, lw=1.0, marker="_", ms=10, label=RANDOM.label)
+            ax.plot(random.index, random, color=style.colour, ls=RANDOM.line, lw=1.0)
+        ax.plot([], [], color=RANDOM.colour, ls=RANDOM.line, lw=1.0, label=RANDOM.label)
         mark_swept(ax, shares["swept"], "radius rho of the ball")
         ax.set_ylim(0, 1.05)
         ax.set_ylabel("recovered share of the rise")

@@ -9,7 +9,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analyses.records import is_rise
-from reports.style import TWO_COLUMNS, MethodStyle, mean_interval, method_order, method_style, plot_context
+from reports.style import (
+    TWO_COLUMNS,
+    MethodStyle,
+    geometric_interval,
+    mean_interval,
+    method_order,
+    method_style,
+    plot_context,
+)
 
 
 def over_train_size(records: pd.DataFrame) -> pd.DataFrame:
@@ -54,15 +62,19 @@ def plot_sweep(swept: pd.DataFrame, *, rho: float, xlabel: str) -> Figure:
 def draw_curve(
     ax: Axes, own: pd.DataFrame, style: MethodStyle, *, label: str | None = None, logarithmic: bool = False
 ) -> None:
-    """Mean of ``value`` over ``swept`` with bars over seeds; on a logarithmic axis a bar stops short of 0."""
+    """Mean of ``value`` over ``swept`` with bars over seeds; on a logarithmic axis, where all is above 0, geometric."""
     at = sorted(float(x) for x in own["swept"].unique())
-    summary = np.array([mean_interval(own.loc[own["swept"] == x, "value"]) for x in at])
-    half = np.nan_to_num(summary[:, 1])
-    low = np.minimum(half, 0.95 * summary[:, 0] if logarithmic else np.inf)
+    groups = [own.loc[own["swept"] == x, "value"] for x in at]
+    if logarithmic and all((values > 0).all() for values in groups):
+        summary = np.array([geometric_interval(values) for values in groups])
+        centre, half = summary[:, 0], np.abs(summary[:, 1:].T - summary[:, 0])
+    else:
+        summary = np.array([mean_interval(values) for values in groups])
+        centre, half = summary[:, 0], summary[:, 1]
     ax.errorbar(
         at,
-        summary[:, 0],
-        yerr=[low, half],
+        centre,
+        yerr=np.nan_to_num(half),
         color=style.colour,
         marker=style.marker,
         ms=style.marker_size,

@@ -1,4 +1,4 @@
-"""Worst-case loss rise against the radius of the ball."""
+"""Worst-case loss rise by method: at one radius a row a method, over several a panel a method."""
 
 from __future__ import annotations
 
@@ -9,78 +9,90 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analyses.records import is_rise
-from reports.style import TWO_COLUMNS, mean_interval, method_order, method_style, plot_context
+from reports.figures.rows import draw_row, label_rows, readable
+from reports.style import TWO_COLUMNS, geometric_interval, method_order, method_style, panels, plot_context
 
-PANELS = {"full": "Full space", "lora": "LoRA subspace of the run"}
+PANELS = {"full": "full space", "lora": "LoRA subspace of the run"}
 REFERENCE = "lora"
+_COLUMNS = 4
+_GREY = "0.65"
 
 
 def plot_worst_case(records: pd.DataFrame, *, rho: float) -> Figure:
-    """Mean rise by method with 95 % intervals over seeds, and below it the rise over LoRA's at the same seed.
-
-    The rise grows by decades with the radius, so methods can be told apart only in the second row; it is missing
-    where the records have no LoRA runs.
+    """Rises in the full space and inside the run's LoRA subspace, where it was searched.
 
     Args:
         records: Long-form records.
         rho: Radius to mark.
 
     Returns:
-        A figure with a column for the full space and one for the LoRA subspace.
+        With one radius, a panel a space with a row a method; with more, a panel a method, in which LoRA's curve in the
+        full space is dotted.
     """
     rises = with_ratios(records)
-    rows = {"value": "worst-case loss rise (nats)"}
-    if rises["ratio"].notna().any():
-        rows["ratio"] = f"rise over {method_style(REFERENCE).label}'s, same seed"
     with plot_context():
-        figure, axes = plt.subplots(
-            len(rows), 2, figsize=(TWO_COLUMNS, 0.9 + 2.4 * len(rows)), sharex=True, sharey="row", squeeze=False
-        )
-        for row, (column, label) in zip(axes, rows.items(), strict=True):
-            for ax, space in zip(row, PANELS, strict=True):
-                draw_rises(rises[rises["subspace"] == space], column=column, ax=ax)
-                ax.axvline(rho, color="0.85", lw=4, zorder=0)
-            row[0].set_ylabel(label)
-            _logarithmic(row, rises[column].dropna())
-        radii = sorted(rises["rho"].unique())  # the panels share an axis, but not all radii
-        axes[0, 0].set_xticks(radii, [f"{radius:g}" for radius in radii])
-        for ax in axes.flat:
-            ax.minorticks_off()
-        for top, bottom, title in zip(axes[0], axes[-1], PANELS.values(), strict=True):
-            top.set_title(title)
-            bottom.set_xlabel("radius rho of the ball (norm of the weight change)")
-        entries = {
-            label: handle for ax in axes[0] for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)
-        }
-        figure.legend(list(entries.values()), list(entries), loc="outside lower center", ncols=5)
+        return _rows(rises) if rises["rho"].nunique() == 1 else _curves(rises, rho)
+
+
+def _rows(rises: pd.DataFrame) -> Figure:
+    spaces = [space for space in PANELS if (rises["subspace"] == space).any()]
+    methods = method_order(rises["method"])
+    size = (TWO_COLUMNS, 0.9 + 0.21 * len(methods))
+    figure, axes = plt.subplots(1, len(spaces), figsize=size, sharey=True, squeeze=False)
+    for ax, space in zip(axes[0], spaces, strict=True):
+        own = rises[rises["subspace"] == space]
+        for place, method in enumerate(reversed(methods)):
+            draw_row(ax, own.loc[own["method"] == method, "value"], method, place)
+        ax.set_title(PANELS[space])
+        ax.set_xlabel(f"worst-case rise at rho = {own['rho'].iloc[0]:g} (nats)")
+        readable(ax)
+    label_rows(axes[0, 0], methods)
     return figure
 
 
-def draw_rises(rises: pd.DataFrame, *, column: str, ax: Axes) -> Axes:
-    """One line a method over a logarithmic radius."""
+def _curves(rises: pd.DataFrame, rho: float) -> Figure:
     methods = method_order(rises["method"])
-    for index, method in enumerate(methods):
-        own = rises[rises["method"] == method].groupby("rho")[column]
-        summary = pd.DataFrame({rho: mean_interval(values) for rho, values in own}, index=["mean", "half"]).T
-        style = method_style(method)
-        # Moved apart by a few per cent, so that intervals of methods that agree stay visible.
-        shifted = summary.index.to_numpy(dtype=float) * 1.03 ** (index - (len(methods) - 1) / 2)
-        means, half = summary["mean"].to_numpy(), summary["half"].fillna(0).to_numpy()
-        # An interval that reaches 0 has no end on a logarithmic axis.
-        lower = np.where(means > 0, np.minimum(half, 0.95 * means), half)
-        ax.errorbar(
-            shifted,
-            means,
-            yerr=np.stack([lower, half]),
-            color=style.colour,
-            marker=style.marker,
-            ls=style.line,
-            ms=style.marker_size,
-            elinewidth=0.7,
-            label=style.label,
-        )
-    ax.set_xscale("log")
-    return ax
+    figure, axes = panels(len(methods), _COLUMNS, 1.35, sharex=True, sharey=True)
+    reference = rises[(rises["method"] == REFERENCE) & (rises["subspace"] == "full")]
+    for ax, method in zip(axes, methods, strict=True):
+        if method != REFERENCE and len(reference):
+            means = reference.groupby("rho")["value"].agg(lambda values: _summary(values)[0])
+            ax.plot(means.index, means, color=_GREY, lw=0.8, ls=":", label=method_style(REFERENCE).label)
+        own = rises[rises["method"] == method]
+        for space, words in PANELS.items():
+            inside = own[own["subspace"] == space]
+            if len(inside):
+                draw_curve(ax, inside, method_style(method).colour, hollow=space != "full", label=words)
+        ax.axvline(rho, color="0.88", lw=4, zorder=0)
+        ax.set_title(method_style(method).label)
+        ax.set_xscale("log")
+    radii = sorted(rises["rho"].unique())
+    axes[0].set_xticks(radii, [f"{radius:g}" for radius in radii], rotation=45 if len(radii) > 4 else 0)
+    _logarithmic(axes, rises["value"])
+    figure.supxlabel("radius rho of the ball (norm of the weight change)", fontsize=8)
+    figure.supylabel("worst-case rise (nats)", fontsize=8)
+    return figure
+
+
+def draw_curve(ax: Axes, rises: pd.DataFrame, colour: str, *, hollow: bool, label: str) -> None:
+    """Geometric means over a logarithmic radius with their 95 % intervals, at the very radii.
+
+    A radius with a rise of 0 has the arithmetic mean and no interval.
+    """
+    groups = rises.groupby("rho")["value"]
+    radii = np.array([radius for radius, _ in groups], dtype=float)
+    summary = np.array([_summary(values) for _, values in groups])
+    fill = "white" if hollow else colour
+    ax.errorbar(
+        radii, summary[:, 0], yerr=np.nan_to_num(np.abs(summary[:, 1:].T - summary[:, 0])), color=colour,
+        marker="o", ms=3.2, mfc=fill, lw=1.0, elinewidth=0.8, label=label,
+    )  # fmt: skip
+
+
+def _summary(values: pd.Series) -> tuple[float, float, float]:
+    if (values > 0).all():
+        return geometric_interval(values)
+    return float(values.mean()), float("nan"), float("nan")
 
 
 def with_ratios(records: pd.DataFrame) -> pd.DataFrame:
@@ -93,7 +105,7 @@ def with_ratios(records: pd.DataFrame) -> pd.DataFrame:
     return joined
 
 
-def _logarithmic(axes: np.ndarray, values: pd.Series) -> None:
+def _logarithmic(axes: list[Axes], values: pd.Series) -> None:
     """Logarithmic in y; linear close to 0 if there are rises of 0, which a logarithmic axis would drop."""
     positive = values[values > 0]
     for ax in axes:

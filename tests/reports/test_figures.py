@@ -64,37 +64,44 @@ def _shows_all_intervals(ax: Axes) -> bool:
     return bool(low <= ends.min() and ends.max() <= high)
 
 
-def test_worst_case_shows_means_and_intervals(records: pd.DataFrame) -> None:
+def test_worst_case_has_a_panel_a_method_with_geometric_means(records: pd.DataFrame) -> None:
     figure = plot_worst_case(records, rho=RHO)
     rises = records[(records["measure"] == "worst_case_rise") & (records["method"] == "bilora")]
-    for ax, space in zip(figure.axes[:2], ("full", "lora"), strict=True):
-        means, ends = _container(ax, "bilora")
-        assert len(means) == len(RADII)
-        own = rises[(rises["subspace"] == space) & np.isclose(rises["rho"], RHO)]["value"]
-        mean, half = mean_interval(own)
+    panels = {ax.get_title(): ax for ax in figure.axes if ax.get_visible()}
+    assert list(panels) == [method_style(method).label for method in SHARPNESS]
+    for space, bars in zip(("full", "lora"), _errorbars(panels["Bi-LoRA"]), strict=True):
+        line, _, (ends,) = bars.lines
+        logs = np.log(rises[(rises["subspace"] == space) & np.isclose(rises["rho"], RHO)]["value"].astype(float))
+        centre, half = mean_interval(logs)
         at = RADII.index(RHO)
-        assert means[at] == pytest.approx(mean)
-        assert ends[at] == pytest.approx([mean - half, mean + half])
-        assert ax.get_yscale() == "log"
-    assert _legend_is_outside(figure)
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == [method_style(m).label for m in SHARPNESS]
-    assert all(_shows_all_intervals(ax) for ax in figure.axes)
+        assert line is not None and np.asarray(line.get_xdata()) == pytest.approx(RADII)  # no mark is moved aside
+        assert np.asarray(line.get_ydata())[at] == pytest.approx(np.exp(centre))
+        assert _segments(ends)[at][:, 1] == pytest.approx(np.exp([centre - half, centre + half]))
+    assert all(ax.get_yscale() == "log" and _shows_all_intervals(ax) for ax in panels.values())
+    (reference,) = [line for line in panels["Bi-LoRA"].lines if line.get_label() == "LoRA"]
+    lora = records[(records["measure"] == "worst_case_rise") & (records["method"] == "lora")]
+    lora = lora[(lora["subspace"] == "full") & np.isclose(lora["rho"], RADII[0])]["value"].astype(float)
+    assert reference.get_ydata()[0] == pytest.approx(np.exp(np.log(lora).mean()))
 
 
-def test_lower_row_of_worst_case_is_paired_by_seed(records: pd.DataFrame) -> None:
-    figure = plot_worst_case(records, rho=RHO)
-    rises = records[(records["measure"] == "worst_case_rise") & (records["subspace"] == "full")]
-    wide = rises[np.isclose(rises["rho"], RHO)].pivot(index="seed", columns="method", values="value")
-    means, _ = _container(figure.axes[2], "sam")
-    assert means[RADII.index(RHO)] == pytest.approx((wide["sam"] / wide["lora"]).mean())
-    np.testing.assert_allclose(_container(figure.axes[2], "lora")[0], 1.0)
+def test_worst_case_of_one_radius_has_a_row_a_method_and_no_empty_panel(records: pd.DataFrame) -> None:
+    one = records[(records["measure"] == "worst_case_rise") & (records["rho"] == RHO)]
+    assert [ax.get_title() for ax in plot_worst_case(one, rho=RHO).axes] == ["full space", "LoRA subspace of the run"]
+    (ax,) = plot_worst_case(one[one["subspace"] == "full"], rho=RHO).axes
+    labels = [tick.get_text() for tick in ax.get_yticklabels()]
+    assert labels == [method_style(method).label for method in SHARPNESS][::-1]
+    place = labels.index("SAM")
+    (dots,) = [dots for dots in ax.collections if place in np.asarray(dots.get_offsets())[:, 1]]
+    own = one[(one["method"] == "sam") & (one["subspace"] == "full")]["value"].astype(float)
+    np.testing.assert_allclose(np.sort(np.asarray(dots.get_offsets())[:, 0]), np.sort(own))
+    assert ax.get_xscale() == "log"
 
 
 def test_every_radius_has_its_tick_though_subspaces_have_fewer(records: pd.DataFrame) -> None:
     fewer = records[(records["subspace"] != "lora") | (records["rho"] == RHO)]
     figure = plot_worst_case(fewer, rho=RHO)
     expected = sorted(records.loc[records["measure"] == "worst_case_rise", "rho"].unique())
-    for ax in figure.axes:
+    for ax in figure.axes[: len(SHARPNESS)]:
         assert ax.get_xticks().tolist() == pytest.approx(expected)
 
 
@@ -103,18 +110,21 @@ def test_worst_case_without_lora_or_with_a_rise_of_zero(records: pd.DataFrame) -
     flat = (others["measure"] == "worst_case_rise") & (others["method"] == "sam") & (others["rho"] < 0.02)
     others.loc[flat, "value"] = 0.0
     figure = plot_worst_case(others, rho=RHO)
-    assert len(figure.axes) == 2
-    assert _container(figure.axes[0], "sam")[0][0] == 0
-    assert figure.axes[0].get_yscale() == "symlog"
-    assert all(_shows_all_intervals(ax) for ax in figure.axes)
+    sam = figure.axes[1]
+    assert sam.get_title() == "SAM" and not any(line.get_label() == "LoRA" for line in sam.lines)
+    assert _errorbars(sam)[0].lines[0].get_ydata()[0] == 0  # type: ignore[union-attr]
+    assert sam.get_yscale() == "symlog"
+    assert _shows_all_intervals(sam)
 
 
 def test_eigenvalues_are_those_of_lanczos(records: pd.DataFrame) -> None:
     figure = plot_eigenvalues(records)
     chosen = records[(records["measure"] == "hessian_eigenvalue") & (records["algorithm"] == "lanczos")]
     means, ends = _container(figure.axes[0], "bilora")
-    expected = chosen[chosen["method"] == "bilora"].groupby("index")["value"].mean()
+    own = chosen[chosen["method"] == "bilora"]
+    expected = np.exp(own.assign(log=np.log(own["value"].astype(float))).groupby("index")["log"].mean())
     np.testing.assert_allclose(means, expected.to_numpy())
+    assert figure.axes[0].get_yscale() == "log"
     assert (ends[:, 0] < means).all() and (ends[:, 1] > means).all()
     assert _legend_is_outside(figure)
     assert _shows_all_intervals(figure.axes[0])
@@ -156,11 +166,18 @@ def test_accuracy_against_sharpness_has_a_point_a_run_and_a_mean_a_method(record
     runs, means = points[::2], points[1::2]
     assert [len(one) for one in runs] == [5] * len(SHARPNESS)
     for run, mean in zip(runs, means, strict=True):
-        np.testing.assert_allclose(mean[0], run.mean(axis=0))
+        np.testing.assert_allclose(mean[0], [np.exp(np.log(run[:, 0]).mean()), run[:, 1].mean()])
         assert 80 < mean[0][1] < 100
     colours = [to_hex(one.get_facecolor()[0]).upper() for one in ax.collections[1::2]]
     assert colours == [method_style(method).colour for method in SHARPNESS]
     assert _legend_is_outside(figure)
+
+
+def test_sizes_of_the_training_set_have_panels_of_their_own(records: pd.DataFrame) -> None:
+    larger = records.assign(train_size=200)
+    figure = plot_accuracy_sharpness(pd.concat([records, larger], ignore_index=True), rho=RHO)
+    assert [ax.get_title() for ax in figure.axes] == ["100 training examples", "200 training examples"]
+    assert all(len(ax.collections) == 2 * len(SHARPNESS) for ax in figure.axes)
 
 
 def test_draw_all_writes_files_with_captions_that_name_the_method(records: pd.DataFrame, tmp_path: Path) -> None:
@@ -173,6 +190,7 @@ def test_draw_all_writes_files_with_captions_that_name_the_method(records: pd.Da
         assert one.path.is_file() and one.path.with_suffix(".pdf").is_file()
         assert ("n = 5 seeds" in one.caption) == (one.name in over_seeds)
     captions = {one.name: one.caption for one in figures}
+    assert "Geometric means" in captions["worst_case_rise"]
     assert "two independent searches" in captions["worst_case_rise"] and "lower bound" in captions["worst_case_rise"]
     assert "geometric means" in captions["forest"] and "lower bound" in captions["forest"]
     assert not plt.get_fignums()

@@ -57,11 +57,15 @@ def test_surfaces_share_one_height(records: pd.DataFrame) -> None:
 
 
 def test_the_prediction_is_the_ratio_at_the_same_run(records: pd.DataFrame) -> None:
-    (ax,) = plot_prediction(records).axes
-    lines = {line.get_label(): line for line in ax.get_lines()}
-    for method in SHARPNESS:
-        np.testing.assert_allclose(lines[method_style(method).label].get_ydata(), 2.0)
-        np.testing.assert_allclose(lines[method_style(method).label].get_xdata(), RADII)
+    axes = plot_prediction(records).axes
+    assert [ax.get_title() for ax in axes] == [f"rho = {RADII[place]:g}" for place in (0, 2, 3, 5)]
+    for ax in axes:
+        marks = {
+            int(line.get_ydata()[0]): line.get_xdata()[0] for line in ax.get_lines() if line.get_marker() != "None"
+        }
+        assert marks == pytest.approx(dict.fromkeys(range(len(SHARPNESS)), 2.0))
+    labels = [tick.get_text() for tick in axes[0].get_yticklabels()]
+    assert labels == [method_style(method).label for method in SHARPNESS][::-1]
 
 
 def test_barriers_fill_the_lower_triangle(records: pd.DataFrame) -> None:
@@ -137,7 +141,8 @@ def test_a_rank_sweep_joins_the_variants_into_one_curve_a_method() -> None:
         line = container.lines[0]
         assert list(line.get_xdata()) == [1.0, 2.0, 4.0]
         np.testing.assert_allclose(line.get_ydata(), [60.0, 70.0, 90.0])
-    np.testing.assert_allclose(rise.containers[0].lines[0].get_ydata(), [1.005, 0.505, 0.255])
+    expected = [np.sqrt(one * (one + 0.01)) for one in (1.0, 0.5, 0.25)]  # geometric means
+    np.testing.assert_allclose(rise.containers[0].lines[0].get_ydata(), expected)
     assert accuracy.get_xlabel() == "rank"
 
 

@@ -1,0 +1,45 @@
+"""A row a method on a logarithmic axis: its runs, their geometric mean and the interval of that."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
+
+from reports.style import geometric_interval, method_style
+
+
+def draw_row(ax: Axes, values: pd.Series, method: str, place: int) -> None:
+    """Dots for the runs, a mark for their geometric mean, a line for its 95 % interval."""
+    style = method_style(method)
+    values = values[values > 0].astype(float)
+    if values.empty:
+        return
+    centre, low, high = geometric_interval(values)
+    ax.scatter(values, np.full(len(values), place), s=7, color=style.colour, alpha=0.35, lw=0)
+    if np.isfinite(low):
+        ax.plot([low, high], [place, place], color=style.colour, lw=1.4)
+    ax.plot(centre, place, color=style.colour, marker=style.marker, ms=style.marker_size + 0.5)
+
+
+def label_rows(ax: Axes, methods: list[str]) -> None:
+    """Names of the methods, the first on top."""
+    ax.set_yticks(range(len(methods)), [method_style(method).label for method in reversed(methods)])
+    ax.set_ylim(-0.6, len(methods) - 0.4)
+
+
+def readable(ax: Axes) -> None:
+    """Logarithmic in x, with round numbers as ticks, few enough for a narrow panel and at least two."""
+    ax.set_xscale("log")
+    low, high = ax.get_xlim()
+    decades = np.log10(high / low)
+    if decades < 0.5:
+        steps = np.array([1.0, 1.1, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0])
+        powers = 10.0 ** np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
+        ax.xaxis.set_major_locator(FixedLocator((powers[:, None] * steps).ravel()))
+    else:
+        steps_of = (1.0, 2.0, 5.0) if decades < 1.5 else (1.0, 3.0) if decades < 2.5 else (1.0,)
+        ax.xaxis.set_major_locator(LogLocator(subs=steps_of, numticks=12))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.xaxis.set_minor_formatter(NullFormatter())
