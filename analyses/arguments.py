@@ -9,6 +9,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from analyses.comparing.request import add_compare_arguments
 from analyses.study.data_settings import DATA_KINDS
+from reports.redraw_command import add_report_arguments
 
 
 def parser_of(commands: Mapping[str, Callable[[Namespace], int]]) -> ArgumentParser:
@@ -78,7 +79,7 @@ def parser_of(commands: Mapping[str, Callable[[Namespace], int]]) -> ArgumentPar
         if name == "compare":
             add_compare_arguments(sub)
         if name == "report":
-            sub.add_argument("directory", type=Path, metavar="DIR", help="folder of a finished audit")
+            add_report_arguments(sub)
         subcommands.add_subcommand(name, sub, help=_summary(command.__doc__))
     return parser
 

@@ -32,6 +32,7 @@ from reports.claims import print_claims
 from reports.comparison.page import write_comparison
 from reports.figures.front import front_lines, write_front
 from reports.page import write_report
+from reports.redraw_command import redraw_command
 
 if TYPE_CHECKING:
     from analyses.running.stopping import Stopping
@@ -221,6 +222,8 @@ def report(options: Namespace) -> int:
     from analyses.judging.correlation import rank_correlations
     from analyses.running.stopping import LOOKS, recorded_looks
 
+    if options.figures:
+        return redraw_command(options)
     records = options.directory / "records.parquet"
     if records.is_file() and (options.directory / DESCRIPTION).is_file():
         print(f"Report: {write_comparison(options.directory)}")

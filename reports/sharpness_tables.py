@@ -22,13 +22,13 @@ def measures_table(records: pd.DataFrame, *, rho: float) -> Tables:
     here = _of_full_l2_ball(records)
     here = here[np.isclose(here["rho"].astype(float), rho)]
     columns = {
-        "worst case": (here["measure"] == "worst_case_rise", 1.0, 3),
+        "worst case": (here["measure"] == "worst_case_rise", 1.0, None),
         "effective examples": (here["measure"] == "effective_examples", 1.0, 1),
         "largest example (%)": ((here["measure"] == "largest_share") & (here["index"] == 1), 100.0, 0),
         "five largest (%)": ((here["measure"] == "largest_share") & (here["index"] == 5), 100.0, 0),
-        "mean of own worst cases": (here["measure"] == "own_worst_case_rise", 1.0, 3),
+        "mean of own worst cases": (here["measure"] == "own_worst_case_rise", 1.0, None),
         "average case": (here["measure"] == "average_case_rise", 1.0, None),
-        "SAM's one step": (here["measure"] == "one_step_rise", 1.0, 3),
+        "SAM's one step": (here["measure"] == "one_step_rise", 1.0, None),
     }
     shown, plain = {}, {}
     for method in method_order(here.loc[here["measure"] == "own_worst_case_rise", "method"]):
@@ -38,8 +38,7 @@ def measures_table(records: pd.DataFrame, *, rho: float) -> Tables:
         for name, (mask, scale, digits) in columns.items():
             chosen = here[own & mask.fillna(False)]
             mean, half = mean_interval(scale * chosen["value"])
-            # The average case is orders of magnitude smaller.
-            texts[name] = f"{mean:.1e} ± {half:.0e}" if digits is None else plus_minus(mean, half, digits)
+            texts[name] = plus_minus(mean, half, digits)
             numbers |= {f"{name} mean": mean, f"{name} half-width": half}
             if chosen["stderr"].notna().any():  # of the estimate at one minimum, beside the spread over runs
                 numbers[f"{name} median stderr"] = float(chosen["stderr"].median())
@@ -90,7 +89,7 @@ def ball_table(records: pd.DataFrame) -> Tables:
         for (ball, rho), chosen in rises.groupby(["ball", "rho"]):
             mean, half = mean_interval(chosen.loc[chosen["method"] == method, "value"])
             name = f"{ball} (rho={rho:g})"
-            texts[name] = plus_minus(mean, half, 3)
+            texts[name] = plus_minus(mean, half)
             numbers |= {f"{name} mean": mean, f"{name} half-width": half}
         shown[method_style(method).label], plain[method] = texts, numbers
     return by_row(shown, "method"), by_row(plain, "method")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -219,13 +220,17 @@ def panels(count: int, columns: int, height: float, **options: Any) -> tuple[Fig
     return figure, list(axes.flat[:count])
 
 
-def save_figure(figure: Figure, folder: Path, name: str) -> Path:
-    """Save as PDF, PNG and SVG and return the PNG's path; the bytes do not depend on the date."""
-    metadata = {"CreationDate": None}
+FORMATS = ("pdf", "svg", "png")
+"""Of figures. PNG for a screen, the others for print."""
+_METADATA: Mapping[str, Mapping[str, Any]] = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
+
+
+def save_figure(figure: Figure, folder: Path, name: str, formats: Sequence[str] = FORMATS) -> Path:
+    """Save in every format and return the PNG's path; the bytes do not depend on the date."""
     with plot_context():  # the type of the embedded fonts is read when the file is written
         figure.draw_without_rendering()
         figure.set_layout_engine("none")  # what is laid out once need not be for every format
-        write_atomically(folder / f"{name}.pdf", lambda path: figure.savefig(path, metadata=metadata))
-        write_atomically(folder / f"{name}.png", lambda path: figure.savefig(path, dpi=200))
-        write_atomically(folder / f"{name}.svg", lambda path: figure.savefig(path, metadata={"Date": None}))
+        for suffix in formats:
+            save = partial(figure.savefig, dpi=200, metadata=_METADATA.get(suffix))
+            write_atomically(folder / f"{name}.{suffix}", save)
     return folder / f"{name}.png"

@@ -17,6 +17,7 @@ from reports.style import mean_interval, method_order, method_style
 
 NOTHING, UNBOUNDED = "–", "unbounded"
 ALGORITHMS = ("lanczos", "power_iteration", "pyhessian")
+_MOST_DECIMALS = 6
 CONVERGED = 5e-2
 """Relative residual up to which the agreement table counts an eigenpair as resolved, whatever the solver's own rule."""
 TEXT_COLUMNS = dict.fromkeys(["method", "algorithm", "claim", "comparison", "run"], "l") | {"statement": "p{6cm}"}
@@ -43,12 +44,12 @@ def main_table(records: pd.DataFrame, *, rho: float) -> tuple[pd.DataFrame, pd.D
     stationary = (records["measure"] == "gradient_norm") & (records["subspace"] == "full")
     columns = {
         "test accuracy (%)": (records["measure"] == "test_accuracy", 100.0, 1),
-        "test loss": (records["measure"] == "test_loss", 1.0, 3),
-        "train loss": (records["measure"] == "train_loss", 1.0, 4),
-        f"rise, full (rho={rho:g})": (is_rise(records, "full", rho), 1.0, 3),
-        f"rise, LoRA (rho={rho:g})": (is_rise(records, "lora", rho), 1.0, 3),
-        "largest eigenvalue": (records.index.isin(top), 1.0, 2),
-        "gradient norm": (stationary, 1.0, 3),
+        "test loss": (records["measure"] == "test_loss", 1.0, None),
+        "train loss": (records["measure"] == "train_loss", 1.0, None),
+        f"rise, full (rho={rho:g})": (is_rise(records, "full", rho), 1.0, None),
+        f"rise, LoRA (rho={rho:g})": (is_rise(records, "lora", rho), 1.0, None),
+        "largest eigenvalue": (records.index.isin(top), 1.0, None),
+        "gradient norm": (stationary, 1.0, None),
     }
     trained = records[records["measure"] == "train_loss"]
     sizes = sorted(trained["train_size"].unique())
@@ -230,10 +231,25 @@ def interval(low: float | None, high: float | None) -> str:
     return f"[{low:.3g}, {high:.3g}]"
 
 
-def plus_minus(mean: float, half: float, digits: int) -> str:
-    """Mean ± half-width; a dash for what is undefined."""
+def plus_minus(mean: float, half: float, digits: int | None = None) -> str:
+    """Mean ± half-width; a dash for what is undefined.
+
+    Args:
+        mean: The mean.
+        half: Half-width of its interval.
+        digits: Decimals; by default two significant digits of the half-width, three of a mean that has none.
+
+    >>> plus_minus(0.00123, 0.00045), plus_minus(12.3456, 1.2), plus_minus(3.2e-7, 4e-8), plus_minus(0.5, float("nan"))
+    ('0.00123 ± 0.00045', '12.3 ± 1.2', '3.20e-07 ± 4.0e-08', '0.500 ± –')
+    """
     if math.isnan(mean):
         return NOTHING
+    if digits is None:
+        last = half if half > 0 else abs(mean) / 10  # NaN is not above 0
+        digits = max(0, 1 - math.floor(math.log10(last))) if last > 0 and math.isfinite(last) else 3
+    if digits > _MOST_DECIMALS:
+        size = max(0, math.floor(math.log10(abs(mean))) - math.floor(math.log10(half)) + 1) if mean and half > 0 else 2
+        return f"{mean:.{size}e} ± {NOTHING if math.isnan(half) else f'{half:.1e}'}"
     return f"{mean:.{digits}f} ± {NOTHING if math.isnan(half) else f'{half:.{digits}f}'}"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ from reports.figures.surfaces import plot_contours, plot_surfaces
 from reports.figures.sweeps import over_rank, over_train_size, plot_sweep
 from reports.figures.trajectories import plot_trajectories
 from reports.figures.worst_case import plot_worst_case, with_ratios
-from reports.style import save_figure
+from reports.style import FORMATS, save_figure
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,26 @@ class Plan:
     draw: Callable[[], Figure]
 
 
-def draw_all(records: pd.DataFrame, *, rho: float, folder: Path) -> list[FigureFile]:
-    """Draw every figure for which there are records, in ``folder``: NAME.pdf, NAME.png, and its numbers in NAME.csv."""
+def draw_all(
+    records: pd.DataFrame,
+    *,
+    rho: float,
+    folder: Path,
+    only: Sequence[str] | None = None,
+    formats: Sequence[str] = FORMATS,
+) -> list[FigureFile]:
+    """Draw every figure for which there are records, in ``folder``: NAME in every format, its numbers in NAME.csv.
+
+    Args:
+        records: Records of a study.
+        rho: Radius at which its claims are judged.
+        folder: Where.
+        only: Names of the figures wanted; default all.
+        formats: See `reports.style.FORMATS`.
+
+    Raises:
+        ValueError: A name is unknown, or there are no records for it.
+    """
     runs = records.loc[records["measure"] == "train_loss", ["train_size", "seed"]].drop_duplicates()
     seeds, sizes = runs["seed"].nunique(), runs["train_size"].nunique()
     count = f"n = {len(runs)} {'seeds' if seeds > 1 else 'seed'}"
@@ -59,16 +77,21 @@ def draw_all(records: pd.DataFrame, *, rho: float, folder: Path) -> list[FigureF
     bars = f"bars are 95 % Student-t intervals over {'seeds' if sizes == 1 else 'runs'}"
     bars = bars if len(runs) > 1 else "one seed has no interval"
     plans = [*_over_runs(records, rho, count, bars), *_pictures(records, rho), *_along_training(records, count, bars)]
-    return draw_plans(plans, folder)
+    possible = [plan for plan in plans if len(plan.chosen)]
+    for name in only or ():
+        if name not in {plan.name for plan in possible}:
+            there = ", ".join(plan.name for plan in possible)
+            raise ValueError(f"--figures: expected some of {there} (or all), for which there are records; got {name!r}")
+    return draw_plans([plan for plan in possible if only is None or plan.name in only], folder, formats)
 
 
-def draw_plans(plans: Iterable[Plan], folder: Path) -> list[FigureFile]:
-    """Draw the planned figures for which there are records: NAME.pdf, NAME.png, and the numbers in NAME.csv."""
+def draw_plans(plans: Iterable[Plan], folder: Path, formats: Sequence[str] = FORMATS) -> list[FigureFile]:
+    """Draw the planned figures for which there are records: NAME in every format, and the numbers in NAME.csv."""
     drawn = []
     for plan in plans:
         if len(plan.chosen):
             figure = plan.draw()
-            drawn.append(FigureFile(plan.name, plan.caption, save_figure(figure, folder, plan.name)))
+            drawn.append(FigureFile(plan.name, plan.caption, save_figure(figure, folder, plan.name, formats)))
             plt.close(figure)
             numbers = figure_numbers(plan.chosen)
             write_atomically(folder / f"{plan.name}.csv", partial(numbers.to_csv, index=False))

@@ -24,7 +24,10 @@ def test_measures_stand_side_by_side(records: pd.DataFrame) -> None:
         assert row["worst case mean"] == pytest.approx(rises.loc[rises["method"] == method, "value"].mean())
         assert row["mean of own worst cases mean"] == pytest.approx(own.loc[own["method"] == method, "value"].mean())
         assert row["mean of own worst cases median stderr"] == 0.2
-    assert (numbers["examples in that mean"] == 100).all() and "e-04" in shown["average case"].str.cat()
+    assert (numbers["examples in that mean"] == 100).all()
+    texts = shown["average case"].str.split(" ± ", expand=True).astype(float)
+    assert texts[0].to_numpy() == pytest.approx(numbers["average case mean"].to_numpy(), rel=0.02)
+    assert (texts[1] > 0).all()  # small numbers keep their digits
     assert numbers.loc["sam", "effective examples mean"] == pytest.approx(1.1)
     assert numbers.loc["sam", "largest example (%) mean"] == pytest.approx(97.0)
     assert measures_table(records[records["measure"] == "worst_case_rise"], rho=RHO)[0].empty

@@ -1,0 +1,56 @@
+"""Single figures once more, by command and without torch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reports.redraw import redraw
+from tests.reports.conftest import made_up_records, write_study
+
+
+@pytest.fixture
+def study(claims: dict[str, Any], tmp_path: Path) -> Path:
+    return write_study(tmp_path, made_up_records(("lora", "bilora"), num_seeds=2), claims, [])
+
+
+def test_only_what_is_asked_for_is_written(study: Path) -> None:
+    paths = redraw(study, ["forest", "eigenvalues"], ["svg"])
+    assert [path.name for path in paths] == ["forest.svg", "eigenvalues.svg"]
+    found = {path.name for path in (study / "figures").iterdir()}
+    assert found == {"forest.svg", "eigenvalues.svg", "forest.csv", "eigenvalues.csv"}
+
+
+@pytest.mark.parametrize(
+    ("names", "formats", "message"),
+    [
+        (["fores"], ["svg"], r"--figures: expected some of forest, .* \(or all\), .*; got 'fores'"),
+        (["dynamics"], ["svg"], "--figures: expected some of"),
+        (["forest"], ["gif"], "--format: expected some of pdf, svg, png, got 'gif'"),
+    ],
+)
+def test_unknown_names_are_refused(study: Path, names: list[str], formats: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        redraw(study, names, formats)
+
+
+def test_a_folder_without_records_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"holds no records.parquet; run 'landscape audit' first"):
+        redraw(tmp_path, ["all"])
+
+
+def test_the_command_does_not_wait_for_torch(study: Path) -> None:
+    code = (
+        "import sys; sys.argv = ['landscape', 'report', sys.argv[1], '--figures', 'forest', '--format', 'svg,pdf']\n"
+        "from analyses.launch import main\n"
+        "status = main()\n"
+        "print(sorted({'torch', 'transformers', 'landscape'} & set(sys.modules)))\n"
+        "sys.exit(status)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(study)], capture_output=True, text=True, check=True)
+    *paths, loaded = done.stdout.splitlines()
+    assert [Path(path).name for path in paths] == ["forest.svg", "forest.pdf"] and loaded == "[]"
