@@ -8,7 +8,7 @@ MINILM := $(shell sed -n '/^minilm = \[/,/^\]/s/^ *"\(.*\)",$$/\1/p' pyproject.t
 PRESET_READY := $(if $(filter minilm-%,$(PRESET)),$(VENV)/.minilm)
 .DEFAULT_GOAL := help
 
-.PHONY: help setup minilm-env audit test test-browser check format lock tune benchmark-env
+.PHONY: help setup minilm-env audit test test-browser docs check format lock tune benchmark-env
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -50,6 +50,9 @@ test: setup ## Run the tests
 test-browser: setup ## Run the tests of the pages in Chromium; installs Debian's where there is none
 	@command -v chromium > /dev/null || (apt-get update -qq && apt-get install -y -qq chromium) > /dev/null 2>&1 || true
 	$(BIN)/pytest -m browser tests/reports -n 0
+
+docs: setup ## Build the documentation into site/, to be opened from files
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 check: setup ## Lint, types and import contracts
 	$(BIN)/ruff check .

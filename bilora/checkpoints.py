@@ -35,7 +35,7 @@ def save_adapter(model: PeftModel, name: str, directory: str | Path) -> None:
     """Save one adapter so that `PeftModel.from_pretrained(base, directory)` computes what was trained.
 
     PiSSA and LoRA-GA take their first product s·B₀A₀ out of the frozen weights. Their change against the plain model,
-    s(BA − B₀A₀), is saved as plain LoRA of twice the rank, [B −B₀][A; A₀].
+    s(BA − B₀A₀), is saved as plain LoRA of twice the rank, `[B −B₀][A; A₀]`.
 
     Raises:
         ValueError: The adapter is of such a kind, and the model was not prepared here.
