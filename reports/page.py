@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
@@ -18,6 +20,7 @@ from reports.claims import by_family, claim_interval, claims_table, details, sum
 from reports.correlations import correlation_table
 from reports.evidence import columns_of, interval_bar, slope_plot
 from reports.figures import draw_all
+from reports.methods_text import bibliography, methods_paragraph
 from reports.sharpness_tables import ball_table, few_examples, measures_table, search_table
 from reports.tables import (
     agreement_table,
@@ -28,6 +31,7 @@ from reports.tables import (
     quantity,
     significant,
     write_tables,
+    write_text,
 )
 
 
@@ -65,6 +69,11 @@ def write_report(folder: Path) -> Path:
     short = summary(claims, study=_study_name(records), runs=num_runs, failed=len(failures), diverged=len(diverged))
     write_json(folder / "summary.json", short)
     settings, made = folder / "study.yaml", _optional(folder / "environment.json", [])
+    text = settings.read_text() if settings.exists() else ""
+    if len(records):
+        paragraph = methods_paragraph(yaml.safe_load(text) or {}, records, claims)
+        for name, content in {"methods.tex": paragraph, "references.bib": bibliography(paragraph)}.items():
+            write_atomically(folder / name, partial(write_text, content))
     page = render(
         "report.html.j2",
         _SECTIONS,
@@ -78,7 +87,7 @@ def write_report(folder: Path) -> Path:
         failures=failures,
         diverged=diverged,
         environments=[made] if isinstance(made, dict) else made,
-        settings=settings.read_text() if settings.exists() else "",
+        settings=text,
         num_runs=num_runs,
     )
     path = folder / "report.html"

@@ -204,7 +204,7 @@ def write_tables(tables: Mapping[str, tuple[pd.DataFrame, pd.DataFrame]], folder
     for name, (shown, plain) in tables.items():
         texts = {"md": markdown_table(shown), "tex": _latex(shown), "csv": plain.to_csv(index=False)}
         for suffix, text in texts.items():
-            write_atomically(folder / f"{name}.{suffix}", partial(_write, text))
+            write_atomically(folder / f"{name}.{suffix}", partial(write_text, text))
 
 
 def significant(value: float | None) -> str:
@@ -258,7 +258,8 @@ def by_row(rows: Mapping[str, Mapping[str, Any]], name: str) -> pd.DataFrame:
     return pd.DataFrame([{name: key} | dict(row) for key, row in rows.items()])
 
 
-def _write(text: str, path: Path) -> None:
+def write_text(text: str, path: Path) -> None:
+    """Write a text; for `write_atomically`."""
     path.write_text(text)
 
 
@@ -276,12 +277,14 @@ def markdown_table(frame: pd.DataFrame) -> str:
     return "".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |\n" for line in lines)
 
 
-def _latex(frame: pd.DataFrame) -> str:
-    def escape(text: str) -> str:
-        return "".join(LATEX.get(character, character) for character in text)
+def escape_latex(text: str) -> str:
+    """Text in which LaTeX sees no commands."""
+    return "".join(LATEX.get(character, character) for character in text)
 
-    rows = [" & ".join(escape(str(cell)) for cell in row) + r" \\" for row in frame.to_numpy().tolist()]
-    header = " & ".join(escape(str(column)) for column in frame.columns) + r" \\"
+
+def _latex(frame: pd.DataFrame) -> str:
+    rows = [" & ".join(escape_latex(str(cell)) for cell in row) + r" \\" for row in frame.to_numpy().tolist()]
+    header = " & ".join(escape_latex(str(column)) for column in frame.columns) + r" \\"
     layout = "".join(TEXT_COLUMNS.get(column, "r") for column in frame.columns)
     lines = [rf"\begin{{tabular}}{{{layout}}}", r"\toprule", header, r"\midrule", *rows, r"\bottomrule"]
     return "\n".join([*lines, r"\end{tabular}", ""])

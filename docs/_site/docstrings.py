@@ -1,4 +1,4 @@
-"""Docstrings as the reference shows them: doctests are blocks of code, where Markdown would see quotations; maths too."""
+"""Docstrings as the reference shows them: doctests are blocks of code, where Markdown sees quotations; maths too."""
 
 from __future__ import annotations
 

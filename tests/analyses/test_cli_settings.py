@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from analyses.cli import main
 from analyses.measures.registry import MEASURES
 from analyses.running.tuning import best_settings
 from analyses.study import Study, load_preset, preset_names
@@ -53,11 +54,13 @@ def worst_case(**changes: object) -> dict[str, Any]:
         ({}, ["--jobs", "0"], "--jobs"),
     ],
 )
-def test_bad_input_ends_before_work(tmp_path: Path, changes: dict, arguments: list[str], message: str) -> None:
-    source = [] if "--preset" in arguments else ["--config", written(tmp_path, **changes)]
-    done = landscape("audit", *source, "--out", tmp_path / "out", *arguments)
-    assert done.returncode == 2, done.stderr
-    assert message in done.stderr and "Traceback" not in done.stderr
+def test_bad_input_ends_before_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict, arguments: list[str], message: str
+) -> None:
+    source = [] if "--preset" in arguments else ["--config", str(written(tmp_path, **changes))]
+    assert main(["audit", *source, "--out", str(tmp_path / "out"), *arguments]) == 2
+    said = capsys.readouterr().err
+    assert message in said and "Traceback" not in said
     assert not (tmp_path / "out" / "base").exists()
 
 
@@ -108,6 +111,7 @@ def test_the_presets_settings_are_the_grids_best(name: str) -> None:
 
 
 @pytest.mark.parametrize("command", ["audit", "train", "measure", "compare", "tune", "report", "presets", "methods"])
-def test_every_command_explains_itself(command: str) -> None:
-    done = landscape(command, "--help")
-    assert done.returncode == 0 and len(done.stdout) > 100
+def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    assert ended.value.code == 0 and len(capsys.readouterr().out) > 100

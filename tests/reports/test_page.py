@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pytest
 
 from reports.charts import plotly_source
 from reports.claims import TITLES, claims_text, details
 from reports.page import write_report
-from tests.reports.conftest import made_up_records, write_study
+from tests.reports.conftest import made_up_claims, made_up_records, write_study
 
 FAILURES = [{"cell": "sam-3", "reason": "the loss <diverged>"}]
 UNDEFINED = re.compile(r"\b(nan|None|inf|<NA>)\b")
@@ -43,11 +44,15 @@ class _Page(HTMLParser):
             self.text += data
 
 
-def test_page_is_whole_and_self_contained(records: pd.DataFrame, claims: dict[str, Any], tmp_path: Path) -> None:
-    path = write_report(write_study(tmp_path, records, claims, FAILURES))
-    source = path.read_text()
+@pytest.fixture(scope="module")
+def whole(records: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a study with its report."""
+    return write_report(write_study(tmp_path_factory.mktemp("whole"), records, made_up_claims(), FAILURES)).parent
+
+
+def test_page_is_whole_and_self_contained(whole: Path) -> None:
+    source = (whole / "report.html").read_text()
     page = _Page(source)
-    assert path == tmp_path / "report.html"
     assert page.open == []
     assert len(page.images) == 11 and all(image.startswith("data:image/svg+xml;base64,") for image in page.images)
     own = source.replace(str(plotly_source()), "")
@@ -65,17 +70,15 @@ def test_page_is_whole_and_self_contained(records: pd.DataFrame, claims: dict[st
     assert page.text.index("Verdicts") < page.text.index("Main results")
     assert re.findall(r'class="badge (\w+)">(\w+)<', source)[:2] == [("supported",) * 2, ("contradicted",) * 2]
     assert not UNDEFINED.search(page.text)
-    names = {table.stem for table in (tmp_path / "tables").iterdir()}
+    names = {table.stem for table in (whole / "tables").iterdir()}
     assert names == {
         *("main", "cost", "agreement", "pyhessian", "claims", "differences", "correlations"),
         *("alignment", "inside", "modules", "angles", "measures", "searches", "balls"),
     }
 
 
-def test_the_summary_holds_what_the_docs_say(records: pd.DataFrame, claims: dict[str, Any], tmp_path: Path) -> None:
-    found = json.loads(
-        (write_report(write_study(tmp_path, records, claims, FAILURES)).parent / "summary.json").read_text()
-    )
+def test_the_summary_holds_what_the_docs_say(whole: Path, claims: dict[str, Any]) -> None:
+    found = json.loads((whole / "summary.json").read_text())
     documented = set(re.findall(r"`(\w+)`", (Path(__file__).parents[2] / "docs" / "report.md").read_text()))
     assert {*found, *found["claims"][0]} <= documented
     assert found["failed"] == 1 and found["diverged"] == 0 and found["runs"] == 45

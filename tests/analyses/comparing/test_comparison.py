@@ -199,7 +199,7 @@ def test_the_page_the_tables_and_the_notebook_show_names_as_text(tmp_path: Path)
     names = {"<script>alert(1)</script>": minimum_of(0), "b|c": minimum_of(1)}
     found = compare(names, examples(), out=tmp_path / "out", **QUICK | {"balls": ["l2"]})
     page = (tmp_path / "out" / "report.html").read_text()
-    assert "<script>" not in page and "&lt;script&gt;alert(1)" in page
+    assert "<script>alert" not in page and "&lt;script&gt;alert(1)" in page
     assert "<script>" not in found._repr_html_() and r"b\|c" in found.to_markdown()
     drawn = {path.stem for path in (tmp_path / "out" / "figures").glob("*.png")}
     assert drawn == {"rises", "eigenvalues", "spectral_density", "paths"}
