@@ -16,6 +16,7 @@ from reports.figures.accuracy_sharpness import plot_accuracy_sharpness
 from reports.figures.alignment import CAPTURED, plot_alignment, shown_methods
 from reports.figures.alignment_map import plot_alignment_map
 from reports.figures.barriers import plot_barriers
+from reports.figures.carriers import carried, plot_carriers, plot_searches, searches
 from reports.figures.dynamics import plot_alignment_training, plot_dynamics
 from reports.figures.eigenvalues import plot_eigenvalues
 from reports.figures.forest import log_ratios, plot_forest
@@ -126,6 +127,26 @@ def _over_runs(records: pd.DataFrame, rho: float, count: str, bars: str) -> Iter
         f"Geometric {over_logs.lower()} The claims are judged at rho = {rho:g}. The numbers hold the ratios to LoRA at "
         "the same seed, too.",
         lambda: plot_worst_case(records, rho=rho),
+    )
+    carriers = carried(records, rho=rho)
+    yield Plan(
+        "carriers",
+        carriers,
+        f"How many of the training examples carry the worst case at rho = {rho:g}: participation ratio (Σr)²/Σr² of "
+        "the examples' parts in the rise, and the part of the largest, which exceeds 1 where the loss of others "
+        "falls. A worst case carried by one example is a statement about that example. Geometric "
+        f"{over_logs.lower()}",
+        lambda: plot_carriers(carriers),
+    )
+    gaps = searches(records)
+    with_passes = records.loc[records["measure"] == "worst_case_rise", "num_passes"].notna().any()
+    yield Plan(
+        "searches",
+        gaps if with_passes else gaps.iloc[:0],
+        "How far the poorer of two independent searches stays behind the best rise known, against the passes that both "
+        "took: effort is doubled until they agree to 5 % (dashed) or the limit is reached. A mark a ball; a small gap "
+        "does not prove that the maximum was found.",
+        lambda: plot_searches(gaps, records),
     )
     yield Plan(
         "eigenvalues",

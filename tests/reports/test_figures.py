@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from reports.figures import draw_all
 from reports.figures.accuracy_sharpness import plot_accuracy_sharpness
 from reports.figures.alignment import plot_alignment
+from reports.figures.carriers import carried, plot_carriers, plot_searches, searches
 from reports.figures.eigenvalues import plot_eigenvalues
 from reports.figures.forest import log_ratios, plot_forest
 from reports.figures.worst_case import plot_worst_case
@@ -183,7 +184,15 @@ def test_sizes_of_the_training_set_have_panels_of_their_own(records: pd.DataFram
 def test_draw_all_writes_files_with_captions_that_name_the_method(records: pd.DataFrame, tmp_path: Path) -> None:
     few = records[records["method"].isin(["lora", "bilora"])]
     figures = draw_all(few, rho=RHO, folder=tmp_path)
-    over_seeds = ["forest", "worst_case_rise", "eigenvalues", "alignment", "alignment_map", "accuracy_sharpness"]
+    over_seeds = [
+        "forest",
+        "worst_case_rise",
+        "carriers",
+        "eigenvalues",
+        "alignment",
+        "alignment_map",
+        "accuracy_sharpness",
+    ]
     pictures = ["profiles", "contours", "surfaces", "prediction", "barriers"]
     assert [one.name for one in figures] == over_seeds + pictures
     for one in figures:
@@ -194,6 +203,26 @@ def test_draw_all_writes_files_with_captions_that_name_the_method(records: pd.Da
     assert "two independent searches" in captions["worst_case_rise"] and "lower bound" in captions["worst_case_rise"]
     assert "geometric means" in captions["forest"] and "lower bound" in captions["forest"]
     assert not plt.get_fignums()
+
+
+def test_carriers_are_those_of_the_judged_radius(records: pd.DataFrame) -> None:
+    effective, largest = plot_carriers(carried(records, rho=RHO)).axes
+    labels = [tick.get_text() for tick in effective.get_yticklabels()]
+    marks = {int(line.get_ydata()[0]): line.get_xdata()[0] for line in effective.lines if len(line.get_xdata()) == 1}
+    assert marks[labels.index("SAM")] == pytest.approx(1.1) and marks[labels.index("LoRA")] == pytest.approx(12.0)
+    parts = {int(line.get_ydata()[0]): line.get_xdata()[0] for line in largest.lines if len(line.get_xdata()) == 1}
+    assert parts[labels.index("SAM")] == pytest.approx(0.97)
+    assert carried(records, rho=0.3).empty
+
+
+def test_searches_have_a_dot_a_ball(records: pd.DataFrame) -> None:
+    known = records.assign(num_passes=records["value"].where(records["measure"] == "worst_case_rise").notna() * 235.0)
+    rises = known["measure"] == "worst_case_rise"
+    known.loc[rises & (known["subspace"] == "full"), "ball"] = "l2"
+    gap, passes = plot_searches(searches(known), known).axes
+    assert sum(len(dots.get_offsets()) for dots in gap.collections) == len(searches(known)) == 9 * 5 * len(RADII)
+    assert {float(x) for dots in gap.collections for x in np.asarray(dots.get_offsets())[:, 0]} == {1.0}
+    assert {float(x) for dots in passes.collections for x in np.asarray(dots.get_offsets())[:, 0]} == {235.0}
 
 
 def test_forest_has_every_run_and_geometric_means_of_paired_ratios(records: pd.DataFrame) -> None:
@@ -221,6 +250,6 @@ def test_draw_all_leaves_out_what_has_no_records(tmp_path: Path) -> None:
     records = made_up_records(("bilora",), num_seeds=1)
     absent = ["captured_energy", "loss_profile", "loss_surface", "quadratic_rise", "loss_barrier"]
     drawn = draw_all(records[~records["measure"].isin(absent)], rho=0.3, folder=tmp_path)
-    assert [one.name for one in drawn] == ["worst_case_rise", "eigenvalues"]
+    assert [one.name for one in drawn] == ["worst_case_rise", "eigenvalues"]  # nothing of rho = 0.3 is recorded
     assert "one seed has no interval" in drawn[0].caption
     assert draw_all(records.iloc[:0], rho=RHO, folder=tmp_path) == []

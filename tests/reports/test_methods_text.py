@@ -11,8 +11,12 @@ import pytest
 import yaml
 
 from analyses.records import read_json, read_records
+from reports.claims import claims_table
 from reports.methods_text import SOURCES, bibliography, methods_paragraph
+from reports.sharpness_tables import measures_table
+from reports.tables import main_table, write_tables
 
+READ = ((read_records, "records.parquet"), (read_json, "claims.json"))
 EXAMPLES = Path(__file__).parents[2] / "examples"
 STUDIES = sorted(path.parent for path in EXAMPLES.glob("*/claims.json"))
 
@@ -44,10 +48,12 @@ def test_what_it_says_is_what_was_done() -> None:
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no TeX on this machine")
 def test_latex_takes_paragraph_and_tables(tmp_path: Path) -> None:
-    shutil.copy(EXAMPLES / "digits" / "claims.json", tmp_path)
-    tables = "\n".join(path.read_text() for path in sorted((EXAMPLES / "digits" / "tables").glob("*.tex")))
+    records, claims = (read(EXAMPLES / "digits" / name) for read, name in READ)
+    tables = {"main": main_table(records, rho=0.1), "claims": claims_table(claims["claims"])}
+    write_tables(tables | {"measures": measures_table(records, rho=0.1)}, tmp_path)
+    shown = "\n".join(path.read_text() for path in sorted(tmp_path.glob("*.tex")))
     source = rf"\documentclass{{article}}\usepackage{{booktabs}}\begin{{document}}{paragraph(EXAMPLES / 'digits')}"
-    (tmp_path / "paper.tex").write_text(source + tables + r"\end{document}")
+    (tmp_path / "paper.tex").write_text(source + shown + r"\end{document}")
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "paper.tex"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-2000:]
