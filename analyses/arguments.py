@@ -17,7 +17,8 @@ def parser_of(commands: Mapping[str, Callable[[Namespace], int]]) -> ArgumentPar
     parser = ArgumentParser(
         prog="landscape",
         description="Audit the broader-sharpness claim of Bi-LoRA: train, measure, judge, report.",
-        epilog="Exit codes: 0 done, 1 finished with failed cells, 2 bad usage or input, 130 interrupted.",
+        epilog="Exit codes: 0 done, 1 finished with failed cells, 2 bad usage or input, 3 a file could not be "
+        "written or read, 130 interrupted.",
         allow_abbrev=False,
     )
     subcommands = parser.add_subcommands(required=False)

@@ -11,11 +11,13 @@ import matplotlib
 import pandas as pd
 from jsonargparse import Namespace
 from pydantic import ValidationError
+from safetensors import SafetensorError
 
 from analyses.arguments import parser_of
 from analyses.comparing.request import compare_places
 from analyses.comparing.result import DESCRIPTION
-from analyses.records import read_json, read_records, write_atomically, write_json
+from analyses.records import RecordsError, read_json, read_records, write_atomically, write_json
+from analyses.refusals import refusal
 from analyses.study import (
     Cell,
     Study,
@@ -37,14 +39,15 @@ from reports.redraw_command import redraw_command
 if TYPE_CHECKING:
     from analyses.running.stopping import Stopping
 
-DONE, CELLS_FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
+DONE, CELLS_FAILED, BAD_USAGE, NO_FILE, INTERRUPTED = 0, 1, 2, 3, 130
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        0 done, 1 finished with failed cells, 2 bad usage or input, 130 interrupted.
+        0 done, 1 finished with failed cells, 2 bad usage or input, 3 a file could not be written or read, 130
+        interrupted.
     """
     matplotlib.use("Agg")  # figures go into files, whatever the user's backend
     parser = parser_of(COMMANDS)
@@ -55,9 +58,19 @@ def main(arguments: list[str] | None = None) -> int:
     command = COMMANDS[options.subcommand]
     try:
         return command(options[options.subcommand])
-    except StudyError as error:
+    except (StudyError, RecordsError) as error:
         print(f"landscape: error: {error}", file=sys.stderr)
         return BAD_USAGE
+    except (OSError, SafetensorError) as error:
+        refused = refusal(error)
+        if refused is None:
+            raise
+        print(
+            f"landscape: error: {refused}; what is finished is kept, and the same command goes on from there when this "
+            "is mended",
+            file=sys.stderr,
+        )
+        return NO_FILE
     except KeyboardInterrupt:
         print("\nlandscape: interrupted; the same command goes on from here", file=sys.stderr)
         return INTERRUPTED

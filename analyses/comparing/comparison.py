@@ -30,6 +30,7 @@ from analyses.measures.registry import with_needs
 from analyses.measures.sharpness import RECOVERY, SHARPNESS
 from analyses.measures.spectrum import SPECTRUM
 from analyses.records import read_records, records_frame, write_atomically, write_records
+from analyses.records.integrity import is_damaged
 from analyses.running.preparing import locked
 from analyses.study import Cell, StudyError, StudyFolder
 from analyses.training.devices import check_device, take_device
@@ -262,8 +263,8 @@ class _Work:
             return records_frame([])
 
     def _written(self, path: Path, rows: Rows, name: str | None) -> pd.DataFrame:
-        """The records of a file, made from the rows if it is not there."""
-        if not path.exists():
+        """The records of a file, made from the rows if it is not there or no longer what was written."""
+        if not path.exists() or is_damaged(path):
             fixed: dict[str, Any] = {"study": STUDY, "seed": self.settings.seed, "train_size": self.examples.count}
             if name is not None:
                 fixed |= {"run": name, "method": name}

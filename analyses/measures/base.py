@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from analyses.measures.minima import Progress, Rows, Subject
-from analyses.records import write_atomically
+from analyses.records import write_sealed
 from analyses.study import Cell, Study, StudyFolder, fingerprint
 from analyses.study.plan import Plan
 
@@ -65,7 +65,7 @@ class Measure:
     def keep(self, subject: Subject, vectors: Mapping[str, Tensor]) -> None:
         """Keep vectors of weight space beside the records, for measures that build on this one."""
         contiguous = {name: vector.contiguous() for name, vector in vectors.items()}
-        write_atomically(self._vectors(subject), partial(save_file, contiguous))
+        write_sealed(self._vectors(subject), partial(save_file, contiguous))
 
     def kept(self, subject: Subject) -> dict[str, Tensor]:
         """What `keep` kept."""

@@ -15,7 +15,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from analyses.measures.minima import Subject
-from analyses.records import write_atomically
+from analyses.records import write_sealed
+from analyses.records.integrity import is_damaged
 from analyses.study import fingerprint
 from analyses.study.measure_settings import L2, BallName
 from analyses.study.plan import Plan
@@ -92,10 +93,10 @@ def _one(
     name, subspace = space or ("full", None)
     described = {"effort": effort, "ball": ball, "rho": rho, "space": name}
     path = subject.place / f"worst_case-{ball}-{name}-{fingerprint(described)}.safetensors"
-    if not path.exists():
+    if not path.exists() or is_damaged(path):
         began = time.perf_counter()
         result = worst_case_sharpness(risk, rho, subspace=subspace, seed=subject.cell.seed, **_OPTIONS[ball], **effort)
-        write_atomically(path, partial(_save, result, time.perf_counter() - began))
+        write_sealed(path, partial(_save, result, time.perf_counter() - began))
     return _load(path, risk.device)
 
 

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from analyses.records.integrity import seal_folder
+
 _TEMPORARY = ".tmp-"
 
 
@@ -19,6 +21,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.chmod(0o755)
+        seal_folder(temporary)
         # A worker of a killed audit may have finished this folder meanwhile: the same content, so either will do.
         if not path.exists():
             temporary.rename(path)

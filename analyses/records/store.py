@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from analyses.records.atomic import write_atomically
+from analyses.records.integrity import write_sealed
 from analyses.records.upgrade import upgraded
 
 COLUMNS: dict[str, str] = {
@@ -48,6 +48,11 @@ gradient) that a number speaks of, ``other`` the second run of a pair.
 """
 
 
+class RecordsError(ValueError):
+    """A file of records that cannot be read."""
+
+
+_UNREADABLE = "{}: cannot be read as {} ({}); run the command that wrote it again: what is finished is kept"
 DIVERGED = "diverged"
 """Measure of a run whose training loss was no longer finite; it has no other records."""
 _PROVENANCE = b"provenance"
@@ -67,20 +72,6 @@ def records_frame(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     return frame.astype(COLUMNS)
 
 
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, then rename it: ``path`` is whole or absent."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        write(temporary)
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def write_json(path: Path, content: object) -> None:
     """Write JSON atomically, with a line break at the end; numbers that are not finite become null."""
     text = json.dumps(_finite(content), indent=2, allow_nan=False) + "\n"
@@ -96,16 +87,24 @@ def _finite(content: Any) -> Any:
 
 
 def read_json(path: Path) -> Any:
-    """Read what `write_json` wrote."""
-    return json.loads(path.read_text())
+    """Read what `write_json` wrote.
+
+    Raises:
+        RecordsError: The file is damaged, or holds something else.
+    """
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise RecordsError(_UNREADABLE.format(path, "JSON", error)) from error
 
 
 def write_records(frame: pd.DataFrame, path: Path, provenance: Mapping[str, str] | None = None) -> None:
-    """Write records as parquet, atomically; the versions that made them go into the file's metadata."""
+    """Write records as parquet, atomically; the versions that made them go into the file's metadata, with a seal."""
     table = pa.Table.from_pandas(frame, preserve_index=False)
     if provenance is not None:
         table = table.replace_schema_metadata({**table.schema.metadata, _PROVENANCE: json.dumps(dict(provenance))})
-    write_atomically(path, lambda temporary: pq.write_table(table, temporary))
+    write = write_atomically if provenance is None else write_sealed
+    write(path, lambda temporary: pq.write_table(table, temporary))
 
 
 def read_provenance(path: Path) -> dict[str, str] | None:
@@ -115,8 +114,17 @@ def read_provenance(path: Path) -> dict[str, str] | None:
 
 
 def read_records(path: Path) -> pd.DataFrame:
-    """Read records; the columns come back with the types of `COLUMNS`, and those that older files lack are missing."""
-    return upgraded(pd.read_parquet(path)).reindex(columns=list(COLUMNS)).astype(COLUMNS)
+    """Read records; the columns come back with the types of `COLUMNS`, and those that older files lack are missing.
+
+    Raises:
+        RecordsError: The file is damaged, or holds something else.
+    """
+    try:
+        read = pd.read_parquet(path)
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise RecordsError(_UNREADABLE.format(path, "records", reason)) from error
+    return upgraded(read).reindex(columns=list(COLUMNS)).astype(COLUMNS)
 
 
 def is_rise(records: pd.DataFrame, subspace: str | None = None, rho: float | None = None) -> pd.Series:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ from analyses.measures.cost import measure_cost
 from analyses.measures.landscapes import measure_barriers
 from analyses.measures.registry import measure_cell, measures_at
 from analyses.records import write_json
+from analyses.running.damage import ASIDE, set_damaged_aside
 from analyses.running.executors import Failure, quieten, run_cells
 from analyses.running.gathering import gather
 from analyses.running.preparing import check, exclusive, prepare, show
@@ -62,6 +64,8 @@ def run_audit(
         quieten()
         refuse_other_plan(recorded_looks(folder.root / LOOKS, study.claims), stopping)
         whole = folder.keep(study)
+        for name in set_damaged_aside(whole, folder):
+            print(f"damaged, made anew: {name} (its checksum differs; kept in {ASIDE}/)", file=sys.stderr)
         prepare(study, folder)
         cells = [cell for cell in study.cells() if methods is None or cell.method in methods]
         missing = [cell for cell in cells if not is_done(study, cell, folder)]

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from reports import redraw_command
 from reports.redraw import redraw
 from tests.reports.conftest import made_up_records, write_study
 
@@ -41,6 +42,14 @@ def test_unknown_names_are_refused(study: Path, names: list[str], formats: list[
 def test_a_folder_without_records_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"holds no records.parquet; run 'landscape audit' first"):
         redraw(tmp_path, ["all"])
+
+
+@pytest.mark.parametrize("name", ["records.parquet", "claims.json"])
+def test_a_damaged_file_is_named(study: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (study / name).write_bytes((study / name).read_bytes()[:-200])
+    assert redraw_command.main([str(study), "--figures", "forest"]) == 2
+    said = capsys.readouterr().err
+    assert name in said and "cannot be read as" in said and "Traceback" not in said
 
 
 def test_the_command_does_not_wait_for_torch(study: Path) -> None:

@@ -155,6 +155,17 @@ def test_adapters_are_measured_in_their_layers_and_aligned() -> None:
         )
 
 
+def test_a_damaged_file_is_measured_again(tmp_path: Path) -> None:
+    minima, options = {"a": minimum_of(0)}, QUICK | {"what": ["fit", "sharpness"]}
+    first = compare(minima, examples(), out=tmp_path / "out", **options)
+    for kind in ("sharpness-*.parquet", "worst_case-*.safetensors"):
+        path = next(iter(tmp_path.glob(f"out/measurements/a-*/{kind}")))
+        path.write_bytes(path.read_bytes()[:-50])
+    again = compare(minima, examples(), out=tmp_path / "out", **options)
+    assert not again.failures
+    pd.testing.assert_frame_equal(first.records.drop(columns="seconds"), again.records.drop(columns="seconds"))
+
+
 def test_what_is_there_is_not_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     minima = {"a": minimum_of(0), "b": minimum_of(1)}
     options = QUICK | {"what": ["fit", "curvature", "paths"]}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -274,3 +275,39 @@ def test_the_budget_of_seeds_must_hold_the_studys(tmp_path: Path, capsys: pytest
     assert "--max-seeds: expected at least the study's 2" in capsys.readouterr().err
     assert audit(tmp_path, "--max-seeds", "5") == 2
     assert "belongs to --until-decided" in capsys.readouterr().err
+
+
+def test_damaged_files_are_found_and_made_anew(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = finished / "out"
+    before = read_records(out / "records.parquet")
+    (weights,) = out.glob("runs/bilora-seed1-*/primary/adapter_model.safetensors")
+    flipped = bytearray(weights.read_bytes())
+    original = bytes(flipped)
+    flipped[-5] ^= 1
+    weights.write_bytes(flipped)
+    (torn,) = out.glob("measurements/lora-seed0-*/sharpness-*.parquet")
+    torn.write_bytes(torn.read_bytes()[:-100])
+    search = next(iter(out.glob("measurements/lora-seed1-*/worst_case-*.safetensors")))
+    search.write_bytes(b"\0" * search.stat().st_size)
+    (base,) = out.glob("base/*/config.json")
+    base.unlink()
+    assert audit(finished) == 0
+    said = capsys.readouterr()
+    for path in (weights.parents[1], torn, search, base.parent):
+        assert f"damaged, made anew: {path.relative_to(out)}" in said.err
+    assert said.err.count("damaged, made anew") == 4
+    assert weights.read_bytes() == original and base.is_file()
+    after = read_records(out / "records.parquet")
+    timed = before["measure"].str.contains("seconds")
+    pd.testing.assert_frame_equal(after[~timed].drop(columns="seconds"), before[~timed].drop(columns="seconds"))
+    assert len(list((out / "damaged").iterdir())) == 4
+    assert audit(finished) == 0
+    said = capsys.readouterr()
+    assert "done already" in said.out and "damaged" not in said.err
+
+
+def test_a_run_folder_can_be_checked_by_hand(finished: Path) -> None:
+    """The checksums are those of coreutils."""
+    for folder in (finished / "out" / "runs").iterdir():
+        done = subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=folder, check=False)
+        assert done.returncode == 0
