@@ -8,7 +8,7 @@ _LIGHT = "--figures"
 
 
 def main() -> int:
-    """Run `landscape.cli`'s commands."""
+    """Run one command; see `analyses.cli`."""
     arguments = sys.argv[1:]
     if arguments[:1] == ["report"] and any(one.split("=")[0] == _LIGHT for one in arguments):
         from reports.redraw_command import main as redraw

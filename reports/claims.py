@@ -25,6 +25,16 @@ _PLAIN = (
     "low", "high", "unit", "n", "limit", "margin", "p_for", "p_against", "p_equivalent", "test", "bootstrap_low",
     "bootstrap_high", "p_sign_flip", "smallest_effect", "runs_needed", "spread", "search_error", "note",
 )  # fmt: skip
+SUMMARY = (
+    "number", "name", "family", "statement", "verdict", "comparison", "effect", "low", "high", "unit", "n", "limit",
+    "margin", "p_adjusted", "smallest_effect", "search_error",
+)  # fmt: skip
+"""What the summary keeps of each claim."""
+_COLOURS = {"supported": "green", "contradicted": "red", "equivalent": "cyan", "undecided": "yellow"}
+_COLUMNS: Mapping[str, Mapping[str, Any]] = {
+    "": {"justify": "right"}, "claim": {"ratio": 3}, "effect, 95 % interval": {"ratio": 2, "justify": "right"},
+    "runs": {"justify": "right"}, "p": {"justify": "right"}, "verdict": {"no_wrap": True},
+}  # fmt: skip
 
 
 def claims_table(claims: Sequence[Mapping[str, Any]]) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -86,9 +96,6 @@ def details(claim: Mapping[str, Any]) -> str:
     return "; ".join([*parts, claim["note"]] if claim["note"] else parts)
 
 
-_COLOURS = {"supported": "green", "contradicted": "red", "equivalent": "cyan", "undecided": "yellow"}
-
-
 def print_claims(document: Mapping[str, Any], console: Console | None = None) -> None:
     """The answer and a table of verdicts in a terminal; plain text (`claims_text`) where the output is none."""
     console = console or Console()
@@ -113,12 +120,6 @@ def print_claims(document: Mapping[str, Any], console: Console | None = None) ->
         console.print("No claim is judged: the study lacks the methods that they compare.")
 
 
-_COLUMNS: Mapping[str, Mapping[str, Any]] = {
-    "": {"justify": "right"}, "claim": {"ratio": 3}, "effect, 95 % interval": {"ratio": 2, "justify": "right"},
-    "runs": {"justify": "right"}, "p": {"justify": "right"}, "verdict": {"no_wrap": True},
-}  # fmt: skip
-
-
 def summary(document: Mapping[str, Any], *, study: str, runs: int, failed: int, diverged: int) -> dict[str, Any]:
     """What ``summary.json`` holds: the answer and the verdicts for programs; docs/report.md has its schema."""
     return {
@@ -133,13 +134,6 @@ def summary(document: Mapping[str, Any], *, study: str, runs: int, failed: int, 
         "claims": [{key: claim[key] for key in SUMMARY} for claim in document["claims"]],
         "not_judged": [one["name"] for one in document["not_judged"]],
     }
-
-
-SUMMARY = (
-    "number", "name", "family", "statement", "verdict", "comparison", "effect", "low", "high", "unit", "n", "limit",
-    "margin", "p_adjusted", "smallest_effect", "search_error",
-)  # fmt: skip
-"""What the summary keeps of each claim."""
 
 
 def claims_text(document: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ import pandas as pd
 from analyses.records import read_json, read_records, write_atomically
 from reports.charts import curves_chart
 from reports.comparison.caveats import caveats
-from reports.comparison.figures import plot_balls, plot_density, plot_paths, plot_plane
+from reports.comparison.figures import UNITS, plot_balls, plot_density, plot_paths, plot_plane
 from reports.comparison.tables import shown_pairs, shown_summary
 from reports.figures import Plan, draw_plans
 from reports.figures.eigenvalues import plot_eigenvalues
@@ -49,7 +49,7 @@ def write_comparison(folder: Path) -> Path:
             caveats=[*described["notes"], *caveats(records, names)],
             failures=described["failures"],
             few_examples=few_examples(records, rho=described["rho"]),
-            charts=[one for one in (curves_chart(records, balls=BALLS),) if one is not None],
+            charts=[one for one in (curves_chart(records, balls=tuple(UNITS)),) if one is not None],
             figures=figures,
             tables={name: rows_of(shown) for name, (shown, _) in tables.items()},
             num_examples=int(records["train_size"].iloc[0]) if len(records) else 0,
@@ -65,7 +65,6 @@ _SECTIONS = {
     "caveats": "Before you compare", "numbers": "Numbers", "between": "Between the minima", "charts": "Look",
     "figures": "Figures", "exact": "How exact", "repeat": "How to repeat it", "failed": "Failed measurements",
 }  # fmt: skip
-BALLS = ("l2", "relative", "elementwise", "filter")
 
 
 def _plans(records: pd.DataFrame) -> Iterator[Plan]:

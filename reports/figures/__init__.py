@@ -162,8 +162,8 @@ def _over_runs(records: pd.DataFrame, rho: float, count: str, bars: str) -> Iter
     yield Plan(
         "alignment",
         by_layer[by_layer["method"].isin(shown_methods(by_layer))],
-        "Share of the dominant eigenvectors' blocks, layer by layer, in the column space of the auxiliary "
-        "adapter (of the primary for methods without one), averaged over the eigenvectors with equal weights. "
+        "Share of the dominant eigenvectors in the column space of the auxiliary adapter (of the primary for methods "
+        "without one), averaged with equal weights over the eigenvectors and the layers of a block. "
         "Black: expectation for a random subspace of the same rank, r/out. Grey dotted: the most that any "
         f"subspace of that rank could hold. {over}",
         lambda: plot_alignment(records),

@@ -1,4 +1,4 @@
-"""Share of the dominant eigenvectors in the adapter's column space, layer by layer."""
+"""Share of the dominant eigenvectors in the adapter's column space, block by block."""
 
 from __future__ import annotations
 
@@ -7,28 +7,31 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from reports.style import TWO_COLUMNS, mean_interval, method_order, method_style, plot_context
+from reports.style import ONE_COLUMN, TWO_COLUMNS, mean_interval, method_order, method_style, plot_context
 
 CAPTURED = ("captured_energy", "captured_energy_null", "captured_energy_optimum")
-SHOWN = ("bilora", "lora", "lora_sam", "random_aux")
+SHOWN = ("bilora", "dual_lora", "lora", "random_aux")
+_NARROW = 6
+"""Blocks that fit into one column of a paper."""
 LEGIBLE = 5
 """Methods beyond which the marks of neighbouring layers would run into each other."""
 
 
 def plot_alignment(records: pd.DataFrame) -> Figure:
-    """Captured share by layer, mean over the dominant eigenvectors and seeds, against null and optimum."""
+    """Captured share by block, mean over its layers, the dominant eigenvectors and seeds, against null and optimum."""
     chosen = records[(records["subspace"] == "column") & (records["layer"] != "all")]
     chosen = chosen[chosen["measure"].isin(CAPTURED)]
+    chosen = chosen.assign(block=chosen["layer"].map(block_name))
     methods = shown_methods(chosen)
-    layers = list(dict.fromkeys(chosen["layer"]))
-    positions = np.arange(len(layers))
+    blocks = list(dict.fromkeys(chosen["block"]))
+    positions = np.arange(len(blocks))
     with plot_context():
-        figure, ax = plt.subplots(figsize=(TWO_COLUMNS, 3.6))
+        figure, ax = plt.subplots(figsize=(ONE_COLUMN if len(blocks) <= _NARROW else TWO_COLUMNS, 3.0))
         for index, method in enumerate(methods):
             own = chosen[chosen["method"] == method]
             shares = own[own["measure"] == "captured_energy"]
-            per_run = shares.groupby(["train_size", "seed", "layer"])["value"].mean().unstack()
-            summary = np.array([mean_interval(column) for _, column in per_run.reindex(columns=layers).items()])
+            per_run = shares.groupby(["train_size", "seed", "block"])["value"].mean().unstack()
+            summary = np.array([mean_interval(column) for _, column in per_run.reindex(columns=blocks).items()])
             style = method_style(method)
             ax.errorbar(
                 positions + 0.14 * (index - (len(methods) - 1) / 2),
@@ -42,19 +45,19 @@ def plot_alignment(records: pd.DataFrame) -> Figure:
                 label=style.label,
             )
         subject = "bilora" if "bilora" in methods else methods[0]
-        reference = chosen[chosen["method"] == subject].groupby(["layer", "measure"])["value"].mean().unstack()
-        reference = reference.reindex(index=layers, columns=["captured_energy_null", "captured_energy_optimum"])
+        reference = chosen[chosen["method"] == subject].groupby(["block", "measure"])["value"].mean().unstack()
+        reference = reference.reindex(index=blocks, columns=["captured_energy_null", "captured_energy_optimum"])
         null, best = reference.to_numpy().T
         ax.hlines(null, positions - 0.4, positions + 0.4, color="0.2", lw=1.2, label="random subspace (expected)")
         name = method_style(subject).label
         ax.hlines(best, positions - 0.4, positions + 0.4, color="0.65", lw=1.2, ls=":", label=f"optimum ({name})")
-        ax.set_xticks(positions, [short_name(layer) for layer in layers], rotation=90)
-        ax.set_xlim(-0.6, len(layers) - 0.4)
+        ax.set_xticks(positions, blocks, rotation=90 if max(map(len, blocks), default=0) > 3 else 0)
+        ax.set_xlim(-0.6, len(blocks) - 0.4)
         low, high = ax.get_ylim()
         ax.set_ylim(min(0.0, low), max(1.02, high))
         ax.set_ylabel("captured share of the block")
-        ax.set_xlabel("adapted layer (block · module)")
-        figure.legend(loc="outside lower center", ncols=3)
+        ax.set_xlabel("block of the model")
+        figure.legend(loc="outside lower center", ncols=2 if len(blocks) <= _NARROW else 3)
     return figure
 
 
@@ -63,6 +66,12 @@ def shown_methods(records: pd.DataFrame) -> list[str]:
     methods = method_order(records["method"])
     chosen = [name for name in methods if name in SHOWN] or methods
     return chosen if len(chosen) <= LEGIBLE else []
+
+
+def block_name(layer: str) -> str:
+    """``vit.layers.0.attention.q_proj`` belongs to block ``0``; a layer without a number is a block of its own."""
+    number = next((part for part in layer.split(".") if part.isdigit()), "")
+    return number or short_name(layer)
 
 
 def short_name(layer: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from html.parser import HTMLParser
@@ -10,9 +11,10 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from rich.console import Console
 
 from reports.charts import plotly_source
-from reports.claims import TITLES, claims_text, details
+from reports.claims import TITLES, claims_text, details, print_claims
 from reports.page import write_report
 from tests.reports.conftest import made_up_claims, made_up_records, write_study
 
@@ -128,6 +130,22 @@ def test_claims_in_a_terminal(claims: dict[str, Any]) -> None:
     assert max(len(line) for line in text.splitlines()) <= 100
     assert "unbounded" in text and "counted" in text and not UNDEFINED.search(text)
     assert [text.index(title) for title in TITLES.values()] == sorted(text.index(title) for title in TITLES.values())
+
+
+def test_a_terminal_gets_a_table_of_verdicts(claims: dict[str, Any]) -> None:
+    claims["claims"][1]["statement"] = "[bold]no markup[/bold]"
+    written = io.StringIO()
+    print_claims(claims, Console(file=written, force_terminal=True, color_system=None, width=140))
+    text = written.getvalue()
+    assert claims["sentence"][:40] in text and "[bold]no markup[/bold]" in text
+    assert [text.index(title) for title in TITLES.values()] == sorted(text.index(title) for title in TITLES.values())
+    for claim in claims["claims"]:
+        assert re.search(rf"\b{claim['number']}\b.*{claim['verdict']}", text)
+
+
+def test_no_terminal_gets_plain_text(claims: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    print_claims(claims)
+    assert capsys.readouterr().out.strip() == claims_text(claims).strip()
 
 
 def test_what_stands_beside_an_interval(claims: dict[str, Any]) -> None:
