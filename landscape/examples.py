@@ -98,6 +98,8 @@ class PointwiseGradient:
         if found is not None:
             return found
         pairs = [self._one(index, point) for index, point in enumerate(points)]
+        if len(pairs) == 1:  # where models are large, which need not be copied
+            return pairs[0][0][None], pairs[0][1][None]
         return torch.stack([loss for loss, _ in pairs]), torch.stack([gradient for _, gradient in pairs])
 
     def _try_together(self, points: Tensor) -> tuple[Tensor, Tensor] | None:

@@ -87,8 +87,7 @@ class Screen:
 
     def _first_look(self) -> Tensor:
         """Ascend from the examples' own gradients; return the directions of which random starts are made."""
-        directions = torch.zeros(_DIRECTIONS, len(self._around.theta), dtype=torch.float64)
-        directions = directions.to(self._around.theta)
+        directions = self._around.theta.new_zeros(_DIRECTIONS, len(self._around.theta))
         weights = torch.randn(_DIRECTIONS, len(self.examples), generator=self._generator)
         sampled_loss = self._around.sampled_loss(self._generator)
         for places, gradient_at in self._own(torch.arange(len(self.examples))):
@@ -99,8 +98,11 @@ class Screen:
             self._highest[places] = reached
             self._estimates[places] = torch.tensor([sampled_loss(end) for end in ends], dtype=torch.float64)
         self._count(len(self.examples) * (1 + _OWN_STEPS))
-        noise = torch.stack([self._around.noise(self._generator) for _ in range(_DIRECTIONS)])
-        return _unit(self._around.risk.ranks.all_sum(directions)) + _NOISE * _unit(noise)
+        self._around.risk.ranks.all_sum(directions)
+        noise = torch.empty_like(directions)
+        for row in noise:
+            row.copy_(self._around.noise(self._generator))
+        return _made_unit(directions).add_(_made_unit(noise).mul_(_NOISE))
 
     def _random_recipes(self, count: int) -> Tensor:
         """Coefficients (count, directions) of random starts."""
@@ -163,4 +165,13 @@ class Screen:
 
 
 def _unit(rows: Tensor) -> Tensor:
-    return rows / rows.norm(dim=1, keepdim=True).clamp(min=torch.finfo(rows.dtype).tiny)
+    return rows / _norms(rows)
+
+
+def _made_unit(rows: Tensor) -> Tensor:
+    """The same in place: at this point vectors of weight space are what memory is full of."""
+    return rows.div_(_norms(rows))
+
+
+def _norms(rows: Tensor) -> Tensor:
+    return rows.norm(dim=1, keepdim=True).clamp(min=torch.finfo(rows.dtype).tiny)

@@ -55,7 +55,7 @@ def plot_alignment(records: pd.DataFrame) -> Figure:
         ax.set_xlim(-0.6, len(blocks) - 0.4)
         low, high = ax.get_ylim()
         ax.set_ylim(min(0.0, low), max(1.02, high))
-        ax.set_ylabel("captured share of the block")
+        ax.set_ylabel("captured share")
         ax.set_xlabel("block of the model")
         figure.legend(loc="outside lower center", ncols=2 if len(blocks) <= _NARROW else 3)
     return figure
