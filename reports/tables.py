@@ -200,10 +200,13 @@ def pyhessian_table(records: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def write_tables(tables: Mapping[str, tuple[pd.DataFrame, pd.DataFrame]], folder: Path) -> None:
-    """Write each (text, numbers) pair as NAME.md, NAME.tex and NAME.csv."""
+    """Write each (text, numbers) pair as NAME.md, NAME.tex and NAME.csv; a table without rows leaves no file."""
     for name, (shown, plain) in tables.items():
         texts = {"md": markdown_table(shown), "tex": _latex(shown), "csv": plain.to_csv(index=False)}
         for suffix, text in texts.items():
+            if shown.empty:
+                (folder / f"{name}.{suffix}").unlink(missing_ok=True)
+                continue
             write_atomically(folder / f"{name}.{suffix}", partial(write_text, text))
 
 

@@ -125,7 +125,9 @@ def test_written_files_keep_numbers_and_escape_markup(tmp_path: Path) -> None:
     assert r"a\_b \& \{50 \%\} \$x\textasciicircum{}2\$ \textbackslash{}n & 0.3 $\pm$ 0.1 \\" in latex
     assert latex.startswith("\\begin{tabular}{lr}\n\\toprule\n")
     assert (tmp_path / "one.md").read_text().splitlines()[0] == r"| method | value\|unit |"
-    assert len(list(tmp_path.iterdir())) == 6
+    assert {path.name for path in tmp_path.iterdir()} == {"one.md", "one.tex", "one.csv"}
+    write_tables({"one": (pd.DataFrame(), pd.DataFrame())}, tmp_path)
+    assert list(tmp_path.iterdir()) == []  # what has no rows any more leaves nothing behind
 
 
 def test_differences_are_paired_by_seed() -> None:
