@@ -5,12 +5,15 @@ from __future__ import annotations
 import io
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from analyses import compare
 from reports.page import write_report
+from tests.analyses.comparing.nets import examples, minimum_of
 from tests.reports.conftest import made_up_claims, made_up_records, write_study
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(240)]
@@ -45,7 +48,11 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def page(browser: Any, address: str) -> Any:
-    """The page when all is drawn, with what went wrong on the way in ``page.wrong``."""
+    return _opened(browser, address)
+
+
+def _opened(browser: Any, address: str) -> Any:
+    """A page when all is drawn, with what went wrong on the way in ``page.wrong``."""
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     page.wrong = []
     page.on("console", lambda message: page.wrong.append(message.text) if message.type == "error" else None)
@@ -144,4 +151,17 @@ def test_a_phone_shows_all_without_scrolling_sideways(browser: Any, address: str
     page.goto(address)
     page.wait_for_function(DRAWN, timeout=120_000)
     assert page.evaluate("document.documentElement.scrollWidth") <= 375
+    page.close()
+
+
+def test_a_comparisons_page_is_of_the_same_parts(browser: Any, tmp_path: Path) -> None:
+    options = {"radii": [0.1, 0.3], "worst_case": {"steps": 2, "restarts": 1, "screened": 4, "max_passes": 1}}
+    compare(
+        {"a": minimum_of(0), HOSTILE: minimum_of(1)}, examples(), out=tmp_path, what=["fit", "sharpness"], **options
+    )
+    page = _opened(browser, (tmp_path / "report.html").as_uri())
+    assert page.wrong == []
+    assert page.locator(".plot .main-svg").count() > 0 and HOSTILE in page.locator("h1").text_content()
+    page.locator("#table-summary th button").first.click()
+    assert page.locator("#table-summary th").first.get_attribute("aria-sort") == "ascending"
     page.close()
