@@ -11,13 +11,12 @@ import matplotlib
 import pandas as pd
 from jsonargparse import Namespace
 from pydantic import ValidationError
-from safetensors import SafetensorError
 
 from analyses.arguments import parser_of
 from analyses.comparing.request import compare_places
 from analyses.comparing.result import DESCRIPTION
 from analyses.records import RecordsError, read_json, read_records, write_atomically, write_json
-from analyses.refusals import refusal
+from analyses.refusals import guarded
 from analyses.study import (
     Cell,
     Study,
@@ -39,7 +38,7 @@ from reports.redraw_command import redraw_command
 if TYPE_CHECKING:
     from analyses.running.stopping import Stopping
 
-DONE, CELLS_FAILED, BAD_USAGE, NO_FILE, INTERRUPTED = 0, 1, 2, 3, 130
+DONE, CELLS_FAILED, BAD_USAGE = 0, 1, 2
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -57,23 +56,10 @@ def main(arguments: list[str] | None = None) -> int:
         return BAD_USAGE
     command = COMMANDS[options.subcommand]
     try:
-        return command(options[options.subcommand])
+        return guarded(lambda: command(options[options.subcommand]))
     except (StudyError, RecordsError) as error:
         print(f"landscape: error: {error}", file=sys.stderr)
         return BAD_USAGE
-    except (OSError, SafetensorError) as error:
-        refused = refusal(error)
-        if refused is None:
-            raise
-        print(
-            f"landscape: error: {refused}; what is finished is kept, and the same command goes on from there when this "
-            "is mended",
-            file=sys.stderr,
-        )
-        return NO_FILE
-    except KeyboardInterrupt:
-        print("\nlandscape: interrupted; the same command goes on from here", file=sys.stderr)
-        return INTERRUPTED
 
 
 def init(options: Namespace) -> int:
@@ -237,6 +223,8 @@ def report(options: Namespace) -> int:
 
     if options.figures:
         return redraw_command(options)
+    if options.format:
+        raise StudyError("--format: only the figures that --figures names have formats to choose from; give both")
     records = options.directory / "records.parquet"
     if records.is_file() and (options.directory / DESCRIPTION).is_file():
         print(f"Report: {write_comparison(options.directory)}")

@@ -11,9 +11,10 @@ def main() -> int:
     """Run one command; see `analyses.cli`."""
     arguments = sys.argv[1:]
     if arguments[:1] == ["report"] and any(one.split("=")[0] == _LIGHT for one in arguments):
+        from analyses.refusals import guarded
         from reports.redraw_command import main as redraw
 
-        return redraw(arguments[1:])
+        return guarded(lambda: redraw(arguments[1:]))
     from analyses.cli import main as run
 
     return run()

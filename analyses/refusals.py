@@ -3,10 +3,32 @@
 from __future__ import annotations
 
 import errno
+import sys
+from collections.abc import Callable
 
 from safetensors import SafetensorError
 
 _OUTSIDE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE)
+NO_FILE, INTERRUPTED = 3, 130
+
+
+def guarded(command: Callable[[], int]) -> int:
+    """A command's status; where the machine refuses or the user interrupts, one sentence and a status of its own."""
+    try:
+        return command()
+    except (OSError, SafetensorError) as error:
+        refused = refusal(error)
+        if refused is None:
+            raise
+        print(
+            f"landscape: error: {refused}; what is finished is kept, and the same command goes on from there when this "
+            "is mended",
+            file=sys.stderr,
+        )
+        return NO_FILE
+    except KeyboardInterrupt:
+        print("\nlandscape: interrupted; the same command goes on from here", file=sys.stderr)
+        return INTERRUPTED
 
 
 def refusal(error: Exception) -> str | None:

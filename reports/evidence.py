@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -83,9 +84,10 @@ def slope_plot(claim: Mapping[str, Any]) -> Markup:
     return _drawing("slopes", _SLOPE_WIDTH, _SLOPE_HEIGHT, label, parts)
 
 
-def columns_of(claim: Mapping[str, Any]) -> list[str]:
-    """The columns of the study that a claim compares."""
-    return [side.split(" ")[0] for side in _sides(claim["comparison"]) if side and not side[0].isdigit()]
+def methods_option(claim: Mapping[str, Any]) -> str:
+    """The option of a command that trains and measures the columns of a claim alone, quoted for a shell."""
+    columns = claim.get("columns", [])
+    return shlex.join(["--methods", *columns]) if columns else ""
 
 
 def _sides(comparison: str) -> tuple[str, str]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from reports.figures.worst_case import searched_by
 from reports.style import method_order, method_style
 from reports.tables import escape_latex
 
@@ -123,13 +124,13 @@ def _trained(settings: Mapping[str, Any], records: pd.DataFrame) -> str:
 def _searched(settings: Mapping[str, Any], records: pd.DataFrame, claims: Mapping[str, Any]) -> str:
     gaps = records.loc[records["measure"] == "worst_case_gap", "value"].astype(float)
     exact = f" (median gap of the two {_number(100 * gaps.median())}\\,\\%)" if len(gaps) else ""
-    searches = "two independent searches met" if len(gaps) else "one search met"
     radii = sorted(records.loc[records["measure"] == "worst_case_rise", "rho"].dropna().unique())
     shown = _listed([f"{radius:g}" for radius in radii]) or f"{claims['rho']:g}"
     return (
         r"Sharpness is the worst-case rise $\max_{\|\epsilon\|_2\le\rho}L(\theta+\epsilon)-L(\theta)$ of the training "
         rf"loss over the merged weights of the adapted layers~\cite{{foret2021sam,andriushchenko2022}} at $\rho$ = "
-        rf"{shown}, judged at $\rho$ = {claims['rho']:g}: the largest that {searches}{exact}, a lower bound."
+        rf"{shown}, judged at $\rho$ = {claims['rho']:g}: the largest that {searched_by(records)} met{exact}, a lower "
+        "bound."
     )
 
 

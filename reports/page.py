@@ -18,8 +18,9 @@ from reports.alignment_tables import alignment_table, angle_table, inside_table,
 from reports.charts import charts_of, plotly_source
 from reports.claims import by_family, claim_interval, claims_table, details, summary
 from reports.correlations import correlation_table
-from reports.evidence import columns_of, interval_bar, slope_plot
+from reports.evidence import interval_bar, methods_option, slope_plot
 from reports.figures import draw_all
+from reports.figures.worst_case import searched_by
 from reports.methods_text import bibliography, methods_paragraph
 from reports.sharpness_tables import ball_table, few_examples, measures_table, search_table
 from reports.tables import (
@@ -89,6 +90,7 @@ def write_report(folder: Path) -> Path:
         environments=[made] if isinstance(made, dict) else made,
         settings=text,
         num_runs=num_runs,
+        searched_by=searched_by(records),
     )
     path = folder / "report.html"
     write_atomically(path, lambda temporary: temporary.write_text(page))
@@ -123,7 +125,7 @@ def _template(name: str) -> Template:
     )
     environment.filters |= {"significant": significant, "embed": _embed}
     environment.globals |= {"claim_interval": claim_interval, "quantity": quantity, "details": details}
-    environment.globals |= {"interval_bar": interval_bar, "slope_plot": slope_plot, "columns_of": columns_of}
+    environment.globals |= {"interval_bar": interval_bar, "slope_plot": slope_plot, "methods_option": methods_option}
     environment.globals |= {"plotly_source": lambda: Markup(plotly_source().replace("</script", r"<\/script"))}
     return environment.get_template(name)
 

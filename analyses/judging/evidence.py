@@ -48,6 +48,7 @@ class Evidence:
         note: What else a reader must know.
         pairs: The values compared, run by run: ``train_size``, ``seed``, ``subject``, ``reference`` and, for shares of
             a reduction, ``baseline``.
+        columns: Columns of the study that are compared, a baseline among them.
     """
 
     comparison: str
@@ -72,6 +73,7 @@ class Evidence:
     by_size: dict[int, float] = field(default_factory=dict)
     note: str = ""
     pairs: list[dict[str, Any]] = field(default_factory=list)
+    columns: list[str] = field(default_factory=list)
 
     @property
     def p_directed(self) -> float:
@@ -119,7 +121,13 @@ def weigh(claim: ClaimSpec, columns: Mapping[str, str], values: Values, settings
     comparison = {"ratio": " / ", "difference": " − ", "share": " of "}[claim.scale].join(named)
     if claim.scale == "difference" and not isinstance(claim.reference, str):
         comparison = f"{named[0]}, against {named[1]}"
-    return Evidence(comparison=comparison, search_error=error, **evidence, pairs=_by_run(pairs))
+    return Evidence(
+        comparison=comparison,
+        search_error=error,
+        **evidence,
+        pairs=_by_run(pairs),
+        columns=list(dict.fromkeys(columns.values())),
+    )
 
 
 def _by_run(pairs: pd.DataFrame) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from reports.charts.base import Chart, marks, plot_data, titled
+from reports.figures.worst_case import searched_by
 from reports.style import mean_interval, method_order, method_style
 
 _NAMES = {"full": "over all weights", "lora": "inside the run's LoRA space"}
@@ -27,7 +28,7 @@ def curves_chart(records: pd.DataFrame, *, balls: tuple[str, ...] = ("l2",)) -> 
     return Chart(
         "curves",
         "Worst-case rise over the radius",
-        "The largest rise of the training loss that two independent searches met in the ball: a lower bound. Geometric "
+        f"The largest rise of the training loss that {searched_by(records)} met in the ball: a lower bound. Geometric "
         "means over runs, bars 95 % Student-t intervals of their logarithms. A click on a name hides a method, a "
         "double click shows it alone.",
         _seen(rises),

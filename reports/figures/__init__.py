@@ -27,7 +27,7 @@ from reports.figures.recovered import captured_over_rank, plot_capture, plot_rec
 from reports.figures.surfaces import plot_contours, plot_surfaces
 from reports.figures.sweeps import over_rank, over_train_size, plot_sweep
 from reports.figures.trajectories import plot_trajectories
-from reports.figures.worst_case import plot_worst_case, with_ratios
+from reports.figures.worst_case import plot_worst_case, searched_by, with_ratios
 from reports.style import FORMATS, save_figure
 
 
@@ -121,9 +121,9 @@ def _over_runs(records: pd.DataFrame, rho: float, count: str, bars: str) -> Iter
         "worst_case_rise",
         pd.concat([rises, ratios]),
         "Worst-case rise of the training loss in balls around the merged weights of the adapted layers: the largest "
-        "that two independent searches met, lower bounds of the true maximum; the table of search errors has "
-        "their gap. Over all weights and (hollow marks, where there are several radii) inside the tangent space of the "
-        "run's adapter (for methods without one, of the best rank-r fit of their update). "
+        f"that {searched_by(records)} met, lower bounds of the true maximum; the table of search errors has "
+        "the gap between two. Over all weights and (hollow marks, where there are several radii) inside the tangent "
+        "space of the run's adapter (for methods without one, of the best rank-r fit of their update). "
         f"Geometric {over_logs.lower()} The claims are judged at rho = {rho:g}. The numbers hold the ratios to LoRA at "
         "the same seed, too.",
         lambda: plot_worst_case(records, rho=rho),

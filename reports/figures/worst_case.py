@@ -95,6 +95,11 @@ def _summary(values: pd.Series) -> tuple[float, float, float]:
     return float(values.mean()), float("nan"), float("nan")
 
 
+def searched_by(records: pd.DataFrame) -> str:
+    """Who met the rises of a study: records of the time before there were two searches have no gap."""
+    return "two independent searches" if (records["measure"] == "worst_case_gap").any() else "one search"
+
+
 def with_ratios(records: pd.DataFrame) -> pd.DataFrame:
     """Rises, with the rise over the reference's at the same seed, space and radius; undefined where that is 0."""
     rises = records[is_rise(records) & records["subspace"].isin(list(PANELS))]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from reports.evidence import WIDTH, columns_of, interval_bar, slope_plot
+from reports.evidence import WIDTH, interval_bar, methods_option, slope_plot
 
 RATIO = {
     "family": "outcome", "unit": "ratio", "effect": 2.0, "low": 1.0, "high": 4.0, "limit": 1.0, "margin": 1.25,
@@ -74,14 +74,7 @@ def test_names_are_escaped() -> None:
     assert "<b>" not in drawing and "&lt;b&gt;" in drawing
 
 
-@pytest.mark.parametrize(
-    ("comparison", "columns"),
-    [
-        ("bilora / lora_sam_full", ["bilora", "lora_sam_full"]),
-        ("bilora − lora", ["bilora", "lora"]),
-        ("bilora − bilora (captured_energy_null)", ["bilora", "bilora"]),
-        ("bilora, against 0.5", ["bilora"]),
-    ],
-)
-def test_the_columns_of_a_comparison(comparison: str, columns: list[str]) -> None:
-    assert columns_of({"comparison": comparison}) == columns
+def test_the_command_names_every_column_and_is_quoted_for_a_shell() -> None:
+    assert methods_option({"columns": ["bilora", "lora_sam_full", "lora"]}) == "--methods bilora lora_sam_full lora"
+    assert methods_option({"columns": ["$(x) y"]}) == "--methods '$(x) y'"
+    assert methods_option({}) == ""
