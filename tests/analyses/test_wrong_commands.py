@@ -78,6 +78,8 @@ def studies(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("tune --config ok.yaml", "tuning: the study has no grid; add a 'tuning' section"),
         ("measure nothing", "RUN: nothing is no run folder: it has no run.json"),
         ("report nothing", "run 'landscape audit' first"),
+        ("report nothing --figures all", "DIR: nothing holds no records.parquet; run 'landscape audit' first"),
+        ("report nothing --format svg", "--format: only the figures that --figures names have formats"),
         ("init --model x", "--model, --data: give both, or none"),
         ("init --out ok.yaml", "--out: ok.yaml exists; give another file"),
     ],

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from analyses import launch
 from reports import redraw_command
 from reports.redraw import redraw
 from tests.reports.conftest import made_up_records, write_study
@@ -50,6 +51,20 @@ def test_a_damaged_file_is_named(study: Path, name: str, capsys: pytest.CaptureF
     assert redraw_command.main([str(study), "--figures", "forest"]) == 2
     said = capsys.readouterr().err
     assert name in said and "cannot be read as" in said and "Traceback" not in said
+
+
+def test_an_interrupted_drawing_ends_in_words(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The light command is guarded as the others are."""
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(redraw_command, "redraw", interrupted)
+    monkeypatch.setattr(sys, "argv", ["landscape", "report", "anywhere", "--figures", "all"])
+    assert launch.main() == 130
+    assert "interrupted" in capsys.readouterr().err
 
 
 def test_the_command_does_not_wait_for_torch(study: Path) -> None:
