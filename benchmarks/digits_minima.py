@@ -10,6 +10,8 @@ end at other weights. So the weights are kept: the merged model's state, one saf
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
@@ -18,6 +20,7 @@ from analyses.measures.minima import load_subject
 from analyses.running.executors import quieten
 from analyses.study import Cell, StudyFolder, load_study
 from analyses.study.task_settings import DigitsTask
+from analyses.tasks.base import Examples
 from analyses.tasks.digits import Digits
 from landscape import EmpiricalRisk
 
@@ -29,12 +32,24 @@ TRAIN_SIZE = 100
 ADAPTED = r"layers\..*(proj|fc1|fc2)\.weight$"
 
 
-def load_risk(name: str) -> EmpiricalRisk:
+@dataclass(frozen=True)
+class Bundled:
+    """A minimum's risk, and the batch of any of its examples by number."""
+
+    risk: EmpiricalRisk
+    part: Callable[[Sequence[int]], Examples]
+
+
+def load(name: str) -> Bundled:
     """Mean training loss of a minimum over the adapted layers' weights, as the study measures it."""
     task = Digits(DigitsTask(), TRAIN_SIZE)
     model = task.new_model(0)
     model.load_state_dict(load_file(FOLDER / f"{name}.safetensors"))
-    return EmpiricalRisk(model, task.batches("train"), params=ADAPTED)
+    (batch,) = task.batches("train")
+    return Bundled(
+        EmpiricalRisk(model, [batch], params=ADAPTED),
+        lambda numbers: {key: rows[list(numbers)] for key, rows in batch.items()},
+    )
 
 
 def main() -> None:

@@ -66,11 +66,10 @@ def fixed_step_ascent(risk: CountedRisk, rho: float, length: float) -> float:
 def climb(risk: CountedRisk, rho: float) -> float:
     """Rise that a climb of at most 40 steps from SAM's point reaches."""
     ball = ball_around(risk, rho, norm="l2", adaptive="none", relative=False, subspace=None)
-    visit = PassCounter().visits(risk, risk.theta)
+    visit = PassCounter().visits(risk)
     centre = visit(torch.zeros(risk.num_params, dtype=risk.dtype))
     start = visit(ball.extreme(centre.gradient))
-    best = Climb(visit, ball, start).advance(2 * STEPS, floor=centre.loss, tol=1e-4)
-    return best.loss - centre.loss
+    return Climb(visit, ball, start).advance(2 * STEPS, floor=centre.loss, tol=1e-4) - centre.loss
 
 
 def minima(quick: bool) -> dict[str, CountedRisk]:

@@ -119,12 +119,13 @@ class PointwiseGradient:
 
     def _one(self, index: int, point: Tensor) -> tuple[Tensor, Tensor]:
         example = _take(self._batch, torch.tensor([index]), self._size)
-        point = point.detach().requires_grad_()
-        with torch.enable_grad(), exact_products():
-            losses = self._risk.batch_losses(example, self._risk.layout.split(point), order=1)
-            if not losses.requires_grad:  # the weights may be an expert's that the example does not use
-                return losses[0], torch.zeros_like(point)
-            return losses[0].detach(), torch.autograd.grad(losses[0], point)[0]
+        gradient = torch.zeros_like(point)
+        leaves = self._risk.layout.views(point, self._risk.dtype)
+        with torch.enable_grad(), exact_products(), self._risk.layout.adding_to(gradient, leaves):
+            losses = self._risk.batch_losses(example, leaves, order=1)
+            if losses.requires_grad:  # the weights may be an expert's that the example does not use
+                torch.autograd.backward(losses[0], inputs=list(leaves.values()))
+        return losses[0].detach(), gradient
 
 
 def _pieces(risk: EmpiricalRisk, chosen: Tensor, limit: int) -> Iterator[tuple[Batch, Tensor]]:

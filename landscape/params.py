@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 from math import prod
@@ -70,6 +71,21 @@ class Layout:
         Derivatives in the parts of one vector would first be joined to a vector, which takes memory of its size.
         """
         return {name: part.detach().clone().requires_grad_() for name, part in self.split(vector).items()}
+
+    def views(self, vector: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
+        """The tensors of a vector themselves, not copies, each to be differentiated in by itself."""
+        return {name: part.detach().to(dtype).requires_grad_() for name, part in self.split(vector).items()}
+
+    @contextmanager
+    def adding_to(self, sums: Tensor, leaves: Mapping[str, Tensor]) -> Iterator[None]:
+        """Let a backward pass add the derivatives in the leaves to a vector (n,); none of them waits for the others."""
+        for name, place in self.split(sums).items():
+            leaves[name].grad = place
+        try:
+            yield
+        finally:
+            for leaf in leaves.values():
+                leaf.grad = None
 
     def join(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """Flatten named tensors into one vector (n,); the inverse of `split`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -285,30 +286,27 @@ class EmpiricalRisk:
         Raises:
             FloatingPointError: The gradient of a batch is not finite although its loss is.
         """
-        parameters = self.layout.leaves(self.theta if theta is None else theta)
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         gradient = torch.zeros(self.num_params, dtype=self.dtype, device=self.device)
-        sums = self.layout.split(gradient)
-        with torch.enable_grad(), exact_products():
+        parameters = self.layout.views(self.theta if theta is None else theta, self.dtype)
+        with torch.enable_grad(), exact_products(), self.layout.adding_to(gradient, parameters):
             used = False
             for index, (batch, weights) in enumerate(zip(self.batches, self.weights, strict=True)):
                 losses = self.batch_losses(batch, parameters, order=1) * weights
                 total += losses.detach().double().sum()
                 if losses.requires_grad:  # a batch need not use the weights: they may be another one's expert
                     used = True
-                    parts = torch.autograd.grad(losses.sum(), list(parameters.values()), allow_unused=True)
-                    named = {name: part for name, part in zip(sums, parts, strict=True) if part is not None}
-                    self._check_gradient(named, losses, index)
-                    for name, part in named.items():
-                        sums[name] += part
+                    torch.autograd.backward(losses.sum(), inputs=list(parameters.values()))
+                    if math.isfinite(float(total)):
+                        self._check_gradient(gradient, index)
         self.check_used(used)
         loss, gradient = float(self.ranks.all_sum(total)), self.ranks.all_sum(gradient)
         return loss / self.total_weight, gradient.div_(self.total_weight)
 
-    def _check_gradient(self, parts: Mapping[str, Tensor], losses: Tensor, index: int) -> None:
+    def _check_gradient(self, gradient: Tensor, index: int) -> None:
         """Refuse a gradient that is not finite where the loss is: no step along it means anything."""
-        wrong = [name for name, part in parts.items() if not bool(part.isfinite().all())]
-        if not wrong or not bool(losses.isfinite().all()):
+        wrong = [name for name, part in self.layout.split(gradient).items() if not bool(part.isfinite().all())]
+        if not wrong:
             return
         raise FloatingPointError(
             f"batches: the loss of batch {index} is finite, but its gradient in {wrong[0]} is not; look for a function "

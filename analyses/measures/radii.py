@@ -25,14 +25,14 @@ def radii_of_rises(risk: EmpiricalRisk) -> dict[float, float]:
     Radii grow until the largest rise is passed or the rise stays where it is; between two of them the logarithms are
     joined by a line. What the climb finds is a lower bound, so that these radii are upper ones.
     """
-    theta, rho = risk.theta, _SMALLEST_RADIUS
-    visit = PassCounter().visits(risk, theta)
-    centre = visit(torch.zeros_like(theta))
+    rho = _SMALLEST_RADIUS
+    visit = PassCounter().visits(risk)
+    centre = visit(torch.zeros_like(risk.theta))
     points: list[tuple[float, float]] = [(rho / _RADIUS_FACTOR, 1e-12)]
     for _ in range(_MOST_RADII):
         ball = ball_around(risk, rho, norm="l2", adaptive="none", relative=False, subspace=None)
         climb = Climb(visit, ball, visit(ball.extreme(centre.gradient)))
-        rise = climb.advance(_CLIMB_STEPS, floor=centre.loss, tol=1e-2).loss - centre.loss
+        rise = climb.advance(_CLIMB_STEPS, floor=centre.loss, tol=1e-2) - centre.loss
         before = points[-1][1]
         points.append((rho, max(rise, before)))
         if rise > RISES[-1] or RISES[0] < rise < 1.01 * before:

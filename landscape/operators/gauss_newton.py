@@ -48,14 +48,6 @@ class _Jacobian:
         return pushed
 
 
-def _pull(
-    jacobians: Sequence[_Jacobian], leaves: Sequence[Tensor], cotangents: Sequence[Tensor], retain: bool
-) -> Parts:
-    """Sum of Jᵀu."""
-    values = [jacobian.values for jacobian in jacobians]
-    return torch.autograd.grad(values, leaves, list(cotangents), retain_graph=retain, allow_unused=True)
-
-
 class _JacobianOperator(RiskOperator[tuple[_Jacobian, Tensor]]):
     """An operator made of Jacobians of some function of theta."""
 
@@ -102,10 +94,10 @@ class GGNOperator(_JacobianOperator):
         (slope,) = torch.autograd.grad(summed, logits, create_graph=True)
         return _Jacobian.of(logits, self.leaves), slope
 
-    def apply(self, graphs: Sequence[tuple[_Jacobian, Tensor]], vector: Tensor, retain: bool) -> Parts:
+    def pullback(
+        self, graphs: Sequence[tuple[_Jacobian, Tensor]], vector: Tensor
+    ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
         curved = [graph for graph in graphs if graph[1].requires_grad]  # other losses are linear in the logits
-        if not curved:
-            return ()
         parts = self._split(vector)
         cotangents = [
             torch.autograd.grad(
@@ -113,7 +105,7 @@ class GGNOperator(_JacobianOperator):
             )[0]
             for jacobian, slope in curved
         ]
-        return _pull([jacobian for jacobian, _ in curved], self.leaves, cotangents, retain)
+        return [jacobian.values for jacobian, _ in curved], cotangents
 
     def matvec(self, vector: Tensor) -> Tensor:
         """Product (n,) with a vector (n,); a penalty is its own Gauss-Newton matrix."""
@@ -139,10 +131,11 @@ class EmpiricalFisherOperator(_JacobianOperator):
             return None
         return _Jacobian.of(losses, self.leaves), self.risk.weights[index]
 
-    def apply(self, graphs: Sequence[tuple[_Jacobian, Tensor]], vector: Tensor, retain: bool) -> Parts:
+    def pullback(
+        self, graphs: Sequence[tuple[_Jacobian, Tensor]], vector: Tensor
+    ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
         parts = self._split(vector)
-        cotangents = [weights * jacobian.push(parts) for jacobian, weights in graphs]
-        return _pull([jacobian for jacobian, _ in graphs], self.leaves, cotangents, retain)
+        return [jacobian.values for jacobian, _ in graphs], [w * jacobian.push(parts) for jacobian, w in graphs]
 
     def _function(self, outputs: object, batch: Batch, parameters: Mapping[str, Tensor]) -> Tensor:
         return self.risk.losses_of(outputs, batch) + self.risk.penalty(parameters)

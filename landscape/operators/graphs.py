@@ -19,7 +19,7 @@ from landscape.risk import EmpiricalRisk
 
 Graph = TypeVar("Graph")
 Parts = tuple[Tensor | None, ...]
-"""A vector (n,) as its tensors, in the layout's order; none where it is 0, and empty where it is 0 everywhere."""
+"""A vector (n,) as its tensors, in the layout's order; none where it is 0."""
 
 
 class RiskOperator(SymmetricOperator, Generic[Graph]):
@@ -95,8 +95,11 @@ class RiskOperator(SymmetricOperator, Generic[Graph]):
         """The graph of one batch at `theta`; none if the batch's loss does not depend on it."""
 
     @abstractmethod
-    def apply(self, graphs: Sequence[Graph], vector: Tensor, retain: bool) -> Parts:
-        """Unnormalised product of some batches' matrices with a vector (n,); the graphs outlive it if ``retain``."""
+    def pullback(self, graphs: Sequence[Graph], vector: Tensor) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """Functions of theta f and cotangents u such that Jᵀu is some batches' unnormalised product with a vector (n,).
+
+        Empty where the product is 0.
+        """
 
     @abstractmethod
     def value(self, epsilon: Tensor) -> Tensor:
@@ -127,10 +130,10 @@ class RiskOperator(SymmetricOperator, Generic[Graph]):
     def _add(self, product: Tensor, graphs: Sequence[Graph | None], vector: Tensor, retain: bool) -> None:
         """Add some batches' product with a vector to ``product``, tensor by tensor."""
         used = [graph for graph in graphs if graph is not None]
-        parts = self.apply(used, vector, retain) if used else ()
-        for place, part in zip(self.risk.layout.split(product).values(), parts, strict=False):
-            if part is not None:
-                place.add_(part)
+        functions, cotangents = self.pullback(used, vector) if used else ((), ())
+        if functions:
+            with self.risk.layout.adding_to(product, self._parameters):
+                torch.autograd.backward(functions, cotangents, retain_graph=retain, inputs=self.leaves)
 
     def losses(self, index: int) -> tuple[object, Tensor]:
         """Model outputs and per-example losses (n_i,) of one batch, with their graph; checked to be finite."""

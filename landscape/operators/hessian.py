@@ -33,7 +33,7 @@ class HessianOperator(RiskOperator[Parts]):
         summed = (losses * self.risk.weights[index]).sum()
         return torch.autograd.grad(summed, self.leaves, create_graph=True, allow_unused=True)
 
-    def apply(self, graphs: Sequence[Parts], vector: Tensor, retain: bool) -> Parts:
+    def pullback(self, graphs: Sequence[Parts], vector: Tensor) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
         seeds = self.risk.layout.split(vector).values()
         curved = [  # the others are constant in theta
             (gradient, seed)
@@ -41,10 +41,7 @@ class HessianOperator(RiskOperator[Parts]):
             for gradient, seed in zip(gradients, seeds, strict=True)
             if gradient is not None and gradient.requires_grad
         ]
-        if not curved:
-            return ()
-        gradients, seeds_of = zip(*curved, strict=True)
-        return torch.autograd.grad(gradients, self.leaves, seeds_of, retain_graph=retain, allow_unused=True)
+        return [gradient for gradient, _ in curved], [seed for _, seed in curved]
 
     def value(self, epsilon: Tensor) -> Tensor:
         """Gradient (n,) of the mean loss."""

@@ -10,12 +10,16 @@ from torch import Tensor
 
 from landscape.risk import EmpiricalRisk
 from landscape.sharpness.balls import Ball
+from landscape.sharpness.shelf import Kept, Shelf
 
 FIRST_STEP = 4.0
 """First step over the radius. Steps longer than the ball is wide cross the plateaus at which shorter ones stop."""
 
 _SMALLEST_STEP = 1e-3
 """Step over the radius at which there is nothing left to gain."""
+
+_PIECE = 2**22
+"""Numbers that inner products take to float64 at a time."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +41,12 @@ class PassCounter:
     def __init__(self) -> None:
         self.num_passes = 0.0
 
-    def visits(self, risk: EmpiricalRisk, theta: Tensor, *, share: float = 1.0) -> Visit:
-        """A function that visits points around ``theta`` and counts ``share`` passes each time."""
+    def visits(self, risk: EmpiricalRisk, *, share: float = 1.0) -> Visit:
+        """A function that visits points around the model's weights and counts ``share`` passes each time."""
 
         def visit(epsilon: Tensor) -> Point:
             self.num_passes += share
-            loss, gradient = risk.loss_and_gradient(theta + epsilon)
+            loss, gradient = risk.loss_and_gradient(risk.theta.add_(epsilon))
             return Point(epsilon, math.inf if math.isnan(loss) else loss, gradient)
 
         return visit
@@ -57,36 +61,67 @@ class Climb:
     :math:`m=\epsilon/\rho+c\,g/\|g\|`, with the shift 1/c; halving makes it converge inside the ball, too (Croce and
     Hein 2020, arXiv 2003.01690, halve at fixed checkpoints instead).
 
+    Memory: six vectors (n,) and a pass over the data while it advances; two, on the shelf, while it waits.
+
     Attributes:
-        best: The highest point met.
+        loss: At the highest point met.
+        epsilon: Gives that point (n,).
     """
 
-    def __init__(self, visit: Visit, ball: Ball, start: Point) -> None:
-        self.best, self._visit, self._ball = start, visit, ball
+    loss: float
+    epsilon: Kept
+    _gradient: Kept
+
+    def __init__(self, visit: Visit, ball: Ball, start: Point, shelf: Shelf | None = None) -> None:
+        self._visit, self._ball, self._shelf = visit, ball, shelf or Shelf("memory")
         self._step = FIRST_STEP
         self._ended = False
+        self._put(start)
 
-    def advance(self, steps: int, *, floor: float, tol: float) -> Point:
-        r"""Take at most ``steps`` more steps.
+    def advance(self, steps: int, *, floor: float, tol: float) -> float:
+        r"""Take at most ``steps`` more steps; the loss at the highest point met.
 
         The climb ends for good when the linearised gain that is left,
         :math:`\max_{\|e\|\le\rho}\langle g, e-\epsilon\rangle`, is at most ``tol`` times the rise over ``floor`` (at a
         maximum it is 0), when steps have become shorter than a thousandth of the radius, or at an infinite loss.
         """
+        if self._at_rest or steps < 1:
+            return self.loss
+        best = start = Point(self.epsilon(), self.loss, self._gradient())
         for _ in range(steps):
-            if self._ended or not math.isfinite(self.best.loss) or self._step < _SMALLEST_STEP:
-                break
-            uphill = self._ball.ascent_direction(self.best.gradient)
-            candidate = self._visit(self._ball.project(self.best.epsilon + self._step * self._ball.rho * uphill))
-            if candidate.loss > self.best.loss:
-                self.best = candidate
-                self._ended = first_order_gain(candidate, self._ball) <= tol * (candidate.loss - floor)
+            candidate = self._visit(self._step_from(best))
+            if candidate.loss > best.loss:
+                best, self.loss = candidate, candidate.loss
+                self._ended = first_order_gain(best, self._ball) <= tol * (best.loss - floor)
             else:
                 self._step /= 2
-        return self.best
+            del candidate  # the next step needs the memory
+            if self._at_rest:
+                break
+        if best is not start:
+            self._put(best)
+        return self.loss
+
+    @property
+    def _at_rest(self) -> bool:
+        return self._ended or not math.isfinite(self.loss) or self._step < _SMALLEST_STEP
+
+    def _step_from(self, point: Point) -> Tensor:
+        uphill = self._ball.ascent_direction(point.gradient).mul_(self._step * self._ball.rho)
+        return self._ball.project(uphill.add_(point.epsilon))
+
+    def _put(self, point: Point) -> None:
+        self.loss = point.loss
+        self.epsilon = self._shelf.put(point.epsilon)
+        self._gradient = self._shelf.put(point.gradient)
 
 
 def first_order_gain(point: Point, ball: Ball) -> float:
     """The most that the linearised loss can still gain in the ball; 0 at a maximum."""
-    gradient = point.gradient.double()
-    return float(gradient @ (ball.extreme(point.gradient) - point.epsilon).double())
+    return inner(point.gradient, ball.extreme(point.gradient).sub_(point.epsilon))
+
+
+def inner(one: Tensor, other: Tensor) -> float:
+    """Inner product of two vectors (n,), summed in float64."""
+    pieces = zip(one.split(_PIECE), other.split(_PIECE), strict=True)
+    return math.fsum(float(piece.double() @ beside.double()) for piece, beside in pieces)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from landscape.examples import PointwiseGradient, own_gradients
 from landscape.sharpness.ascent import FIRST_STEP
 from landscape.sharpness.balls import Ball
+from landscape.sharpness.shelf import Kept
 from landscape.sharpness.surroundings import Surroundings
 
 # Chosen on the digits minima at radii 0.05 to 0.2: an ascent from an example's own gradient misses basins behind a
@@ -22,6 +25,10 @@ _NOISE = 0.1
 """Length of the random vector added to each direction: what is orthogonal to all gradients has to be found, too."""
 
 
+_Note = Callable[[int, Tensor], None]
+"""Told a place in the sample and a point (n,)."""
+
+
 class Screen:
     r"""Own worst cases of a sample of examples: the highest point of each one's own loss that short ascents reach.
 
@@ -32,7 +39,8 @@ class Screen:
     unlike along noise. In larger balls the maximum belongs to many examples at once, and what one of them gains says
     little: some are chosen by the mean loss to which their gradients lead, estimated on every tenth example.
 
-    Memory: ``keep`` + 8 vectors (n,), and those of the examples that go through the model together.
+    Memory: four vectors (n,), then those of the examples that go through the model together, seven each; ``keep`` + 4
+    vectors on the shelf.
 
     Args:
         around: The risk and its weights.
@@ -54,10 +62,11 @@ class Screen:
         self._centre_losses = torch.zeros(len(examples), dtype=torch.float64)
         self._highest = torch.full((len(examples),), -torch.inf, dtype=torch.float64)
         self._recipes = torch.full((len(examples), _DIRECTIONS), torch.nan)  # of the best start; NaN: own gradient
-        self._ends: dict[int, Tensor] = {}
+        self._ends: dict[int, Kept] = {}
         self._estimates = torch.zeros(len(examples), dtype=torch.float64)
-        self._directions = self._first_look()
+        self._directions = self._random_directions()
         everyone = torch.arange(len(examples))
+        self._look(everyone, self._own_recipes(len(everyone)), _OWN_STEPS, self._estimate_mean())
         upper = self._most_promising(everyone)[: (len(examples) + 1) // 2]
         starts = upper.repeat_interleave(_RANDOM_STARTS)
         self._look(starts, self._random_recipes(len(starts)), _RANDOM_STEPS)
@@ -65,11 +74,11 @@ class Screen:
         neighbours = self._leading_to_high_means(carriers)[: keep // 2]
         # Their end points were not kept: from the best starts once more, and from new ones.
         again, closer = torch.cat([carriers, neighbours]), carriers.repeat_interleave(_CLOSER_STARTS)
-        plain = torch.full((len(neighbours), _DIRECTIONS), torch.nan)
-        recipes = [self._recipes[carriers], plain, self._random_recipes(len(closer))]
+        plain, others = self._own_recipes(len(neighbours)), self._random_recipes(len(closer))
         before = self._highest.clone()
         self._highest[again] = -torch.inf
-        self._look(torch.cat([again, closer]), torch.cat(recipes), _CLOSER_STEPS, keep=True)
+        recipes = torch.cat([self._recipes[carriers], plain, others])
+        self._look(torch.cat([again, closer]), recipes, _CLOSER_STEPS, self._keep_end)
         self._highest = self._highest.maximum(before)
         self.promising = torch.cat([self._most_promising(carriers), neighbours])
 
@@ -80,63 +89,98 @@ class Screen:
         rises[mine] = (self._highest - self._centre_losses)[mine].clamp(min=0)
         return self._around.risk.ranks.all_sum(rises)
 
-    def end(self, place: int) -> Tensor:
+    def end(self, place: int) -> Kept:
         """The highest point met (n,) of one of the promising examples, the same on every rank."""
-        found = self._ends.get(place)
-        return self._around.risk.ranks.all_sum(torch.zeros_like(self._around.theta) if found is None else found.clone())
+        found, ranks = self._ends.get(place), self._around.risk.ranks
+        if ranks.count == 1 and found is not None:
+            return found
+        return self._around.shelf.put(ranks.all_sum(self._zeros() if found is None else found().clone()))
 
-    def _first_look(self) -> Tensor:
-        """Ascend from the examples' own gradients; return the directions of which random starts are made."""
-        directions = self._around.theta.new_zeros(_DIRECTIONS, len(self._around.theta))
+    def _random_directions(self) -> list[Kept]:
+        """The directions of which random starts are made; the losses at the centre by the way."""
         weights = torch.randn(_DIRECTIONS, len(self.examples), generator=self._generator)
-        sampled_loss = self._around.sampled_loss(self._generator)
+        sums = self._zeros(_DIRECTIONS)
         for places, gradient_at in self._own(torch.arange(len(self.examples))):
-            losses, gradients = gradient_at(self._around.theta.expand(len(places), -1))
+            losses, gradients = gradient_at(self._around.risk.theta.expand(len(places), -1))
             self._centre_losses[places] = losses.double().cpu()
-            directions += weights[:, places].to(gradients) @ _unit(gradients)
-            reached, ends = self._ascend(gradient_at, self._ball.extreme(gradients), _OWN_STEPS)
-            self._highest[places] = reached
-            self._estimates[places] = torch.tensor([sampled_loss(end) for end in ends], dtype=torch.float64)
-        self._count(len(self.examples) * (1 + _OWN_STEPS))
-        self._around.risk.ranks.all_sum(directions)
-        noise = torch.empty_like(directions)
-        for row in noise:
-            row.copy_(self._around.noise(self._generator))
-        return _made_unit(directions).add_(_made_unit(noise).mul_(_NOISE))
+            sums.addmm_(weights[:, places].to(gradients), _made_unit(gradients))
+        self._count(len(self.examples))
+        self._around.risk.ranks.all_sum(sums)
+        directions = []
+        for row in _made_unit(sums):
+            noise = self._around.noise(self._generator)
+            directions.append(self._around.shelf.put(_made_unit(noise[None])[0].mul_(_NOISE).add_(row)))
+        return directions
 
     def _random_recipes(self, count: int) -> Tensor:
         """Coefficients (count, directions) of random starts."""
         return torch.randn(count, _DIRECTIONS, generator=self._generator)
 
-    def _look(self, chosen: Tensor, recipes: Tensor, steps: int, *, keep: bool = False) -> None:
-        """Ascend examples, which may stand in ``chosen`` several times, each from the start of its own recipe."""
+    def _own_recipes(self, count: int) -> Tensor:
+        """What stands for an example's own gradient as its start."""
+        return torch.full((count, _DIRECTIONS), torch.nan)
+
+    def _look(self, chosen: Tensor, recipes: Tensor, steps: int, note: _Note | None = None) -> None:
+        """Ascend examples, which may stand in ``chosen`` several times, each from the start of its own recipe.
+
+        ``note`` is told where an example's own loss has come higher than before.
+        """
         for rows, gradient_at in self._own(chosen):
-            mix = recipes[rows].to(self._directions)
-            starts = self._ball.onto_boundary(mix.nan_to_num() @ self._directions)
-            own = mix.isnan().any(dim=1, keepdim=True)
-            if bool(own.any()):
-                _, gradients = gradient_at(self._around.theta.expand(len(rows), -1))
-                starts = torch.where(own, self._ball.extreme(gradients), starts)
-            reached, ends = self._ascend(gradient_at, starts, steps)
+            reached, ends = self._ascend(gradient_at, self._starts(recipes[rows], gradient_at), steps)
             for index, row in enumerate(rows.tolist()):
                 place = int(chosen[row])
                 if reached[index] > self._highest[place]:
                     self._highest[place], self._recipes[place] = reached[index], recipes[row]
-                    if keep:
-                        self._ends[place] = ends[index].clone()
-        self._count(len(chosen) * steps)
+                    if note:
+                        note(place, ends[index])
+        self._count(len(chosen) * steps + int(recipes.isnan().any(dim=1).sum()))
+
+    def _starts(self, recipes: Tensor, gradient_at: PointwiseGradient) -> Tensor:
+        """Points (c, n) of the ball's boundary for the recipes (c, directions) of as many examples."""
+        own = recipes.isnan().any(dim=1)
+        if bool(own.all()):
+            return self._from_own_gradients(len(recipes), gradient_at)
+        mixed = self._zeros(len(recipes))
+        for coefficients, direction in zip(recipes.nan_to_num().to(mixed).T, self._directions, strict=True):
+            mixed.addr_(coefficients, direction())
+        mixed = self._ball.onto_boundary(mixed)
+        if not bool(own.any()):
+            return mixed
+        plain = self._from_own_gradients(len(recipes), gradient_at)
+        return torch.where(own.to(mixed.device)[:, None], plain, mixed)
+
+    def _from_own_gradients(self, count: int, gradient_at: PointwiseGradient) -> Tensor:
+        return self._ball.extreme(gradient_at(self._around.risk.theta.expand(count, -1))[1])
+
+    def _estimate_mean(self) -> _Note:
+        """A note-taker that estimates the mean loss where an example's ascent has ended."""
+        sampled_loss = self._around.sampled_loss(self._generator)
+
+        def note(place: int, end: Tensor) -> None:
+            self._estimates[place] = sampled_loss(end)
+
+        return note
+
+    def _keep_end(self, place: int, end: Tensor) -> None:
+        self._ends[place] = self._around.shelf.put(end.clone())
+
+    def _zeros(self, *rows: int) -> Tensor:
+        risk = self._around.risk
+        return torch.zeros(*rows, risk.num_params, dtype=risk.dtype, device=risk.device)
 
     def _ascend(self, gradient_at: PointwiseGradient, points: Tensor, steps: int) -> tuple[Tensor, Tensor]:
         """`landscape.sharpness.ascent.Climb` row by row: losses (c,) float64 reached on the CPU, and where (c, n)."""
-        theta, rho = self._around.theta, self._ball.rho
-        losses, gradients = gradient_at(theta + points)
+        rho = self._ball.rho
+        losses, gradients = gradient_at(self._around.displaced(points))
         step = torch.full((len(points), 1), FIRST_STEP, dtype=points.dtype, device=points.device)
         for _ in range(steps - 1):
             candidates = self._ball.project(points + step * rho * self._ball.ascent_direction(gradients))
-            new_losses, new_gradients = gradient_at(theta + candidates)
+            new_losses, new_gradients = gradient_at(self._around.displaced(candidates))
             up = (new_losses > losses)[:, None]
             losses = torch.where(up[:, 0], new_losses, losses)
-            points, gradients = torch.where(up, candidates, points), torch.where(up, new_gradients, gradients)
+            points = torch.where(up, candidates, points)
+            del candidates  # where one example is a vector of memory, each counts
+            gradients = torch.where(up, new_gradients, gradients)
             step = torch.where(up, step, step / 2)
         return losses.double().cpu(), points
 
@@ -164,14 +208,6 @@ class Screen:
         self._around.counter.num_passes += example_passes / self._around.num_examples
 
 
-def _unit(rows: Tensor) -> Tensor:
-    return rows / _norms(rows)
-
-
 def _made_unit(rows: Tensor) -> Tensor:
-    """The same in place: at this point vectors of weight space are what memory is full of."""
-    return rows.div_(_norms(rows))
-
-
-def _norms(rows: Tensor) -> Tensor:
-    return rows.norm(dim=1, keepdim=True).clamp(min=torch.finfo(rows.dtype).tiny)
+    """Rows divided by their norms, in place: at this point vectors of weight space are what memory is full of."""
+    return rows.div_(rows.norm(dim=1, keepdim=True).clamp(min=torch.finfo(rows.dtype).tiny))

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from landscape.sharpness.ascent import Climb, Point
+from landscape.sharpness.ascent import Climb, inner
 from landscape.sharpness.balls import Ball
 from landscape.sharpness.screen import Screen
+from landscape.sharpness.shelf import Kept, held
 from landscape.sharpness.surroundings import Surroundings
 
 # The rationing, chosen on the digits minima: which climb ends highest shows after a few steps, but rarely at its start.
-_EARLY_STEPS, _FINALISTS = 4, 4
+# Climbs to one maximum meet early; carrying several of them costs the places of those that come to a higher one late.
+_EARLY_STEPS, _FINALISTS, _SAME = 4, 4, 0.95
 _MIDDLE_STEPS = 6
 _GROUP_STEPS = 8
 _INNER_START = 0.3
@@ -47,9 +51,9 @@ class Search:
 
     Each round draws new examples, groups and starts. Short ascents of single examples' and groups' losses end where
     the mean loss may be high; from the ends where it is highest climbs of the mean loss take a few steps each. The
-    highest of these go on, and of them the highest to its end.
+    highest of these go on, those that have met a higher one last, and of them the highest to its end.
 
-    Memory: about 3 ``restarts`` + 12 vectors (n,), of which the screen's are released before the climbs.
+    Memory: 6 vectors (n,) at a time, those of `Screen` while it is at work, and about 3 ``restarts`` + 10 on the shelf.
 
     Args:
         around: The risk and its weights.
@@ -61,7 +65,7 @@ class Search:
         starts: Directions to start from in the first round, by name.
 
     Attributes:
-        best: The highest point met, and ``winner``, the start from which it was reached.
+        best_loss: At the highest point met; ``best`` gives the point (n,), ``winner`` names the start that led there.
         start_losses: Largest loss reached from each start.
         own_rises: Largest rise of each screened example's own loss, by its number.
     """
@@ -75,13 +79,14 @@ class Search:
         seed: int,
         number: int,
         total: int,
-        starts: Mapping[str, Tensor],
+        starts: Mapping[str, Kept],
     ) -> None:
         self._around, self._ball, self._effort, self._starts = around, ball, effort, dict(starts)
         self._number, self._total, self._rounds = number, total, 0
         self._order = torch.randperm(around.num_examples, generator=_generator(seed))
         self._generator = _generator(seed, 1 + number)
-        self.best, self.winner = around.centre, "centre"
+        self.best_loss, self.winner = around.centre_loss, "centre"
+        self.best: Kept = held(torch.zeros((), dtype=around.risk.dtype).expand(around.risk.num_params))
         self.start_losses: dict[str, float] = {}
         self.own_rises: dict[int, float] = {}
 
@@ -94,36 +99,42 @@ class Search:
     @property
     def rise(self) -> float:
         """Rise of the best point over the centre."""
-        return self.best.loss - self._around.centre.loss
+        return self.best_loss - self._around.centre_loss
 
     def _climb(self) -> None:
         early = min(_EARLY_STEPS, self._effort.steps)
         middle = min(_MIDDLE_STEPS, self._effort.steps - early)
         climbs: list[tuple[str, Climb]] = []
         for name, start in self._round_starts():
-            climb = Climb(self._around.visit, self._ball, self._around.visit(start))
-            self._keep(name, self._advance(climb, early - 1))
-            climbs = _highest([*climbs, (name, climb)], _FINALISTS)
-        for name, climb in climbs:
-            self._keep(name, self._advance(climb, middle))
-        for name, climb in _highest(climbs, 1):
-            self._keep(name, self._advance(climb, self._effort.steps - early - middle))
+            climb = Climb(self._around.visit, self._ball, self._around.visit(start()), self._around.shelf)
+            self._advance(name, climb, early - 1)
+            climbs.append((name, climb))
+        finalists = highest_apart(climbs, _FINALISTS)
+        del climbs  # and what they hold
+        for name, climb in finalists:
+            self._advance(name, climb, middle)
+        for name, climb in _highest(finalists)[:1]:
+            self._advance(name, climb, self._effort.steps - early - middle)
 
-    def _round_starts(self) -> Iterator[tuple[str, Tensor]]:
+    def _round_starts(self) -> Iterator[tuple[str, Kept]]:
         """Points of the ball to climb from, one at a time."""
         if self._rounds == 0:
             for name, direction in self._starts.items():
-                yield name, self._ball.onto_boundary(direction.to(self._around.theta))
+                yield name, partial(self._towards, direction)
         restarts, turn = self._effort.restarts, self._rounds * self._total + self._number
         if not self._around.divisible:
             for number in range(restarts):
-                yield f"random {turn * restarts + number + 1}", self._ball.onto_boundary(self._noise())
+                yield f"random {turn * restarts + number + 1}", partial(self._towards, self._noise)
             return
         examples = (2 * restarts + 1) // 3
         yield from self._screened(turn, examples)
         yield from self._grouped(turn, restarts - examples)
 
-    def _screened(self, turn: int, count: int) -> Iterator[tuple[str, Tensor]]:
+    def _towards(self, direction: Kept) -> Tensor:
+        risk = self._around.risk
+        return self._ball.onto_boundary(direction().to(risk.device, risk.dtype))
+
+    def _screened(self, turn: int, count: int) -> Iterator[tuple[str, Kept]]:
         """Ends of ascents of examples' own losses: the most promising one's, and where the mean loss is highest."""
         size = min(self._effort.screened, len(self._order))
         sample = self._order.roll(-turn * size)[:size].sort().values
@@ -133,42 +144,60 @@ class Search:
         ends = ((f"example {int(sample[place])}", screen.end(int(place))) for place in screen.promising)
         first = next(ends)
         chosen = [first, *self._highest_ends(ends, count - 1)]
-        del screen  # its vectors are not needed while the climbs go on
+        del screen, ends  # its vectors are not needed while the climbs go on
         yield from chosen
 
-    def _grouped(self, turn: int, count: int) -> Iterator[tuple[str, Tensor]]:
+    def _grouped(self, turn: int, count: int) -> Iterator[tuple[str, Kept]]:
         """Ends of ascents of random tenths of the examples, where the mean loss is highest."""
         number = _GROUP_ENDS * count
         names = (f"group {turn * number + place + 1}" for place in range(number))
         yield from self._highest_ends(((name, self._group_end()) for name in names), count)
 
-    def _group_end(self) -> Tensor:
+    def _group_end(self) -> Kept:
         visit = self._around.random_part(self._generator)
-        start = visit(_INNER_START * self._ball.onto_boundary(self._noise()))
-        return Climb(visit, self._ball, start).advance(_GROUP_STEPS - 1, floor=start.loss, tol=self._effort.tol).epsilon
+        start = visit(self._ball.onto_boundary(self._noise()).mul_(_INNER_START))
+        climb = Climb(visit, self._ball, start, self._around.shelf)
+        climb.advance(_GROUP_STEPS - 1, floor=start.loss, tol=self._effort.tol)
+        return climb.epsilon
 
-    def _highest_ends(self, ends: Iterable[tuple[str, Tensor]], count: int) -> list[tuple[str, Tensor]]:
+    def _highest_ends(self, ends: Iterable[tuple[str, Kept]], count: int) -> list[tuple[str, Kept]]:
         """The ``count`` at which the mean loss is largest."""
-        kept: list[tuple[float, str, Tensor]] = []
+        kept: list[tuple[float, str, Kept]] = []
         for name, end in ends:
-            kept = sorted([*kept, (self._around.loss(end), name, end)], key=lambda item: item[0], reverse=True)[:count]
+            loss = self._around.loss(end())
+            kept = sorted([*kept, (loss, name, end)], key=lambda item: item[0], reverse=True)[:count]
         return [(name, end) for _, name, end in kept]
 
-    def _advance(self, climb: Climb, steps: int) -> Point:
-        return climb.advance(steps, floor=self._around.centre.loss, tol=self._effort.tol)
-
-    def _keep(self, name: str, point: Point) -> None:
-        if name != "centre":
-            self.start_losses[name] = max(point.loss, self.start_losses.get(name, point.loss))
-        if point.loss > self.best.loss:
-            self.best, self.winner = point, name
+    def _advance(self, name: str, climb: Climb, steps: int) -> None:
+        loss = climb.advance(steps, floor=self._around.centre_loss, tol=self._effort.tol)
+        self.start_losses[name] = max(loss, self.start_losses.get(name, loss))
+        if loss > self.best_loss:
+            self.best_loss, self.best, self.winner = loss, climb.epsilon, name
 
     def _noise(self) -> Tensor:
         return self._around.noise(self._generator)
 
 
-def _highest(climbs: list[tuple[str, Climb]], count: int) -> list[tuple[str, Climb]]:
-    return sorted(climbs, key=lambda item: item[1].best.loss, reverse=True)[:count]
+def _highest(climbs: list[tuple[str, Climb]]) -> list[tuple[str, Climb]]:
+    return sorted(climbs, key=lambda item: item[1].loss, reverse=True)
+
+
+def highest_apart(climbs: list[tuple[str, Climb]], count: int) -> list[tuple[str, Climb]]:
+    """The ``count`` highest; those that seem to be on their way to where a higher one is only if others are too few."""
+    apart: list[tuple[str, Climb]] = []
+    beside: list[tuple[str, Climb]] = []
+    for name, climb in _highest(climbs):
+        met = any(_cosine(climb.epsilon(), other.epsilon()) > _SAME for _, other in apart)
+        (beside if met else apart).append((name, climb))
+        if len(apart) == count:
+            break
+    return [*apart, *beside][:count]
+
+
+def _cosine(one: Tensor, other: Tensor) -> float:
+    """Of the angle between two vectors (n,); 0 where one of them is."""
+    size = math.sqrt(inner(one, one) * inner(other, other))
+    return inner(one, other) / size if size > 0 else 0.0
 
 
 def _generator(*path: int) -> torch.Generator:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from landscape.examples import can_take_examples, take_examples
 from landscape.risk import EmpiricalRisk
-from landscape.sharpness.ascent import PassCounter, Point, Visit
+from landscape.sharpness.ascent import PassCounter, Visit
+from landscape.sharpness.shelf import Kept, Shelf
 
 _SHARE_OF_A_FORWARD = 1 / 3
 _MOST_SAMPLED = 64
@@ -22,8 +23,12 @@ class Surroundings:
 
     Examples are numbered through the ranks of a process group; each rank holds a range of the numbers.
 
+    Args:
+        risk: The mean loss; its model's weights are the centre.
+        shelf: Where vectors wait; by default in memory.
+
     Attributes:
-        centre: The weights themselves.
+        centre_loss: The loss at the weights, and ``centre_gradient``, which gives its gradient (n,).
         num_examples: N, over all ranks.
         first: Number of this rank's first example.
         divisible: Whether the batches can be taken apart into examples.
@@ -32,23 +37,30 @@ class Surroundings:
         FloatingPointError: The loss is not finite at the centre.
     """
 
-    def __init__(self, risk: EmpiricalRisk) -> None:
-        self.risk, self.theta, self.counter = risk, risk.theta, PassCounter()
-        self.visit: Visit = self.counter.visits(risk, self.theta)
-        self.centre: Point = self.visit(torch.zeros_like(self.theta))
-        if not math.isfinite(self.centre.loss):
-            raise FloatingPointError(f"the loss at the centre of the ball is {self.centre.loss}: nothing to compare")
+    def __init__(self, risk: EmpiricalRisk, shelf: Shelf | None = None) -> None:
+        self.risk, self.counter, self.shelf = risk, PassCounter(), shelf or Shelf("memory")
+        self.visit: Visit = self.counter.visits(risk)
+        centre = self.visit(torch.zeros(1, dtype=risk.dtype, device=risk.device))
+        self.centre_loss = centre.loss
+        self.centre_gradient: Kept = self.shelf.put(centre.gradient)
+        if not math.isfinite(centre.loss):
+            raise FloatingPointError(f"the loss at the centre of the ball is {centre.loss}: nothing to compare")
         counts = risk.ranks.counts(risk.num_examples)
         self.num_examples, self.first = sum(counts), sum(counts[: risk.ranks.number])
         self.divisible = all(risk.ranks.counts(can_take_examples(risk)))
         self.weights = self.everywhere(risk.example_weights.double().cpu()) / risk.total_weight
-        self._centre_losses = risk.per_example_losses(self.theta).double().cpu()
+        self._centre_losses = risk.per_example_losses().double().cpu()
         self.counter.num_passes += _SHARE_OF_A_FORWARD
+
+    def displaced(self, epsilons: Tensor) -> Tensor:
+        """Weights (..., n) displaced by perturbations (..., n)."""
+        theta = self.risk.theta
+        return theta.add_(epsilons) if epsilons.ndim == 1 else theta + epsilons
 
     def loss(self, epsilon: Tensor) -> float:
         """The mean loss at a perturbation, by a forward pass."""
         self.counter.num_passes += _SHARE_OF_A_FORWARD
-        loss = self.risk.loss(self.theta + epsilon)
+        loss = self.risk.loss(self.displaced(epsilon))
         return math.inf if math.isnan(loss) else loss
 
     def sampled_loss(self, generator: torch.Generator) -> Callable[[Tensor], float]:
@@ -64,7 +76,7 @@ class Surroundings:
 
         def loss(epsilon: Tensor) -> float:
             self.counter.num_passes += _SHARE_OF_A_FORWARD * len(rows) / self.num_examples
-            losses = risk.per_example_losses(self.theta + epsilon).double().cpu()
+            losses = risk.per_example_losses(self.displaced(epsilon)).double().cpu()
             return float((losses * weights).sum() / weights.sum().clamp(min=_TINY))
 
         return loss
@@ -83,7 +95,7 @@ class Surroundings:
         """A function that visits points of the mean loss over some examples."""
         mine = examples[self.here(examples)] - self.first
         risk = self.risk.on(take_examples(self.risk, mine))
-        return self.counter.visits(risk, self.theta, share=len(examples) / self.num_examples)
+        return self.counter.visits(risk, share=len(examples) / self.num_examples)
 
     def random_part(self, generator: torch.Generator) -> Visit:
         """The same for a random tenth of the examples, at least one."""
@@ -92,10 +104,10 @@ class Surroundings:
 
     def noise(self, generator: torch.Generator) -> Tensor:
         """A random direction (n,), the same on every rank."""
-        return torch.randn(len(self.theta), dtype=self.theta.dtype, generator=generator).to(self.theta.device)
+        return torch.randn(self.risk.num_params, dtype=self.risk.dtype, generator=generator).to(self.risk.device)
 
     def rises(self, epsilon: Tensor) -> Tensor:
         """(N,) float64 rise of every example's loss at a perturbation."""
         self.counter.num_passes += _SHARE_OF_A_FORWARD
-        losses = self.risk.per_example_losses(self.theta + epsilon).double().cpu()
+        losses = self.risk.per_example_losses(self.displaced(epsilon)).double().cpu()
         return self.everywhere(losses - self._centre_losses)

@@ -16,6 +16,7 @@ from landscape.sharpness.ascent import Climb
 from landscape.sharpness.balls import Adaptive, Ball, Norm, ball_around
 from landscape.sharpness.result import OwnWorstCases, SharpnessResult, search_gap
 from landscape.sharpness.search import Effort, Search
+from landscape.sharpness.shelf import Kept, Shelf, Storage, held
 from landscape.sharpness.surroundings import Surroundings
 from landscape.subspaces import BasisSubspace, Subspace
 
@@ -35,6 +36,7 @@ def worst_case_sharpness(
     agreement: float = 0.05,
     max_passes: int = 1000,
     tol: float = 1e-4,
+    storage: Storage = "auto",
     seed: int = 0,
 ) -> SharpnessResult:
     r"""Search :math:`\max_{\|\epsilon\|\le\rho} L(\theta+\epsilon)` over the whole data set, twice.
@@ -46,7 +48,9 @@ def worst_case_sharpness(
     below any start. Its ``gap`` is the search error that the two searches show, and ``converged`` says whether they
     agree.
 
-    Memory: at most about 3 ``restarts`` + 16 vectors of the size of theta, beside what a pass over the data takes.
+    Memory: seven vectors of the size of theta, beside what a pass over the data takes (the weights at which it is, and
+    the gradient); on a device or where theta is small also what an example of its own takes for each that goes through
+    the model together. About 3 ``restarts`` + 16 further vectors wait where ``storage`` says.
 
     Args:
         risk: The mean loss over the data.
@@ -65,6 +69,8 @@ def worst_case_sharpness(
         agreement: Gap between the searches, as a share of the rise, below which they agree.
         max_passes: Passes over the data that both searches together may take; the first round of each always runs.
         tol: A climb ends when the linearised gain left is at most this share of the rise.
+        storage: Where vectors wait that the search does not work on: in ``memory``, or on ``disk`` in temporary files;
+            ``auto`` is memory as long as they would take at most a quarter of what is free. The numbers are the same.
         seed: Seed of all random choices.
 
     Returns:
@@ -89,6 +95,7 @@ def worst_case_sharpness(
         agreement=agreement,
         max_passes=max_passes,
         tol=tol,
+        storage=storage,
         seed=seed,
     )[0]
 
@@ -108,6 +115,7 @@ def sharpness_curve(
     agreement: float = 0.05,
     max_passes: int = 1000,
     tol: float = 1e-4,
+    storage: Storage = "auto",
     seed: int = 0,
 ) -> list[SharpnessResult]:
     """Worst-case losses at several radii; the arguments are `worst_case_sharpness`'s, ``max_passes`` for each radius.
@@ -133,9 +141,11 @@ def sharpness_curve(
         ball_around(risk, rho, norm=norm, adaptive=adaptive, relative=relative, subspace=space) for rho in sorted(rhos)
     ]
     _check_starts(risk, starts or {})
-    around = Surroundings(risk)
+    waiting = (3 * restarts + 16) * risk.num_params * risk.dtype.itemsize
+    around = Surroundings(risk, Shelf(storage, waiting, risk.device))
     effort = Effort(steps, restarts, screened, tol)
-    results = [_search_twice(around, ball, effort, agreement, max_passes, starts or {}, seed) for ball in balls]
+    given = {name: held(direction) for name, direction in (starts or {}).items()}
+    results = [_search_twice(around, ball, effort, agreement, max_passes, given, seed) for ball in balls]
     return _joined(around, results, balls, steps, tol)
 
 
@@ -202,15 +212,16 @@ def _search_twice(
     effort: Effort,
     agreement: float,
     max_passes: int,
-    starts: Mapping[str, Tensor],
+    starts: Mapping[str, Kept],
     seed: int,
 ) -> SharpnessResult:
     """Run two searches, doubling their rounds until they agree or the next round would exceed ``max_passes``."""
-    centre, before = around.centre, around.counter.num_passes
-    one_step = around.visit(ball.extreme(centre.gradient))
+    before = around.counter.num_passes
+    one_step = around.visit(ball.extreme(around.centre_gradient()))
+    one_step_loss, first = one_step.loss, {"gradient": around.shelf.put(one_step.epsilon)} | dict(starts)
+    del one_step  # its gradient is a vector, too
     searches: list[Search] = []
     if ball.rho > 0:
-        first = {"gradient": one_step.epsilon, **starts}
         searches = [
             Search(around, ball, effort, seed=seed, number=number, total=2, starts=own)
             for number, own in enumerate((first, {}))
@@ -224,24 +235,25 @@ def _search_twice(
         if search_gap((searches[0].rise, searches[1].rise), max(search.rise for search in searches)) <= agreement:
             break
         more = min(rounds, int((max_passes - spent) / (spent / rounds)))
-    candidates = {"centre": centre, "gradient": one_step}
-    candidates |= {search.winner: search.best for search in sorted(searches, key=lambda search: search.rise)}
-    winner = max(candidates, key=lambda name: candidates[name].loss)
-    losses = [search.best.loss for search in searches] or [centre.loss] * 2
+    # A search in which nothing rose has stayed at the centre.
+    centre = held(torch.zeros(around.risk.num_params, dtype=around.risk.dtype, device=around.risk.device))
+    met = [(search.best_loss, search.winner, search.best) for search in searches if search.winner != "centre"]
+    worst_loss, winner, where = max([(around.centre_loss, "centre", centre), *met], key=lambda point: point[0])
+    losses = [search.best_loss for search in searches] or [around.centre_loss] * 2
     own_rises = _largest(search.own_rises for search in searches)
     examples = torch.tensor(sorted(own_rises), dtype=torch.long)
-    example_rises = around.rises(candidates[winner].epsilon)
+    epsilon = where()
     return SharpnessResult(
         rho=ball.rho,
-        loss=centre.loss,
-        worst_loss=candidates[winner].loss,
-        epsilon=candidates[winner].epsilon,
+        loss=around.centre_loss,
+        worst_loss=worst_loss,
+        epsilon=epsilon,
         search_losses=(losses[0], losses[1]),
         agreement=agreement,
         winner=winner,
-        one_step_loss=one_step.loss,
+        one_step_loss=one_step_loss,
         start_losses=_largest(search.start_losses for search in searches),
-        example_rises=example_rises,
+        example_rises=around.rises(epsilon),
         example_weights=around.weights,
         own=OwnWorstCases(
             examples,
@@ -267,14 +279,17 @@ def _helped(
     before = around.counter.num_passes
     start = around.visit(ball.onto_boundary(neighbour.epsilon))
     if start.loss > result.worst_loss:
-        best = Climb(around.visit, ball, start).advance(steps, floor=around.centre.loss, tol=tol)
+        climb = Climb(around.visit, ball, start, around.shelf)
+        del start  # the climb has it
+        loss = climb.advance(steps, floor=around.centre_loss, tol=tol)
+        epsilon = climb.epsilon()
         result = replace(
             result,
-            worst_loss=best.loss,
-            epsilon=best.epsilon,
+            worst_loss=loss,
+            epsilon=epsilon,
             winner=name,
-            start_losses=dict(result.start_losses) | {name: best.loss},
-            example_rises=around.rises(best.epsilon),
+            start_losses=dict(result.start_losses) | {name: loss},
+            example_rises=around.rises(epsilon),
         )
     return replace(result, num_passes=result.num_passes + math.ceil(around.counter.num_passes - before))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -221,13 +222,13 @@ def test_kept_bytes_are_those_of_every_batch() -> None:
 def test_running_out_of_memory_in_a_product_lets_the_kept_graphs_go(monkeypatch: pytest.MonkeyPatch) -> None:
     risk = EmpiricalRisk(nn.Linear(3, 2).double(), [some_data(), some_data(5)])
     operator, vector = HessianOperator(risk), torch.ones(8, dtype=torch.float64)
-    right, apply = operator.matvec(vector), HessianOperator.apply
+    right, pullback = operator.matvec(vector), HessianOperator.pullback
 
-    def scarce(self: HessianOperator, graphs: list[Tensor], vector: Tensor, retain: bool) -> Tensor:
+    def scarce(self: HessianOperator, graphs: list[Any], vector: Tensor) -> Any:
         if len(graphs) > 1:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
-        return apply(self, graphs, vector, retain)
+        return pullback(self, graphs, vector)
 
-    monkeypatch.setattr(HessianOperator, "apply", scarce)
+    monkeypatch.setattr(HessianOperator, "pullback", scarce)
     torch.testing.assert_close(operator.matvec(vector), right)
     assert operator.kept_batches == 0 and operator.kept_bytes == 0

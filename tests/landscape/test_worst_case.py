@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from landscape import (
     EmpiricalRisk,
+    Layout,
     OwnWorstCases,
     SharpnessResult,
     join_curve,
@@ -18,6 +20,11 @@ from landscape import (
     sharpness_curve,
     worst_case_sharpness,
 )
+from landscape.memory import free_bytes
+from landscape.sharpness.ascent import Climb, Point
+from landscape.sharpness.balls import Ball
+from landscape.sharpness.search import highest_apart
+from landscape.sharpness.shelf import Shelf
 from tests.landscape.conftest import ENCODER, Quadratic, tiny_vit
 from tests.reference import trust_region_maximum
 
@@ -324,6 +331,7 @@ def test_bad_radii(rho: float) -> None:
         ({"max_passes": 0}, "max_passes"),
         ({"agreement": 1.0}, "agreement"),
         ({"agreement": math.nan}, "agreement"),
+        ({"storage": "cloud"}, "storage"),
     ],
 )
 def test_bad_efforts(options: dict, message: str) -> None:
@@ -362,3 +370,42 @@ def test_perturbed_restores_the_bits_also_after_an_exception() -> None:
         assert not torch.equal(weight, original)
         raise RuntimeError("inside")
     assert torch.equal(weight, original)
+
+
+def test_vectors_that_wait_on_disk_give_the_same_numbers(digit_batches: list[dict[str, Tensor]]) -> None:
+    risk = EmpiricalRisk(tiny_vit(), digit_batches, params=ENCODER)
+    effort = {"steps": 14, "restarts": 4, "screened": 6, "max_passes": 1}
+    one, other = (sharpness_curve(risk, [0.2, 0.5], storage=storage, **effort) for storage in ("memory", "disk"))
+    for kept, written in zip(one, other, strict=True):
+        assert torch.equal(kept.epsilon, written.epsilon) and kept.start_losses == written.start_losses
+        assert kept.num_passes == written.num_passes
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_shelf_gives_back_the_bits_and_leaves_no_file(
+    dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    vector = torch.randn(1000, dtype=torch.float64).to(dtype)
+    kept = Shelf("disk").put(vector)
+    assert torch.equal(kept(), vector) and torch.equal(kept(), vector)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_shelf_turns_to_the_disk_where_memory_is_short() -> None:
+    free = free_bytes(torch.device("cpu"))
+    assert Shelf("auto", free // 10).storage == "memory" and Shelf("auto", free).storage == "disk"
+
+
+def test_climbs_that_have_met_give_way_to_others() -> None:
+    """Three on their way to one maximum, and a lower one elsewhere, for two places."""
+    ahead, close, closer, elsewhere = [1.0, 0.0], [1.0, 0.1], [1.0, 0.01], [0.0, 1.0]
+    losses = {"ahead": 3.0, "close": 2.0, "closer": 1.5, "elsewhere": 1.0}
+    ends = {"ahead": ahead, "close": close, "closer": closer, "elsewhere": elsewhere}
+    climbs = []
+    for name, end in ends.items():
+        ball = Ball(1.0, "l2", Layout(("w",), (torch.Size([2]),)))
+        point = Point(torch.tensor(end), losses[name], torch.zeros(2))
+        climbs.append((name, Climb(lambda epsilon: point, ball, point)))  # noqa: B023  # never called
+    assert [name for name, _ in highest_apart(climbs, 2)] == ["ahead", "elsewhere"]
+    assert [name for name, _ in highest_apart(climbs, 3)] == ["ahead", "elsewhere", "close"]
