@@ -56,7 +56,7 @@ def parser_of(commands: Mapping[str, Callable[[Namespace], int]]) -> ArgumentPar
         if name in ("audit", "report"):
             sub.add_argument("--claims", type=Path, help="YAML file of claims in place of the study's")
         if name in ("audit", "tune"):
-            sub.add_argument("--jobs", type=int, default=2, help="worker processes, one thread each")
+            _add_engine_arguments(sub)
         if name == "train":
             sub.add_argument("--method", type=str, required=True, help="one of the study's methods")
             sub.add_argument("--seed", type=int, default=0, help="seed of the adapter and of the data order")
@@ -83,6 +83,32 @@ def parser_of(commands: Mapping[str, Callable[[Namespace], int]]) -> ArgumentPar
             add_report_arguments(sub)
         subcommands.add_subcommand(name, sub, help=_summary(command.__doc__))
     return parser
+
+
+def _add_engine_arguments(sub: ArgumentParser) -> None:
+    sub.add_argument(
+        "--executor",
+        type=str,
+        choices=("joblib", "sequential", "ray", "slurm"),
+        default="joblib",
+        help="processes of this machine, this very process, the Ray cluster of RAY_ADDRESS, or Slurm by submitit",
+    )
+    sub.add_argument(
+        "--jobs", type=int, help="most cells at a time, one thread each (default: 2 here, as many as fit elsewhere)"
+    )
+    sub.add_argument(
+        "--cpus-per-cell", "--cpus_per_cell", type=int, default=1, help="processors reserved by Ray or Slurm"
+    )
+    sub.add_argument(
+        "--gpus-per-cell", "--gpus_per_cell", type=float, default=0.0, help="GPUs reserved; for Ray also a part of one"
+    )
+    sub.add_argument(
+        "--slurm",
+        type=str,
+        nargs="+",
+        metavar="KEY=VALUE",
+        help="settings of Slurm by submitit's names: timeout_min=60 slurm_partition=gpu mem_gb=8, cluster=local to try",
+    )
 
 
 def _summary(text: str | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from functools import partial
 from pathlib import Path
@@ -36,6 +37,7 @@ from reports.page import write_report
 from reports.redraw_command import redraw_command
 
 if TYPE_CHECKING:
+    from analyses.running.executors import Engine
     from analyses.running.stopping import Stopping
 
 DONE, CELLS_FAILED, BAD_USAGE = 0, 1, 2
@@ -56,6 +58,8 @@ def main(arguments: list[str] | None = None) -> int:
         return BAD_USAGE
     command = COMMANDS[options.subcommand]
     try:
+        if options.subcommand != "measure" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise StudyError(f"torchrun: only 'measure' shares its work among ranks, got {options.subcommand!r}")
         return guarded(lambda: command(options[options.subcommand]))
     except (StudyError, RecordsError) as error:
         print(f"landscape: error: {error}", file=sys.stderr)
@@ -90,26 +94,27 @@ def init(options: Namespace) -> int:
 def audit(options: Namespace) -> int:
     """Train, measure, judge and report a whole study; what is done already is kept."""
     from analyses.running.audit import Outcome, planned, run_audit
+    from analyses.running.engines import LOCAL_JOBS
     from analyses.running.estimating import estimate
     from analyses.running.preparing import check
     from analyses.running.stopping import until_decided
 
-    study, folder = _study(options), _folder(options)
+    study, folder, engine = _study(options), _folder(options), _engine(options)
     methods = _chosen(study, options.methods) if options.methods else None
     if options.dry_run:
         check(study)
         folder.refuse_others(study)
         for name, count in planned(study, folder).items():
             print(f"{count:>5}  {name}")
-        expected = estimate(study, folder, jobs=options.jobs)
-        print(f"With {options.jobs} workers: {expected}; hours to a factor of two")
+        workers = options.jobs or LOCAL_JOBS
+        print(f"With {workers} workers: {estimate(study, folder, jobs=workers)}; hours to a factor of two")
         return DONE
     stopping = _stopping(options, study)
     outcomes: list[Outcome] = []
 
     def audit_with(seeds: int) -> list[dict[str, Any]]:
         grown = study.model_copy(update={"seeds": seeds})
-        outcomes.append(run_audit(grown, folder, jobs=options.jobs, methods=methods, stopping=stopping))
+        outcomes.append(run_audit(grown, folder, engine=engine, methods=methods, stopping=stopping))
         claims: list[dict[str, Any]] = outcomes[-1].claims["claims"]
         return claims
 
@@ -133,6 +138,7 @@ def audit(options: Namespace) -> int:
 def train(options: Namespace) -> int:
     """Train one cell of a study into its run folder."""
     from analyses.running.audit import train_only
+    from analyses.running.engines import LOCAL_JOBS, LocalEngine
     from analyses.running.executors import run_cells
     from analyses.running.preparing import check, exclusive, prepare
 
@@ -146,7 +152,7 @@ def train(options: Namespace) -> int:
     with exclusive(study, folder):
         prepare(study, folder)
         if not folder.run(study, cell).exists():
-            for failure in run_cells([cell], partial(train_only, study, folder), folder, jobs=2):
+            for failure in run_cells([cell], partial(train_only, study), folder, LocalEngine(LOCAL_JOBS)):
                 print(f"failed: {failure.cell}: {failure.reason}", file=sys.stderr)
                 return CELLS_FAILED
     print(folder.run(study, cell))
@@ -154,7 +160,8 @@ def train(options: Namespace) -> int:
 
 
 def measure(options: Namespace) -> int:
-    """Measure finished runs with their own study's settings and print the records."""
+    """Measure finished runs with their own study's settings and print the records; under torchrun together."""
+    from analyses.running.ranks import together
     from analyses.running.single import measured
 
     names = _names(options.what)
@@ -166,7 +173,11 @@ def measure(options: Namespace) -> int:
         return main([*asked, *(["--device", options.device] if options.device else [])])
     if not options.runs:
         raise StudyError("RUN: expected run folders, or --adapter, --base and --data")
-    records = pd.concat([measured(path, names, options.device) for path in options.runs], ignore_index=True)
+    with together() as place:
+        found = [measured(path, names, options.device, place) for path in options.runs]
+    records = pd.concat(found, ignore_index=True)
+    if not place.writes:
+        return DONE
     if options.csv:
         records.to_csv(options.csv, index=False)
         print(options.csv)
@@ -193,7 +204,7 @@ def tune(options: Namespace) -> int:
     from analyses.running.tuning import tune as try_all
 
     study, folder = _study(options), _folder(options)
-    table, failures = try_all(study, folder, jobs=options.jobs)
+    table, failures = try_all(study, folder, engine=_engine(options))
     path = folder.root / "tuning.csv"
     write_table(table, path)
     for failure in failures:
@@ -324,9 +335,19 @@ def _names(given: list[str] | None) -> list[str]:
     return [name for part in given or [] for name in part.split(",") if name]
 
 
+def _engine(options: Namespace) -> Engine:
+    from analyses.running.engines import engine_of
+
+    return engine_of(
+        options.executor,
+        jobs=options.jobs,
+        cpus=options.cpus_per_cell,
+        gpus=options.gpus_per_cell,
+        slurm=options.slurm or [],
+    )
+
+
 def _folder(options: Namespace) -> StudyFolder:
-    if options.get("jobs") is not None and options.jobs < 1:
-        raise StudyError(f"--jobs: expected at least 1, got {options.jobs}")
     return StudyFolder(options.out or Path("results") / _study(options).name)
 
 

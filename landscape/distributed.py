@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal, Union
+from collections.abc import Iterable
+from operator import itemgetter
+from typing import Any, Literal, Union
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from landscape.batches import batch_size, map_tensors
+from landscape.losses import Batch
 
 Group = Union[Literal["all"], "dist.ProcessGroup", None]
 """Processes that share the data: all, a group (quoted: torch may be built without it), or none but this one."""
@@ -48,6 +53,35 @@ class Ranks:
             else:
                 dist.all_reduce(tensor, group=self._group)
         return tensor
+
+    def share(self, batches: Iterable[Batch]) -> list[Batch]:
+        """This rank's part of batches that every rank has read: one run of the examples, as long as the others'.
+
+        Every tensor of a batch has one row per example.
+
+        >>> len(Ranks().share([(torch.zeros(5, 2), torch.zeros(5))]))
+        1
+        """
+        read = list(batches)
+        if self.count == 1:
+            return read
+        total, first, mine = sum(map(batch_size, read)), 0, []
+        low, high = (total * number // self.count for number in (self.number, self.number + 1))
+        for batch in read:
+            size = batch_size(batch)
+            rows = slice(max(low - first, 0), max(high - first, 0))
+            if len(range(size)[rows]):
+                mine.append(map_tensors(batch, itemgetter(rows)))
+            first += size
+        return mine
+
+    def gathered(self, mine: Any) -> list[Any]:
+        """Something of every rank, small and on the CPU, in the order of the ranks."""
+        if self.count == 1:
+            return [mine]
+        found = [None] * self.count
+        dist.all_gather_object(found, mine, group=self._group)
+        return found
 
     def counts(self, count: int) -> list[int]:
         """One number of every rank, in the order of the ranks."""

@@ -166,14 +166,17 @@ class EmpiricalRisk:
 
     def select(self, params: ParameterFilter) -> EmpiricalRisk:
         """The same data and model over other weights, one layer's say; see `landscape.params.select_parameters`."""
-        return self._sibling(self.batches, params)
+        return self._sibling(self.batches, params, self.ranks.group)
 
     def on(self, batches: Iterable[Batch]) -> EmpiricalRisk:
         """The same model, weights and loss on other data."""
-        return self._sibling(batches, self.layout.names)
+        return self._sibling(batches, self.layout.names, self.ranks.group)
 
-    def _sibling(self, batches: Iterable[Batch], params: ParameterFilter) -> EmpiricalRisk:
-        group = self.ranks.group
+    def alone_on(self, batches: Iterable[Batch]) -> EmpiricalRisk:
+        """The same on other data that this process has for itself."""
+        return self._sibling(batches, self.layout.names, None)
+
+    def _sibling(self, batches: Iterable[Batch], params: ParameterFilter, group: Group) -> EmpiricalRisk:
         risk = EmpiricalRisk(
             self.model, batches, self.loss_function, params, self.dtype, l2=self.l2, group=group, check=False
         )

@@ -33,7 +33,6 @@ from landscape import (
     trajectory_plane,
     trust_region_maximum,
 )
-from landscape.batches import to_device
 
 
 def surface(subject: Subject, progress: Progress) -> Rows:
@@ -154,8 +153,7 @@ def measure_barriers(study: Study, folder: StudyFolder, progress: Progress) -> N
 
 
 def _of_all_weights(subject: Subject) -> EmpiricalRisk:
-    batches = [to_device(batch, subject.device) for batch in subject.task.batches("train")]
-    return EmpiricalRisk(subject.minimum.model, batches, params=lambda name: True, check=False)
+    return EmpiricalRisk(subject.minimum.model, subject.batches(), params=lambda name: True, check=False)
 
 
 def _unit(vector: Tensor) -> Tensor:

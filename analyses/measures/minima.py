@@ -19,7 +19,8 @@ from bilora import Minimum
 from bilora.adapters import AUXILIARY, PRIMARY
 from landscape import EmpiricalRisk
 from landscape.batches import to_device
-from landscape.losses import zero_one
+from landscape.distributed import Ranks
+from landscape.losses import Batch, zero_one
 
 Progress = Callable[[int, int], None]
 Rows = Iterator[dict[str, Any]]
@@ -73,8 +74,11 @@ class Subject:
 
     def risk(self, split: str = "train", **options: Any) -> EmpiricalRisk:
         """Risk of the merged model over the adapted layers' weights, with the task's own loss if it names one."""
-        batches = [to_device(batch, self.device) for batch in self.task.batches(split)]
-        return self.minimum.risk(batches, **{"loss": getattr(self.task, "loss", None)} | options)
+        return self.minimum.risk(self.batches(split), **{"loss": getattr(self.task, "loss", None)} | options)
+
+    def batches(self, split: str = "train") -> list[Batch]:
+        """A split on the device; where several processes measure together, this one's share of it."""
+        return [to_device(batch, self.device) for batch in Ranks().share(self.task.batches(split))]
 
     def errors(self, split: str = "train") -> EmpiricalRisk | None:
         """Share of wrong predictions as a risk; None where nothing is right or wrong."""

@@ -19,7 +19,7 @@ from analyses.measures.landscapes import measure_barriers
 from analyses.measures.registry import measure_cell, measures_at
 from analyses.records import write_json
 from analyses.running.damage import ASIDE, set_damaged_aside
-from analyses.running.executors import Failure, quieten, run_cells
+from analyses.running.executors import Engine, Failure, quieten, run_cells
 from analyses.running.gathering import gather
 from analyses.running.preparing import check, exclusive, prepare, show
 from analyses.running.progress import ProgressFile
@@ -43,7 +43,7 @@ def run_audit(
     study: Study,
     folder: StudyFolder,
     *,
-    jobs: int,
+    engine: Engine,
     methods: Sequence[str] | None = None,
     stopping: Stopping | None = None,
 ) -> Outcome:
@@ -52,7 +52,7 @@ def run_audit(
     Args:
         study: What to audit. Seeds that the folder has beyond the study's stay part of it.
         folder: Where.
-        jobs: Worker processes.
+        engine: Where cells are worked on.
         methods: Work on these of the study's methods only.
         stopping: How the study grows until it is decided; None for the study's number of seeds.
 
@@ -69,7 +69,7 @@ def run_audit(
         prepare(study, folder)
         cells = [cell for cell in study.cells() if methods is None or cell.method in methods]
         missing = [cell for cell in cells if not is_done(study, cell, folder)]
-        failures = run_cells(missing, partial(run_cell, study, folder), folder, jobs=jobs) if missing else []
+        failures = run_cells(missing, partial(run_cell, study), folder, engine) if missing else []
         failures += measure_together(whole, folder)
         records = gather(whole, folder)
         document = claims_document(records, study.claims, looked_at(records, whole, folder, stopping))

@@ -1,4 +1,4 @@
-"""Run cells in worker processes of one thread each; a cell that fails leaves the others alone."""
+"""Run cells on an engine, in processes of one thread each; a cell that fails leaves the others alone."""
 
 from __future__ import annotations
 
@@ -6,19 +6,21 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
-import joblib
 import torch
-from joblib.externals.loky.process_executor import TerminatedWorkerError
 
 from analyses.running.progress import ProgressBars, ProgressFile
 from analyses.study import StudyFolder
 
 Item = TypeVar("Item", bound=Hashable)
 """What one worker does at a time: a cell of a study or a point of a grid, named by its ``str``."""
+
+Work = Callable[[StudyFolder, Any, ProgressFile], None]
+"""What is done with an item, in a study's folder."""
 
 
 @dataclass(frozen=True)
@@ -36,55 +38,62 @@ class Failure:
     trace: str
 
 
-def run_cells(
-    cells: Sequence[Item], work: Callable[[Item, ProgressFile], None], folder: StudyFolder, *, jobs: int
-) -> list[Failure]:
-    """Do ``work`` on every cell, ``jobs`` at a time.
+@dataclass(frozen=True)
+class Task:
+    """What a worker is told: it goes to other processes, and to other machines.
 
-    A worker process that dies (out of memory, a signal) takes its pool with it; the cells then left are done one
-    at a time, so that the deadly one is found and the others finish.
+    Attributes:
+        work: To be done with every item.
+        folder: The study's, by its absolute path.
+        main_process: The process that waits for the items.
+        path: Its `sys.path`: measures and tasks of the user's are found there.
+    """
+
+    work: Work
+    folder: StudyFolder
+    main_process: int
+    path: tuple[str, ...]
+
+    def __call__(self, item: Item) -> Failure | None:
+        """Do the work; whatever goes wrong is the answer."""
+        # A worker that is used again may be older than what the caller put on the path.
+        sys.path.extend(entry for entry in self.path if entry not in sys.path)
+        quieten()
+        progress = ProgressFile(self.folder.progress, str(item), self.main_process)
+        try:
+            self.work(self.folder, item, progress)
+        except Exception as error:  # whatever it is belongs in the report; the other cells go on
+            return Failure(str(item), f"{type(error).__name__}: {error}", traceback.format_exc())
+        finally:
+            progress.close()
+        return None
+
+
+class Engine(Protocol):
+    """Where items are worked on."""
+
+    @property
+    def workers(self) -> int:
+        """How many items are at work at a time, as far as is known beforehand."""
+
+    def run(self, items: Sequence[Item], task: Task) -> Iterator[tuple[Item, Failure | None]]:
+        """Do a task on every item; each as it is done, with what went wrong."""
+
+
+def run_cells(items: Sequence[Item], work: Work, folder: StudyFolder, engine: Engine) -> list[Failure]:
+    """Do ``work`` on every item.
 
     Returns:
-        The failures, in the order of the cells.
+        The failures, in the order of the items.
     """
     outcomes: dict[Item, Failure | None] = {}
-    with ProgressBars(folder.progress, len(cells), jobs) as bars:
-
-        def attempt(batch: Sequence[Item], workers: int) -> None:
-            tasks = (joblib.delayed(_guarded)(cell, work, folder, os.getpid(), list(sys.path)) for cell in batch)
-            with joblib.parallel_config("loky", inner_max_num_threads=1):
-                results = joblib.Parallel(n_jobs=workers, return_as="generator_unordered", batch_size=1)(tasks)
-                for cell, failure in results:
-                    outcomes[cell] = failure
-                    bars.cell_done()
-
-        try:
-            attempt(cells, jobs)
-        except TerminatedWorkerError:
-            for cell in [cell for cell in cells if cell not in outcomes]:
-                try:
-                    attempt([cell], 2)  # joblib runs n_jobs=1 in this very process, which must survive
-                except TerminatedWorkerError as error:
-                    outcomes[cell] = Failure(str(cell), "the worker process was killed", str(error))
-                    bars.cell_done()
-    return [failure for cell in cells if (failure := outcomes[cell]) is not None]
-
-
-def _guarded(
-    cell: Item, work: Callable[[Item, ProgressFile], None], folder: StudyFolder, main_process: int, path: list[str]
-) -> tuple[Item, Failure | None]:
-    # A worker that is used again may be older than what the caller put on the path: measures and tasks of the user's.
-    sys.path.extend(entry for entry in path if entry not in sys.path)
-    quieten()
-    progress = ProgressFile(folder.progress, str(cell), main_process)
-    try:
-        work(cell, progress)
-    except Exception as error:  # whatever it is belongs in the report; the other cells go on
-        reason = f"{type(error).__name__}: {error}"
-        return cell, Failure(str(cell), reason, traceback.format_exc())
-    finally:
-        progress.close()
-    return cell, None
+    path = tuple(str(Path(entry).resolve()) for entry in sys.path)
+    task = Task(work, StudyFolder(folder.root.resolve()), os.getpid(), path)
+    with ProgressBars(folder.progress, len(items), engine.workers) as bars:
+        for item, failure in engine.run(items, task):
+            outcomes[item] = failure
+            bars.cell_done()
+    return [failure for item in items if (failure := outcomes[item]) is not None]
 
 
 def quieten() -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
@@ -12,19 +16,23 @@ from analyses.measures.registry import measure_cell, measures_of, with_needs
 from analyses.records import read_records
 from analyses.running.executors import quieten
 from analyses.running.preparing import locked
+from analyses.running.ranks import Place
 from analyses.study import Cell, Study, StudyError, StudyFolder
 from analyses.study.base import near
 from analyses.training.devices import check_device
 from analyses.training.runs import RUN, read_run, train_cell
 
 
-def measured(path: Path, names: list[str] | None, device: str | None = None) -> pd.DataFrame:
+def measured(
+    path: Path, names: list[str] | None, device: str | None = None, place: Place | None = None
+) -> pd.DataFrame:
     """Records of one run with its own study's settings, measured now unless they are there.
 
     Args:
         path: Folder of the run.
         names: Measures; None or none for all but the pictures.
         device: In place of the study's.
+        place: This process among those that measure together, of which the first writes.
 
     Raises:
         StudyError: It is no run folder, its pretrained model is missing, or a measure is unknown.
@@ -47,13 +55,30 @@ def measured(path: Path, names: list[str] | None, device: str | None = None) -> 
         if known[name].recorded and study.measures.dynamics is None:
             raise StudyError(f"--what: {name} needs what is recorded along training; set the study's measures.dynamics")
     chosen = [measure for measure in known.values() if _is_asked_for(measure, names, study, cell)]
-    with locked(folder):
+    place = place or Place()
+    with locked(folder) if place.writes else _copy(folder, study, cell) as own:
+        folder = own or folder
         for measure in with_needs(chosen):
-            if not measure.path(study, cell, folder).exists():
-                if measure.recorded and not folder.recording(study, cell).exists():
-                    train_cell(study, cell, folder, _silent, record=True)
-                measure_cell(study, cell, folder, measure, _silent)
-    return pd.concat([read_records(measure.path(study, cell, folder)) for measure in chosen], ignore_index=True)
+            if place.agree(measure.path(study, cell, folder).exists()):
+                continue
+            if measure.recorded and not folder.recording(study, cell).exists():
+                if place.count > 1:
+                    raise StudyError(f"--what: {measure.name} needs a recorded training; run it without torchrun")
+                train_cell(study, cell, folder, _silent, record=True)
+            measure_cell(study, cell, folder, measure, _silent)
+        return pd.concat([read_records(measure.path(study, cell, folder)) for measure in chosen], ignore_index=True)
+
+
+@contextmanager
+def _copy(folder: StudyFolder, study: Study, cell: Cell) -> Iterator[StudyFolder]:
+    """A folder that shows the study's run and has measurements of its own, which vanish with it."""
+    with tempfile.TemporaryDirectory(prefix="landscape-") as name:
+        copy = StudyFolder(Path(name))
+        for shown in ("base", "runs", "recordings"):
+            (copy.root / shown).symlink_to(folder.root / shown)
+        if folder.measurements(study, cell).is_dir():
+            shutil.copytree(folder.measurements(study, cell), copy.measurements(study, cell))
+        yield copy
 
 
 def _is_asked_for(measure: Measure, names: list[str] | None, study: Study, cell: Cell) -> bool:

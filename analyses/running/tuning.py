@@ -15,7 +15,7 @@ from scipy.stats import qmc
 from analyses.measures.minima import load_subject
 from analyses.measures.worst_cases import search_settings
 from analyses.records import read_json, write_atomically, write_json
-from analyses.running.executors import Failure, quieten, run_cells
+from analyses.running.executors import Engine, Failure, quieten, run_cells
 from analyses.running.preparing import check, exclusive, prepare
 from analyses.running.progress import ProgressFile
 from analyses.study import Cell, MethodSettings, Study, StudyError, StudyFolder, TuningSettings
@@ -62,7 +62,7 @@ def _points(method: str, tuning: TuningSettings, has_ball: bool) -> Iterator[tup
         yield _round(rate), _round(rho) if has_ball else 0.0, _round(ratio)
 
 
-def tune(study: Study, folder: StudyFolder, *, jobs: int) -> tuple[pd.DataFrame, list[Failure]]:
+def tune(study: Study, folder: StudyFolder, *, engine: Engine) -> tuple[pd.DataFrame, list[Failure]]:
     """Train every setting on the tuning seeds and judge it on the validation split.
 
     Returns:
@@ -84,7 +84,7 @@ def tune(study: Study, folder: StudyFolder, *, jobs: int) -> tuple[pd.DataFrame,
         prepare(study, folder)
         missing = [point for point in points if not _result(study, folder, point).exists()]
         if missing:
-            failures = run_cells(missing, partial(_try, study, folder), folder, jobs=jobs)
+            failures = run_cells(missing, partial(_try, study), folder, engine)
     rows = []
     for method, setting in settings:
         paths = [_result(study, folder, GridPoint(method, setting, seed)) for seed in seeds]

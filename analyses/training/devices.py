@@ -27,10 +27,11 @@ def take_device(name: str) -> torch.device:
     The Trainer would spread over all GPUs that it sees, so a process sees the one that it uses, as its first.
 
     Args:
-        name: ``auto`` (a GPU if there is one), ``cpu``, ``cuda`` or ``cuda:N``.
+        name: ``auto`` (a GPU if there is one), ``cpu``, ``cuda`` or ``cuda:N``. Of the processes that torchrun starts
+            each takes the GPU of its own number, unless one is named.
     """
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_initialized():
-        os.environ.setdefault("CUDA_VISIBLE_DEVICES", name.partition(":")[2] or "0")
+        os.environ.setdefault("CUDA_VISIBLE_DEVICES", name.partition(":")[2] or os.environ.get("LOCAL_RANK", "0"))
     return torch.device("cuda", 0)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from landscape.batches import map_tensors
 from landscape.examples import can_take_examples, take_examples
 from landscape.risk import EmpiricalRisk
 from landscape.sharpness.ascent import PassCounter, Visit
@@ -64,15 +65,18 @@ class Surroundings:
         return math.inf if math.isnan(loss) else loss
 
     def sampled_loss(self, generator: torch.Generator) -> Callable[[Tensor], float]:
-        """A function that estimates the mean loss at a perturbation from every tenth example of this rank, at most 64.
+        """A function that estimates the mean loss at a perturbation from every tenth example, at most 64 of them.
 
-        For comparing points: no two ranks need to call it equally often.
+        For comparing points. Every rank gets these examples: no two need to call the function equally often.
         """
-        mine = self.risk.num_examples
-        stride = max(10, mine // _MOST_SAMPLED)
+        stride = max(10, self.num_examples // _MOST_SAMPLED)
         first = int(torch.randint(stride, (), generator=generator))
-        rows = torch.arange(first % mine, mine, stride) if mine else torch.arange(0)
-        risk, weights = self.risk.on(take_examples(self.risk, rows)), self.weights[self.first + rows]
+        rows = torch.arange(first % self.num_examples, self.num_examples, stride)
+        mine = take_examples(self.risk, rows[self.here(rows)] - self.first)
+        ranks = self.risk.ranks
+        if ranks.count > 1:
+            mine = [map_tensors(batch, Tensor.cpu) for part in ranks.gathered(mine) for batch in part]
+        risk, weights = self.risk.alone_on(mine), self.weights[rows]
 
         def loss(epsilon: Tensor) -> float:
             self.counter.num_passes += _SHARE_OF_A_FORWARD * len(rows) / self.num_examples

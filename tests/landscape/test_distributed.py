@@ -57,6 +57,26 @@ def measured(batches: list[tuple[torch.Tensor, torch.Tensor]], group: Group = "a
     return numbers
 
 
+def ragged_batches() -> list[tuple[torch.Tensor, torch.Tensor]]:
+    x, y = data_of("layer_norm")
+    return [(x[:4], y[:4]), (x[4:5], y[4:5]), (x[5:], y[5:])]
+
+
+def searched(batches: list[tuple[torch.Tensor, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """A search whose screen draws examples, and estimates on a sample of them."""
+    risk = EmpiricalRisk(model_of("layer_norm"), batches)
+    found = worst_case_sharpness(risk, 0.3, steps=6, restarts=3, screened=5, max_passes=1)
+    losses = torch.tensor([found.worst_loss, *found.search_losses, *found.start_losses.values()])
+    return {"sizes": torch.tensor(len(risk.per_example_losses())), "losses": losses, "own": found.own.rises}
+
+
+def share_of_rank(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/share", rank=rank, world_size=3)
+    save_file(searched(Ranks().share(ragged_batches())), f"{folder}/{rank}.safetensors")
+    dist.destroy_process_group()
+
+
 def one_rank(rank: int, folder: str, split: int) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
@@ -83,3 +103,13 @@ def test_two_ranks_equal_one_process(tmp_path: Path, split: int) -> None:
 def test_something_else_than_a_group_is_refused(group: object) -> None:
     with pytest.raises(ValueError, match="group: expected 'all'"):
         Ranks(group)  # type: ignore[arg-type]
+
+
+def test_shares_of_three_ranks_are_searched_as_the_whole(tmp_path: Path) -> None:
+    mp.spawn(share_of_rank, args=(str(tmp_path),), nprocs=3)
+    alone = searched(ragged_batches())
+    shares = [load_file(tmp_path / f"{rank}.safetensors") for rank in range(3)]
+    assert [int(share["sizes"]) for share in shares] == [2, 2, 3]
+    for share in shares:
+        torch.testing.assert_close(share["losses"], alone["losses"], rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(share["own"], alone["own"], rtol=1e-6, atol=1e-9)
