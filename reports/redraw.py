@@ -30,7 +30,7 @@ def redraw(folder: Path, names: Sequence[str], formats: Sequence[str] = FORMATS)
     unknown = [one for one in formats if one not in FORMATS]
     if unknown:
         raise ValueError(f"--format: expected some of {', '.join(FORMATS)}, got {unknown[0]!r}")
-    records, rho = read_records(folder / "records.parquet"), read_json(folder / "claims.json")["rho"]
+    records, rho = read_records(folder / "records.parquet"), read_json(folder / "claims.json", "rho")["rho"]
     only = None if list(names) == ["all"] else names
     drawn = draw_all(records, rho=rho, folder=folder / "figures", only=only, formats=formats)
     return [one.path.with_suffix(f".{suffix}") for one in drawn for suffix in formats]

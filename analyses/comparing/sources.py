@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from analyses.study import Cell, Study, StudyError, StudyFolder
-from analyses.training.runs import RUN, load_minimum, read_run
+from analyses.training.runs import RUN, load_minimum, read_run, run_at
 from bilora import Minimum, minimum
 from bilora.minima import load_whole
 
@@ -96,14 +96,10 @@ def run_of(path: Path) -> tuple[Study, Cell, StudyFolder]:
     Raises:
         StudyError: Its pretrained model is missing, or it diverged.
     """
-    description = read_run(path)
-    study = Study.model_validate(description["settings"])
-    folder = StudyFolder(path.resolve().parent.parent)
-    if not folder.base(study).exists():
-        raise StudyError(f"RUN: the pretrained model of {path} is missing; expected it at {folder.base(study)}")
-    if description["diverged"]:
-        raise StudyError(f"RUN: {path} diverged ({description['diverged']}): there is no minimum")
-    return study, Cell(description["method"], description["seed"], description["train_size"]), folder
+    found = run_at(path)
+    if diverged := read_run(path)["diverged"]:
+        raise StudyError(f"RUN: {path} diverged ({diverged}): there is no minimum")
+    return found
 
 
 def _folder(path: Path, reader: Reader) -> Minimum:

@@ -86,16 +86,23 @@ def _finite(content: Any) -> Any:
     return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, *keys: str) -> Any:
     """Read what `write_json` wrote.
+
+    Args:
+        path: The file.
+        keys: What it has to have.
 
     Raises:
         RecordsError: The file is damaged, or holds something else.
     """
     try:
-        return json.loads(path.read_text())
-    except ValueError as error:
+        content = json.loads(path.read_text())
+    except (ValueError, RecursionError) as error:
         raise RecordsError(_UNREADABLE.format(path, "JSON", error)) from error
+    if keys and not (isinstance(content, dict) and content.keys() >= set(keys)):
+        raise RecordsError(_UNREADABLE.format(path, "JSON", f"expected the keys {', '.join(keys)}"))
+    return content
 
 
 def write_records(frame: pd.DataFrame, path: Path, provenance: Mapping[str, str] | None = None) -> None:
@@ -108,9 +115,16 @@ def write_records(frame: pd.DataFrame, path: Path, provenance: Mapping[str, str]
 
 
 def read_provenance(path: Path) -> dict[str, str] | None:
-    """The versions that made a file of records, where it says so."""
-    kept = (pq.read_schema(path).metadata or {}).get(_PROVENANCE)
-    return None if kept is None else json.loads(kept)
+    """The versions that made a file of records, where it says so.
+
+    Raises:
+        RecordsError: The file is damaged, or holds something else.
+    """
+    try:
+        kept = (pq.read_schema(path).metadata or {}).get(_PROVENANCE)
+        return None if kept is None else json.loads(kept)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise _unreadable(path, error) from error
 
 
 def read_records(path: Path) -> pd.DataFrame:
@@ -122,9 +136,13 @@ def read_records(path: Path) -> pd.DataFrame:
     try:
         read = pd.read_parquet(path)
     except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise RecordsError(_UNREADABLE.format(path, "records", reason)) from error
+        raise _unreadable(path, error) from error
     return upgraded(read).reindex(columns=list(COLUMNS)).astype(COLUMNS)
+
+
+def _unreadable(path: Path, error: Exception) -> RecordsError:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return RecordsError(_UNREADABLE.format(path, "records", reason))
 
 
 def is_rise(records: pd.DataFrame, subspace: str | None = None, rho: float | None = None) -> pd.Series:

@@ -20,7 +20,7 @@ from analyses.running.ranks import Place
 from analyses.study import Cell, Study, StudyError, StudyFolder
 from analyses.study.base import near
 from analyses.training.devices import check_device
-from analyses.training.runs import RUN, read_run, train_cell
+from analyses.training.runs import run_at, train_cell
 
 
 def measured(
@@ -37,17 +37,10 @@ def measured(
     Raises:
         StudyError: It is no run folder, its pretrained model is missing, or a measure is unknown.
     """
-    if not (path / RUN).is_file():
-        raise StudyError(f"RUN: {path} is no run folder: it has no {RUN}")
     quieten()
-    description = read_run(path)
-    study = Study.model_validate(description["settings"] | ({"device": device} if device else {}))
+    study, cell, folder = run_at(path, **({"device": device} if device else {}))
     if not torch.cuda.is_initialized():  # later runs see the one GPU that the first has taken
         check_device(study.device)
-    cell = Cell(description["method"], description["seed"], description["train_size"])
-    folder = StudyFolder(path.resolve().parent.parent)
-    if not folder.base(study).exists():
-        raise StudyError(f"RUN: the pretrained model of {path} is missing; expected it at {folder.base(study)}")
     known = measures_of(study)
     for name in names or []:
         if name not in known:

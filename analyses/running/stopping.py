@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pydantic import BaseModel, ValidationError
 
 from analyses.judging.claims import evidence_of
 from analyses.judging.looks import P_VALUES, Look, Looks
-from analyses.records import read_json, write_json
+from analyses.records import RecordsError, read_json, write_json
 from analyses.study import ClaimSettings, Study, StudyError, StudyFolder
+from analyses.study.base import problem_of
 
 LOOKS = "looks.json"
 """File of the looks, in a study's folder."""
@@ -40,6 +42,13 @@ class Stopping:
         [5, 8, 11, 12]
         """
         return [*range(first, self.max_seeds, self.block), self.max_seeds]
+
+
+class _Kept(BaseModel):
+    """What is written down of the looks."""
+
+    looks: list[Look]
+    max_seeds: int | None
 
 
 def looked_at(records: pd.DataFrame, study: Study, folder: StudyFolder, stopping: Stopping | None) -> Looks:
@@ -86,8 +95,11 @@ def recorded_looks(path: Path, settings: ClaimSettings) -> Looks | None:
     """What `looked_at` wrote; None if nothing."""
     if not path.exists():
         return None
-    content: dict[str, Any] = read_json(path)
-    return Looks([Look(**look) for look in content["looks"]], content["max_seeds"], settings.alpha)
+    try:
+        kept = _Kept.model_validate(read_json(path))
+    except ValidationError as error:
+        raise RecordsError(f"{path}: no looks at a study: {problem_of(error.errors()[0], _Kept)}") from None
+    return Looks(kept.looks, kept.max_seeds, settings.alpha)
 
 
 def until_decided(

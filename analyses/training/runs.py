@@ -18,14 +18,16 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from pydantic import BaseModel, ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINING_ARGS_NAME
 
-from analyses.records import read_json, write_json
+from analyses.records import RecordsError, read_json, write_json
 from analyses.records.files import new_folder
-from analyses.study import Cell, Study, StudyFolder
+from analyses.study import Cell, Study, StudyError, StudyFolder
+from analyses.study.base import problem_of
 from analyses.study.settings import OVERRIDES, Schedule
 from analyses.tasks import Task, build_task
 from analyses.training.devices import take_device
@@ -195,9 +197,53 @@ def load_minimum(study: Study, cell: Cell, folder: StudyFolder) -> Minimum:
     return replace(found, factors=dict(factors))
 
 
+def run_at(path: Path, **changes: Any) -> tuple[Study, Cell, StudyFolder]:
+    """Study, cell and folder of a run folder; ``changes`` take the place of the study's own settings.
+
+    Raises:
+        StudyError: It is no run folder, describes another run, or its pretrained model is missing.
+    """
+    if not (path / RUN).is_file():
+        raise StudyError(f"RUN: {path} is no run folder: it has no {RUN}")
+    description = read_run(path)
+    try:
+        study = Study.model_validate(description["settings"] | changes)
+    except ValidationError as error:
+        raise StudyError(f"RUN: {path / RUN}: settings.{problem_of(error.errors()[0], Study)}") from None
+    cell = Cell(description["method"], description["seed"], description["train_size"])
+    folder = StudyFolder(path.resolve().parent.parent)
+    if cell.method not in study.methods or folder.run(study, cell) != path.resolve():
+        raise StudyError(f"RUN: {path / RUN} describes another run, {cell} of {study.name!r}; train it again")
+    if not folder.base(study).exists():
+        raise StudyError(f"RUN: the pretrained model of {path} is missing; expected it at {folder.base(study)}")
+    return study, cell, folder
+
+
+class _Description(BaseModel):
+    """What every description of a run has; its settings may be of an older version."""
+
+    method: str
+    seed: int
+    train_size: int
+    settings: dict[str, Any]
+    trainable_parameters: int
+    step_seconds: float | None
+    diverged: str | None
+    environment: dict[str, str]
+
+
 def read_run(directory: Path) -> dict[str, Any]:
-    """The description that a run folder carries."""
-    content: dict[str, Any] = read_json(directory / RUN)
+    """The description that a run folder carries.
+
+    Raises:
+        RecordsError: It is none.
+    """
+    path = directory / RUN
+    content: dict[str, Any] = read_json(path)
+    try:
+        _Description.model_validate(content)
+    except ValidationError as error:
+        raise RecordsError(f"{path}: no description of a run: {problem_of(error.errors()[0], _Description)}") from None
     return content
 
 
