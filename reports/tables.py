@@ -13,9 +13,10 @@ import pandas as pd
 
 from analyses.records import is_rise, write_atomically
 from analyses.records.derive import eigenvalues_by_sign
+from reports.best import significantly_best
 from reports.style import mean_interval, method_order, method_style
 
-NOTHING, UNBOUNDED = "–", "unbounded"
+NOTHING, UNBOUNDED, BOLD = "–", "unbounded", "**"
 ALGORITHMS = ("lanczos", "power_iteration", "pyhessian")
 _MOST_DECIMALS = 6
 CONVERGED = 5e-2
@@ -36,7 +37,8 @@ LATEX = {character: rf"\{character}" for character in "%_&#${}"} | {
 def main_table(records: pd.DataFrame, *, rho: float) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Main results by method, and by size of the training set where there are several.
 
-    Text has the mean ± half-width of the 95 % interval over seeds, the second frame plain numbers.
+    Text has the mean ± half-width of the 95 % interval over seeds, the second frame plain numbers. The best of a column
+    of accuracies, test losses or rises is bold where the seeds tell it from all others (`significantly_best`).
     """
     records = records.reset_index(drop=True)
     ranked = eigenvalues_by_sign(records)
@@ -51,12 +53,17 @@ def main_table(records: pd.DataFrame, *, rho: float) -> tuple[pd.DataFrame, pd.D
         "largest eigenvalue": (records.index.isin(top), 1.0, None),
         "gradient norm": (stationary, 1.0, None),
     }
+    judged = {name: name.startswith("test acc") for name in columns if name.startswith(("test", "rise"))}
     trained = records[records["measure"] == "train_loss"]
     sizes = sorted(trained["train_size"].unique())
     shown, plain = [], []
     for size in sizes:
         of_size = records["train_size"] == size
         examples = {"examples": size} if len(sizes) > 1 else {}
+        best = {
+            name: significantly_best(_by_method(records[of_size & columns[name][0]], log="rise" in name), higher=higher)
+            for name, higher in judged.items()
+        }
         for method in method_order(trained.loc[trained["train_size"] == size, "method"]):
             own = (records["method"] == method) & of_size
             summary = {
@@ -64,6 +71,7 @@ def main_table(records: pd.DataFrame, *, rho: float) -> tuple[pd.DataFrame, pd.D
                 for name, (mask, scale, digits) in columns.items()
             }
             texts = {name: plus_minus(*entry) for name, entry in summary.items()}
+            texts |= {name: f"{BOLD}{texts[name]}{BOLD}" for name, winner in best.items() if winner == method}
             shown.append({"method": method_style(method).label} | examples | texts)
             numbers = {
                 f"{name} {part}": entry[index]
@@ -104,6 +112,12 @@ def difference_table(records: pd.DataFrame, *, rho: float) -> tuple[pd.DataFrame
             numbers |= {f"{name} ratio": ratio, f"{name} low": low, f"{name} high": high, f"{name} pairs": len(pair)}
         shown[method_style(method).label], plain[method] = texts, numbers
     return by_row(shown, "method"), by_row(plain, "method")
+
+
+def _by_method(records: pd.DataFrame, *, log: bool) -> pd.DataFrame:
+    """A row a seed, a column a method; logarithms where ``log``, of what is positive."""
+    values = records.pivot_table(index="seed", columns="method", values="value")
+    return values.where(values > 0).map(math.log, na_action="ignore") if log else values
 
 
 def _by_seed(values: pd.Series) -> pd.Series:
@@ -285,8 +299,14 @@ def escape_latex(text: str) -> str:
     return "".join(LATEX.get(character, character) for character in text)
 
 
+def _latex_cell(text: str) -> str:
+    if text.startswith(BOLD) and text.endswith(BOLD) and len(text) > 2 * len(BOLD):
+        return rf"\textbf{{{escape_latex(text.removeprefix(BOLD).removesuffix(BOLD))}}}"
+    return escape_latex(text)
+
+
 def _latex(frame: pd.DataFrame) -> str:
-    rows = [" & ".join(escape_latex(str(cell)) for cell in row) + r" \\" for row in frame.to_numpy().tolist()]
+    rows = [" & ".join(_latex_cell(str(cell)) for cell in row) + r" \\" for row in frame.to_numpy().tolist()]
     header = " & ".join(escape_latex(str(column)) for column in frame.columns) + r" \\"
     layout = "".join(TEXT_COLUMNS.get(column, "r") for column in frame.columns)
     lines = [rf"\begin{{tabular}}{{{layout}}}", r"\toprule", header, r"\midrule", *rows, r"\bottomrule"]

@@ -41,6 +41,27 @@ def test_main_table_has_a_row_a_method_with_mean_and_half_width(records: pd.Data
     assert plain["test accuracy (%) mean"].between(87, 91).all()
 
 
+def test_the_best_is_bold_where_the_seeds_can_tell(tmp_path: Path) -> None:
+    def rows(method: str, shift: float) -> list[dict[str, Any]]:
+        noise = [0.00, 0.02, -0.01, 0.01]
+        fixed = {"study": "s", "method": method, "train_size": 100, "run": "r"}
+        values = {"train_loss": 0.1, "test_loss": 0.5 - shift, "test_accuracy": 0.8 + shift}
+        return [
+            fixed | {"seed": seed, "measure": name, "value": value + noise[seed] * (1 + shift)}
+            for name, value in values.items()
+            for seed in range(4)
+        ]
+
+    shown, _ = main_table(records_frame([*rows("lora", 0.0), *rows("sam", 0.1), *rows("bilora", 0.001)]), rho=RHO)
+    shown = shown.set_index("method")
+    assert shown.loc["SAM", "test accuracy (%)"].startswith("**90.6 ±") and shown.loc["SAM", "test loss"].endswith("**")
+    assert not shown.drop("SAM").map(lambda text: "**" in text).any().any()
+    assert "*" not in shown.loc["SAM", "train loss"]
+    write_tables({"main": (shown.reset_index(), shown)}, tmp_path)
+    assert r"\textbf{90.6 $\pm$" in (tmp_path / "main.tex").read_text()
+    assert "**90.6 ± " in (tmp_path / "main.md").read_text()
+
+
 def test_one_seed_has_a_mean_and_no_interval() -> None:
     shown, _ = main_table(made_up_records(("bilora",), num_seeds=1), rho=RHO)
     assert str(shown.loc[0, "test loss"]).endswith("± –")

@@ -1,0 +1,125 @@
+"""Commands killed at random moments: nothing torn is left, nothing finished is lost, and the end is the same.
+
+``KILLS=50 pytest tests/reliability/test_kills.py`` kills every command that often; by default twice.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from analyses.records import read_records
+from analyses.records.integrity import SUMS, is_damaged
+from tests.analyses.mini import QUICK
+
+KILLS = int(os.environ.get("KILLS", "2"))
+CLOCKS = ["train_step_seconds", "step_seconds"]
+TUNED = QUICK | {
+    "tuning": {
+        "seeds": [1001],
+        "max_train_loss": 10.0,
+        "learning_rate": {"lora": [1e-3, 3e-3], "bilora": [3e-3]},
+        "rho": {"bilora": [0.05]},
+        "auxiliary_lr_ratio": {"bilora": [1.0]},
+    }
+}
+
+
+def command(name: str, folder: Path, out: Path) -> list[str]:
+    study = ["--config", str(folder / "study.yaml"), "--out", str(out)]
+    return {
+        "audit": ["audit", *study],
+        "tune": ["tune", *study],
+        "report": ["report", str(out)],
+    }[name]
+
+
+def run(arguments: list[str], kill_after: float | None = None) -> bool:
+    """Whether a command ended by itself; killed with its workers, it does not."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "analyses.cli", *arguments],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        assert process.wait(timeout=kill_after or 240) == 0
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        return False
+    return True
+
+
+def assert_whole(out: Path) -> None:
+    """No file under its own name is torn."""
+    for sums in out.rglob(SUMS):
+        if not sums.parent.name.startswith(".tmp-"):
+            assert not is_damaged(sums.parent)
+    for path in out.rglob("[!.]*.parquet"):
+        read_records(path)
+        assert not is_damaged(path)
+    for path in out.rglob("[!.]*.json"):
+        if not any(part.startswith(".tmp-") for part in path.parts):
+            json.loads(path.read_text())
+
+
+def finished(out: Path) -> dict[Path, int]:
+    return {
+        path: path.stat().st_mtime_ns for path in [*out.glob("runs/*/run.json"), *out.glob("measurements/*/*.parquet")]
+    }
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, float]]:
+    """A folder with a study, its audit in ``once``, and how long each command takes."""
+    folder = tmp_path_factory.mktemp("kills")
+    (folder / "study.yaml").write_text(yaml.safe_dump(TUNED))
+    took = {}
+    for name in ("audit", "tune", "report"):
+        began = time.monotonic()
+        assert run(command(name, folder, folder / "once"))
+        took[name] = time.monotonic() - began
+    return folder, took
+
+
+def test_an_audit_killed_again_and_again_ends_as_one_that_was_not(whole: tuple[Path, dict[str, float]]) -> None:
+    folder, took = whole
+    moments = random.Random(0)
+    out, done = folder / "audit", {}
+    for _ in range(KILLS):
+        if run(command("audit", folder, out), kill_after=moments.uniform(0.1, took["audit"])):
+            done, out = {}, folder / f"audit-{time.monotonic_ns()}"  # it had nothing left to do: begin another
+            continue
+        if out.exists():
+            assert_whole(out)
+            assert done.items() <= finished(out).items()
+            done = finished(out)
+    assert run(command("audit", folder, out))
+    once, found = (read_records(place / "records.parquet") for place in (folder / "once", out))
+    clocks = once["measure"].isin(CLOCKS)
+    columns = [column for column in once if column != "seconds"]
+    pd.testing.assert_frame_equal(once[~clocks][columns], found[~clocks][columns])
+    assert not list(out.glob("*/.tmp-*"))
+
+
+@pytest.mark.parametrize(("name", "place", "file"), [("tune", "tune", "tuning.csv"), ("report", "once", "claims.json")])
+def test_other_commands_end_the_same(whole: tuple[Path, dict[str, float]], name: str, place: str, file: str) -> None:
+    folder, took = whole
+    moments, out = random.Random(1), folder / place
+    right = (folder / "once" / file).read_bytes()
+    for _ in range(KILLS):
+        run(command(name, folder, out), kill_after=moments.uniform(0.1, took[name]))
+        assert_whole(out)
+    assert run(command(name, folder, out))
+    assert (out / file).read_bytes() == right
