@@ -8,7 +8,7 @@ MINILM := $(shell sed -n '/^minilm = \[/,/^\]/s/^ *"\(.*\)",$$/\1/p' pyproject.t
 PRESET_READY := $(if $(filter minilm-%,$(PRESET)),$(VENV)/.minilm)
 .DEFAULT_GOAL := help
 
-.PHONY: help setup minilm-env audit test test-browser docs check format lock tune benchmark-env
+.PHONY: help setup minilm-env audit test test-long test-browser docs check format lock tune benchmark-env
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -46,6 +46,9 @@ tune: setup $(PRESET_READY) ## Run PRESET's tuning grid again
 
 test: setup ## Run the tests
 	$(BIN)/pytest
+
+test-long: setup ## Run the tests of whole commands: killed, interrupted, on clusters and ranks, as the docs have them
+	$(BIN)/pytest -m long tests
 
 test-browser: setup ## Run the tests of the pages in Chromium; installs Debian's where there is none
 	@command -v chromium > /dev/null || timeout 180 sh -c 'apt-get update -qq && apt-get install -y -qq chromium' \

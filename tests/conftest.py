@@ -20,7 +20,7 @@ _SLOW = (
     *("analyses/test_cli.py", "running/test_audit.py", "running/test_drafting.py", "tests/test_docs.py"),
     *("running/test_own_parts.py", "reports/test_page.py", "test_average_case.py", "test_notebooks.py"),
     *("test_cli_settings.py", "test_packages.py", "test_data_parallel.py", "test_refusals.py", "test_tuning.py"),
-    *("test_statistics.py", "test_distributed.py"),
+    *("test_statistics.py", "test_distributed.py", "test_kills.py", "test_engines.py", "test_long_runs.py"),
 )
 """Files of half a minute and more, the slowest first: begun first, so that no worker waits for another at the end."""
 

@@ -20,6 +20,7 @@ BLOCKS = re.findall(
 )
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_every_block_of_the_tutorial_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -22,6 +22,8 @@ from analyses.records import read_records
 from analyses.records.integrity import SUMS, is_damaged
 from tests.analyses.mini import QUICK
 
+pytestmark = pytest.mark.long
+
 KILLS = int(os.environ.get("KILLS", "2"))
 CLOCKS = ["train_step_seconds", "step_seconds"]
 TUNED = QUICK | {

@@ -12,6 +12,8 @@ from analyses.cli import main
 from analyses.records import read_json, read_records
 from tests.analyses.running.test_audit import study_file
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:

@@ -15,6 +15,8 @@ from analyses.running.drafting import draft
 from analyses.study import StudyError, load_study
 from tests.analyses.own import bert, gpt2, reviews
 
+pytestmark = pytest.mark.long
+
 SMALL = {"training": {"max_steps": 2, "batch_size": 16}, "seeds": 1}
 
 

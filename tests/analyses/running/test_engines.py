@@ -25,6 +25,8 @@ from analyses.running.progress import ProgressFile
 from analyses.study import StudyError, StudyFolder
 from tests.analyses.mini import QUICK
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parents[3]
 
 

@@ -16,6 +16,8 @@ from analyses.cli import main
 from analyses.records.integrity import is_damaged
 from tests.analyses.mini import QUICK
 
+pytestmark = pytest.mark.long
+
 CLOCKS = ["train_step_seconds", "step_seconds"]
 
 
