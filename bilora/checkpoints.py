@@ -24,7 +24,8 @@ from bilora.methods.base import Method
 
 _STATE = "bilora_state.json"
 _STATE_TENSORS = "bilora_state.safetensors"
-_OWN = "bilora_own_weights.safetensors"
+OWN = "bilora_own_weights.safetensors"
+"""All weights but the adapters', in a checkpoint of a model that trains them beside an auxiliary."""
 _WEIGHTS = "model.safetensors"
 INITIAL = "bilora_initial.safetensors"
 """Initial factors of an adapter that changed the frozen weights, in a checkpoint."""
@@ -88,13 +89,13 @@ def save_whole(model: PeftModel, directory: Path) -> None:
 def save_own_weights(model: PeftModel, checkpoint: Path) -> None:
     """Save everything but the adapters, each storage once: they alone do not say what was trained."""
     once = {tensor.data_ptr(): (name, tensor) for name, tensor in reversed(_own_weights(model).items())}
-    save_file({name: tensor.contiguous() for name, tensor in once.values()}, checkpoint / _OWN)
+    save_file({name: tensor.contiguous() for name, tensor in once.values()}, checkpoint / OWN)
 
 
 @torch.no_grad()
 def _load_own_weights(model: PeftModel, checkpoint: Path) -> None:
     mine = _own_weights(model)
-    for name, tensor in load_file(checkpoint / _OWN).items():
+    for name, tensor in load_file(checkpoint / OWN).items():
         mine[name].copy_(tensor)
 
 
@@ -113,7 +114,7 @@ def load_adapters(model: PeftModel, checkpoint: Path) -> None:
     _check_initial(model, checkpoint)
     for name in model.peft_config:
         set_peft_model_state_dict(model, load_peft_weights(str(checkpoint / name), device="cpu"), adapter_name=name)
-    if (checkpoint / _OWN).is_file():
+    if (checkpoint / OWN).is_file():
         _load_own_weights(model, checkpoint)
 
 

@@ -13,12 +13,13 @@ import torch
 import transformers
 from peft import PeftModel
 from peft.utils import load_peft_weights
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer
 
 from bilora.adapters import AUXILIARY, PRIMARY, adapted_layers, adapter_factors, frozen_weight
 from bilora.attaching import initial_factors
-from bilora.checkpoints import INITIAL
+from bilora.checkpoints import INITIAL, OWN
 from landscape import EmpiricalRisk, Layout, LowRankSubspace, orthonormal_basis
 from landscape.subspaces import Kind
 
@@ -167,9 +168,28 @@ def _from_folder(folder: Path, base: nn.Module | None) -> Minimum:
         if (auxiliary / "adapter_config.json").is_file():
             found.factors[AUXILIARY] = _stored_factors(auxiliary)
         return found
+    if (folder / OWN).is_file():
+        return _from_own_weights(folder, base)
     if (folder / "config.json").is_file():
         return _whole(load_whole(folder), base)
     raise ValueError(f"source: {folder} holds neither adapter_config.json nor config.json; expected a trained model")
+
+
+@torch.no_grad()
+def _from_own_weights(checkpoint: Path, base: nn.Module | None) -> Minimum:
+    """A checkpoint of a model whose own weights were trained beside an auxiliary."""
+    if base is None:
+        raise ValueError(f"base: {checkpoint} holds weights without a model; expected the plain model, got None")
+    plain = copy.deepcopy(base).requires_grad_(True)
+    places = plain.state_dict()
+    for key, tensor in load_file(checkpoint / OWN).items():
+        places[key.removeprefix("base_model.model.").replace(".base_layer.", ".")].copy_(tensor)
+    factors = _stored_factors(checkpoint / AUXILIARY)
+    before, after = dict(base.named_parameters()), dict(plain.named_parameters())
+    names = tuple(name for name in after if name in factors)
+    return Minimum(
+        plain, names, {name: after[name].detach() - before[name].detach() for name in names}, {AUXILIARY: factors}
+    )
 
 
 def load_whole(folder: Path) -> PreTrainedModel:

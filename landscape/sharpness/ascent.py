@@ -89,7 +89,7 @@ class Climb:
             return self.loss
         best = start = Point(self.epsilon(), self.loss, self._gradient())
         for _ in range(steps):
-            candidate = self._visit(self._step_from(best))
+            candidate = self._visit(self._ball.stepped(best.epsilon, best.gradient, self._step))
             if candidate.loss > best.loss:
                 best, self.loss = candidate, candidate.loss
                 self._ended = first_order_gain(best, self._ball) <= tol * (best.loss - floor)
@@ -105,10 +105,6 @@ class Climb:
     @property
     def _at_rest(self) -> bool:
         return self._ended or not math.isfinite(self.loss) or self._step < _SMALLEST_STEP
-
-    def _step_from(self, point: Point) -> Tensor:
-        uphill = self._ball.ascent_direction(point.gradient).mul_(self._step * self._ball.rho)
-        return self._ball.project(uphill.add_(point.epsilon))
 
     def _put(self, point: Point) -> None:
         self.loss = point.loss

@@ -47,6 +47,20 @@ class Ball:
         u = self._inside(epsilon if self.scale is None else _divide(epsilon, self.scale))
         return self._outside(self._clip(u))
 
+    def stepped(self, epsilon: Tensor, gradient: Tensor, step: Tensor | float) -> Tensor:
+        """Projections of points (..., n) after steps, in units of the radius, along the steepest directions.
+
+        Where vectors are long, or many, every sweep over them counts: three here for the plain l2 ball.
+        """
+        if self.norm == "l2" and self.scale is None and self.subspace is None:
+            norm = _norm(gradient)
+            length = torch.where(norm > _SMALL, step * self.rho / norm, 0.0).to(epsilon.dtype)
+            if bool(((length > 0) & length.isfinite()).all()):
+                ahead = torch.addcmul(epsilon, gradient, length)
+                size = _norm(ahead)
+                return ahead.mul_(torch.where(size > self.rho, self.rho / size, 1.0).to(ahead.dtype))
+        return self.project(self.ascent_direction(gradient).mul_(step * self.rho).add_(epsilon))
+
     def extreme(self, gradient: Tensor) -> Tensor:
         """The point of the ball where the linear function with this gradient is largest; 0 for a zero gradient."""
         return self.rho * self.ascent_direction(gradient)

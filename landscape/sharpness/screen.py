@@ -170,18 +170,16 @@ class Screen:
 
     def _ascend(self, gradient_at: PointwiseGradient, points: Tensor, steps: int) -> tuple[Tensor, Tensor]:
         """`landscape.sharpness.ascent.Climb` row by row: losses (c,) float64 reached on the CPU, and where (c, n)."""
-        rho = self._ball.rho
         losses, gradients = gradient_at(self._around.displaced(points))
-        step = torch.full((len(points), 1), FIRST_STEP, dtype=points.dtype, device=points.device)
+        step = torch.full((len(points), 1), FIRST_STEP, dtype=torch.float64, device=points.device)
         for _ in range(steps - 1):
-            candidates = self._ball.project(points + step * rho * self._ball.ascent_direction(gradients))
+            candidates = self._ball.stepped(points, gradients, step)
             new_losses, new_gradients = gradient_at(self._around.displaced(candidates))
-            up = (new_losses > losses)[:, None]
-            losses = torch.where(up[:, 0], new_losses, losses)
-            points = torch.where(up, candidates, points)
-            del candidates  # where one example is a vector of memory, each counts
-            gradients = torch.where(up, new_gradients, gradients)
-            step = torch.where(up, step, step / 2)
+            up = new_losses > losses
+            losses = torch.where(up, new_losses, losses)
+            points, gradients = _replaced(points, candidates, up), _replaced(gradients, new_gradients, up)
+            del candidates, new_gradients  # where one example is a vector of memory, each counts
+            step = torch.where(up[:, None], step, step / 2)
         return losses.double().cpu(), points
 
     def _own(self, chosen: Tensor) -> list[tuple[Tensor, PointwiseGradient]]:
@@ -206,6 +204,16 @@ class Screen:
 
     def _count(self, example_passes: int) -> None:
         self._around.counter.num_passes += example_passes / self._around.num_examples
+
+
+def _replaced(rows: Tensor, others: Tensor, which: Tensor) -> Tensor:
+    """Rows with those named replaced by others; what there is of either is used up."""
+    count = int(which.sum())
+    if count == len(which):
+        return others
+    if count:
+        rows[which] = others[which]
+    return rows
 
 
 def _made_unit(rows: Tensor) -> Tensor:

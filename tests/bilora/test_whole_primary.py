@@ -123,3 +123,20 @@ def test_what_does_not_fit_is_refused(network: nn.Module) -> None:
         build_method(network, BiLoraConfig(method="lora", primary="full", target_modules=TARGETS), seed=0)
     with pytest.raises(ValueError, match="primary: full trains all weights and has no primary adapter to which share"):
         BiLoraConfig(primary="full", share="A", target_modules=TARGETS)
+
+
+@pytest.mark.parametrize("name", ["bilora", "bilora_fresh"])
+def test_a_checkpoint_is_the_minimum_that_the_trainer_has(tmp_path: Path, name: str) -> None:
+    run = trainer(tmp_path, name, save_strategy="steps", save_steps=4, primary="full", max_steps=4)
+    base = tiny_vit()
+    run.train()
+    found, right = minimum(tmp_path / "checkpoint-4", base=base), minimum(run)
+    for (key, expected), got in zip(right.model.named_parameters(), found.model.parameters(), strict=True):
+        assert torch.equal(expected, got), key
+    assert found.weight_names == right.weight_names and set(found.factors) == {"auxiliary"}
+    before = dict(base.named_parameters())
+    for key, update in found.updates.items():
+        torch.testing.assert_close(before[key] + update, dict(found.model.named_parameters())[key])
+        assert bool(update.any())
+    with pytest.raises(ValueError, match=r"base: .* holds weights without a model"):
+        minimum(tmp_path / "checkpoint-4")
