@@ -81,9 +81,9 @@ class Subject:
         return [to_device(batch, self.device) for batch in Ranks().share(self.task.batches(split))]
 
     def errors(self, split: str = "train") -> EmpiricalRisk | None:
-        """Share of wrong predictions as a risk; None where nothing is right or wrong."""
+        """Share of wrong predictions as a risk, of a model that `risk` has checked; None where nothing is wrong."""
         error = getattr(self.task, "error", zero_one)
-        return None if error is None else self.risk(split, loss=error)
+        return None if error is None else self.risk(split, loss=error, check=False)
 
     @property
     def run(self) -> Trained:

@@ -25,8 +25,8 @@ _NOISE = 0.1
 """Length of the random vector added to each direction: what is orthogonal to all gradients has to be found, too."""
 
 
-_Note = Callable[[int, Tensor], None]
-"""Told a place in the sample and a point (n,)."""
+_Note = Callable[[list[int], Tensor], None]
+"""Told places in the sample and a point (n,) for each."""
 
 
 class Screen:
@@ -78,7 +78,7 @@ class Screen:
         before = self._highest.clone()
         self._highest[again] = -torch.inf
         recipes = torch.cat([self._recipes[carriers], plain, others])
-        self._look(torch.cat([again, closer]), recipes, _CLOSER_STEPS, self._keep_end)
+        self._look(torch.cat([again, closer]), recipes, _CLOSER_STEPS, self._keep_ends)
         self._highest = self._highest.maximum(before)
         self.promising = torch.cat([self._most_promising(carriers), neighbours])
 
@@ -127,12 +127,14 @@ class Screen:
         """
         for rows, gradient_at in self._own(chosen):
             reached, ends = self._ascend(gradient_at, self._starts(recipes[rows], gradient_at), steps)
+            higher: dict[int, int] = {}
             for index, row in enumerate(rows.tolist()):
                 place = int(chosen[row])
                 if reached[index] > self._highest[place]:
                     self._highest[place], self._recipes[place] = reached[index], recipes[row]
-                    if note:
-                        note(place, ends[index])
+                    higher[place] = index
+            if note and higher:
+                note(list(higher), ends if len(ends) == 1 else ends[list(higher.values())])
         self._count(len(chosen) * steps + int(recipes.isnan().any(dim=1).sum()))
 
     def _starts(self, recipes: Tensor, gradient_at: PointwiseGradient) -> Tensor:
@@ -154,15 +156,16 @@ class Screen:
 
     def _estimate_mean(self) -> _Note:
         """A note-taker that estimates the mean loss where an example's ascent has ended."""
-        sampled_loss = self._around.sampled_loss(self._generator)
+        sampled_losses = self._around.sampled_losses(self._generator)
 
-        def note(place: int, end: Tensor) -> None:
-            self._estimates[place] = sampled_loss(end)
+        def note(places: list[int], ends: Tensor) -> None:
+            self._estimates[places] = sampled_losses(ends)
 
         return note
 
-    def _keep_end(self, place: int, end: Tensor) -> None:
-        self._ends[place] = self._around.shelf.put(end.clone())
+    def _keep_ends(self, places: list[int], ends: Tensor) -> None:
+        for place, end in zip(places, ends, strict=True):
+            self._ends[place] = self._around.shelf.put(end.clone())
 
     def _zeros(self, *rows: int) -> Tensor:
         risk = self._around.risk

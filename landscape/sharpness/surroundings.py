@@ -13,10 +13,10 @@ from landscape.examples import can_take_examples, take_examples
 from landscape.risk import EmpiricalRisk
 from landscape.sharpness.ascent import PassCounter, Visit
 from landscape.sharpness.shelf import Kept, Shelf
+from landscape.surfaces.points import PointLosses
 
 _SHARE_OF_A_FORWARD = 1 / 3
 _MOST_SAMPLED = 64
-_TINY = torch.finfo(torch.float64).tiny
 
 
 class Surroundings:
@@ -55,8 +55,8 @@ class Surroundings:
 
     def displaced(self, epsilons: Tensor) -> Tensor:
         """Weights (..., n) displaced by perturbations (..., n)."""
-        theta = self.risk.theta
-        return theta.add_(epsilons) if epsilons.ndim == 1 else theta + epsilons
+        theta = self.risk.theta.expand_as(epsilons)
+        return theta.add_(epsilons) if epsilons.numel() == self.risk.num_params else theta + epsilons
 
     def loss(self, epsilon: Tensor) -> float:
         """The mean loss at a perturbation, by a forward pass."""
@@ -64,8 +64,8 @@ class Surroundings:
         loss = self.risk.loss(self.displaced(epsilon))
         return math.inf if math.isnan(loss) else loss
 
-    def sampled_loss(self, generator: torch.Generator) -> Callable[[Tensor], float]:
-        """A function that estimates the mean loss at a perturbation from every tenth example, at most 64 of them.
+    def sampled_losses(self, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
+        """A function that estimates the mean losses (c,) at perturbations (c, n) from every tenth example, at most 64.
 
         For comparing points. Every rank gets these examples: no two need to call the function equally often.
         """
@@ -76,14 +76,13 @@ class Surroundings:
         ranks = self.risk.ranks
         if ranks.count > 1:
             mine = [map_tensors(batch, Tensor.cpu) for part in ranks.gathered(mine) for batch in part]
-        risk, weights = self.risk.alone_on(mine), self.weights[rows]
+        evaluate = PointLosses(self.risk.alone_on(mine), chunk=None, batch_norm="frozen")
 
-        def loss(epsilon: Tensor) -> float:
-            self.counter.num_passes += _SHARE_OF_A_FORWARD * len(rows) / self.num_examples
-            losses = risk.per_example_losses(self.displaced(epsilon)).double().cpu()
-            return float((losses * weights).sum() / weights.sum().clamp(min=_TINY))
+        def losses(epsilons: Tensor) -> Tensor:
+            self.counter.num_passes += _SHARE_OF_A_FORWARD * len(epsilons) * len(rows) / self.num_examples
+            return torch.cat([evaluate(self.displaced(part)) for part in epsilons.split(evaluate.chunk)])
 
-        return loss
+        return losses
 
     def everywhere(self, mine: Tensor) -> Tensor:
         """Numbers (N,) of all examples from those of this rank's."""
