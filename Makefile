@@ -8,7 +8,7 @@ MINILM := $(shell sed -n '/^minilm = \[/,/^\]/s/^ *"\(.*\)",$$/\1/p' pyproject.t
 PRESET_READY := $(if $(filter minilm-%,$(PRESET)),$(VENV)/.minilm)
 .DEFAULT_GOAL := help
 
-.PHONY: help setup minilm-env audit test test-long test-browser docs check format lock tune benchmark-env
+.PHONY: help setup minilm-env audit test test-long test-browser docs sbom check format lock tune benchmark-env
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -57,6 +57,11 @@ test-browser: setup ## Run the tests of the pages in Chromium; installs Debian's
 
 docs: setup ## Build the documentation into site/, to be opened from files
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+sbom: setup ## Write a CycloneDX bill of materials of .venv into sbom.json
+	$(PYTHON) -m venv --clear .venv-sbom
+	.venv-sbom/bin/pip install --quiet --disable-pip-version-check cyclonedx-bom
+	.venv-sbom/bin/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --output-file sbom.json
 
 check: setup ## Lint, types and import contracts
 	$(BIN)/ruff check .
