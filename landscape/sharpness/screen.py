@@ -20,6 +20,7 @@ _OWN_STEPS = 8
 _RANDOM_STARTS, _RANDOM_STEPS = 4, 6
 _CLOSER_STARTS, _CLOSER_STEPS = 6, 12
 
+_TINY = torch.finfo(torch.float64).tiny
 _DIRECTIONS = 4
 _NOISE = 0.1
 """Length of the random vector added to each direction: what is orthogonal to all gradients has to be found, too."""
@@ -155,11 +156,19 @@ class Screen:
         return self._ball.extreme(gradient_at(self._around.risk.theta.expand(count, -1))[1])
 
     def _estimate_mean(self) -> _Note:
-        """A note-taker that estimates the mean loss where an example's ascent has ended."""
-        sampled_losses = self._around.sampled_losses(self._generator)
+        """A note-taker that estimates the mean loss of the others where an example's ascent has ended.
+
+        What an example has gained itself would stand for ten if it were one of the few that estimate.
+        """
+        sample, sampled_losses = self._around.sampled_losses(self._generator)
+        weights = self._around.weights
+        whole = weights[sample].sum()
 
         def note(places: list[int], ends: Tensor) -> None:
-            self._estimates[places] = sampled_losses(ends)
+            chosen = self.examples[places]
+            own = torch.where(torch.isin(chosen, sample), weights[chosen], 0.0)
+            others = whole * sampled_losses(ends) - own * self._highest[places]
+            self._estimates[places] = (others / (whole - own).clamp(min=_TINY)).nan_to_num(nan=torch.inf)
 
         return note
 

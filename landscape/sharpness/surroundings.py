@@ -16,7 +16,7 @@ from landscape.sharpness.shelf import Kept, Shelf
 from landscape.surfaces.points import PointLosses
 
 _SHARE_OF_A_FORWARD = 1 / 3
-_MOST_SAMPLED = 64
+_EVERY, _MOST_SAMPLED = 10, 64
 
 
 class Surroundings:
@@ -64,12 +64,12 @@ class Surroundings:
         loss = self.risk.loss(self.displaced(epsilon))
         return math.inf if math.isnan(loss) else loss
 
-    def sampled_losses(self, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
-        """A function that estimates the mean losses (c,) at perturbations (c, n) from every tenth example, at most 64.
+    def sampled_losses(self, generator: torch.Generator) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """Every tenth example, at most 64, by number, and a function of their mean losses (c,) at epsilons (c, n).
 
         For comparing points. Every rank gets these examples: no two need to call the function equally often.
         """
-        stride = max(10, self.num_examples // _MOST_SAMPLED)
+        stride = max(_EVERY, self.num_examples // _MOST_SAMPLED)
         first = int(torch.randint(stride, (), generator=generator))
         rows = torch.arange(first % self.num_examples, self.num_examples, stride)
         mine = take_examples(self.risk, rows[self.here(rows)] - self.first)
@@ -82,7 +82,7 @@ class Surroundings:
             self.counter.num_passes += _SHARE_OF_A_FORWARD * len(epsilons) * len(rows) / self.num_examples
             return torch.cat([evaluate(self.displaced(part)) for part in epsilons.split(evaluate.chunk)])
 
-        return losses
+        return rows, losses
 
     def everywhere(self, mine: Tensor) -> Tensor:
         """Numbers (N,) of all examples from those of this rank's."""

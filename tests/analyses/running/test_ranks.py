@@ -53,8 +53,8 @@ def test_two_ranks_measure_as_one(run: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     one, two = (pd.read_csv(tmp_path / f"{name}.csv").query("measure not in @CLOCKS") for name in ("one", "two"))
     assert list(one["measure"]) == list(two["measure"]) and len(one) > 15
-    # A rise of 0.003 is a difference of float32 losses of 2.3 nats: it agrees to 1e-6 of these. What is made of rises by
-    # division agrees to as much of the rise.
+    # A rise of 0.003 is a difference of float32 losses of 2.3 nats: it agrees to 1e-6 of these. What is made of rises
+    # by division agrees to as much of the rise.
     of_rises = one["measure"].str.contains("gap|share|effective_examples|residual")
     pd.testing.assert_series_equal(one["value"][~of_rises], two["value"][~of_rises], rtol=1e-6, atol=2e-6)
     pd.testing.assert_series_equal(one["value"][of_rises], two["value"][of_rises], rtol=1e-3, atol=1e-3)
