@@ -102,7 +102,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="two minima instead of four, and four balls of 36")
     parser.add_argument("--jobs", type=int, default=2, help="processes that compare with the exhaustive search")
     parser.add_argument("--seed", type=int, default=0, help="of the searches that are compared with the exhaustive one")
-    parser.add_argument("--minilm", action="store_true", help="also three minima of MiniLM, ten minutes each")
+    parser.add_argument("--minilm", action="store_true", help="also minima of MiniLM, ten minutes each")
     parser.add_argument("--json", type=Path, help="write environment, rows and ratios there")
     options = parser.parse_args()
     quieten()

@@ -1,8 +1,8 @@
 """How much of the worst case do the two searches find, and for how many passes?
 
 Of the twelve digits minima in benchmarks/minima, at three radii, against the best rise that `exhaustive_search` met
-from 130 starts; of three minima of MiniLM, where its packages are installed, against 30 starts (with ``minilm``: an
-ascent there takes minutes). A ratio above 1 is a maximum that the exhaustive search missed.
+from 130 starts; with ``minilm`` of those minima of MiniLM that the table has, against 30 starts, where its packages are
+installed: an ascent there takes minutes. A ratio above 1 is a maximum that the exhaustive search missed.
 """
 
 from __future__ import annotations
