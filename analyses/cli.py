@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
         return BAD_USAGE
     command = COMMANDS[options.subcommand]
     try:
-        if options.subcommand != "measure" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if options.subcommand != "measure" and "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun's mark
             raise StudyError(f"torchrun: only 'measure' shares its work among ranks, got {options.subcommand!r}")
         return guarded(lambda: command(options[options.subcommand]))
     except (StudyError, RecordsError) as error:

@@ -38,6 +38,11 @@ class Place:
         return found[0]
 
 
+def ranks_of_torchrun() -> int:
+    """How many processes torchrun has started; 1 where it has not, whatever else the environment says of a world."""
+    return int(os.environ["WORLD_SIZE"]) if dist.is_torchelastic_launched() else 1
+
+
 @contextmanager
 def together() -> Iterator[Place]:
     """Join the other processes, over nccl where each has a GPU of its own, else over gloo; alone without torchrun.
@@ -45,7 +50,7 @@ def together() -> Iterator[Place]:
     Raises:
         StudyError: The processes do not find each other.
     """
-    count = int(os.environ.get("WORLD_SIZE", "1"))
+    count = ranks_of_torchrun()
     if count == 1 or dist.is_initialized():
         yield Place() if count == 1 else Place(dist.get_rank(), dist.get_world_size())
         return

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
+from shutil import which
 from typing import Any
 
 from analyses.running.engines.local import LocalEngine, SequentialEngine
@@ -29,7 +31,7 @@ def engine_of(
         slurm: ``KEY=VALUE`` settings of Slurm; see `slurm_settings`.
 
     Raises:
-        StudyError: An option that the engine has no use for, or one out of range.
+        StudyError: An option that the engine has no use for, one out of range, or the engine is not installed.
     """
     if jobs is not None and jobs < 1:
         raise StudyError(f"--jobs: expected at least 1, got {jobs}")
@@ -39,6 +41,7 @@ def engine_of(
         raise StudyError(f"--gpus-per-cell: expected a number of at least 0, got {gpus}")
     if slurm and name != "slurm":
         raise StudyError(f"--slurm: belongs to --executor slurm, got --executor {name}")
+    _refuse_missing(name)
     if name in ("joblib", "sequential"):
         asked: dict[str, Any] = {"--cpus-per-cell": cpus != 1, "--gpus-per-cell": gpus != 0}
         for option in (option for option, given in asked.items() if given):
@@ -53,4 +56,14 @@ def engine_of(
         return RayEngine(jobs, cpus, gpus)
     if gpus != int(gpus):
         raise StudyError(f"--gpus-per-cell: Slurm reserves whole GPUs, got {gpus}; use --executor ray for parts")
-    return SlurmEngine(jobs, cpus, gpus, slurm_settings(slurm))
+    settings = slurm_settings(slurm)
+    if settings.get("cluster", "slurm") == "slurm" and which("sbatch") is None:
+        raise StudyError("--executor slurm: no sbatch here; run it where Slurm is, or try --slurm cluster=local")
+    return SlurmEngine(jobs, cpus, gpus, settings)
+
+
+def _refuse_missing(name: str) -> None:
+    """Refuse an engine whose package is not here, before any work."""
+    for executor, package, extra in (("ray", "ray", "cluster"), ("slurm", "submitit", "slurm")):
+        if name == executor and find_spec(package) is None:
+            raise StudyError(f"--executor {name}: {package} is not installed; pip install 'bilora-landscape[{extra}]'")

@@ -24,8 +24,8 @@ class RayEngine:
     """Tasks of Ray's own API, on the cluster of ``RAY_ADDRESS`` or one that is started here.
 
     A task whose node or worker dies is started again elsewhere; what its cell had finished stays where nodes share the
-    folder. A node that does not see the folder gets what the cell needs with the task, and sends
-    the files it has made back.
+    folder. A node that does not see the folder gets what the cell needs with the task, and sends the files it has made
+    back.
 
     Attributes:
         jobs: Most tasks at a time; None for as many as the cluster's resources hold.
@@ -49,12 +49,16 @@ class RayEngine:
             base = ray.put(packed(task.folder.root, ["base"]))
             left, running = list(items), dict[Any, Item]()
             while left or running:
-                while left and (self.jobs is None or len(running) < self.jobs):
+                while left and len(running) < self._most(ray):
                     item = left.pop(0)
                     running[remote.remote(task, item, mark, base, self._begun(task, item))] = item
                 (done,), _ = ray.wait(list(running), num_returns=1)
                 item = running.pop(done)
                 yield item, self._outcome(ray, done, item, task)
+
+    def _most(self, ray: Any) -> int:
+        """Tasks at a time; what a task is sent takes memory until it ends, so that few wait beside those at work."""
+        return self.jobs or 2 * max(1, int(ray.cluster_resources().get("CPU", 1) // self.cpus))
 
     @staticmethod
     def _begun(task: Task, item: Item) -> bytes:
@@ -67,7 +71,7 @@ class RayEngine:
         try:
             failure, files = ray.get(done)
         except ray.exceptions.RayError as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             return Failure(str(item), f"the task was lost: {reason}", str(error))
         if files is not None:
             unpack(files, task.folder.root)
@@ -95,10 +99,8 @@ def _do(
 @contextmanager
 def _cluster() -> Iterator[Any]:
     """The module, connected; a cluster that is started here ends with the work."""
-    try:
-        import ray
-    except ImportError as error:
-        raise StudyError("--executor ray: Ray is not installed; pip install 'bilora-landscape[cluster]'") from error
+    import ray
+
     mine = not ray.is_initialized()
     if mine:
         try:

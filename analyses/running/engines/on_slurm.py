@@ -42,8 +42,9 @@ class SlurmEngine:
         return self.jobs or 8
 
     def run(self, items: Sequence[Item], task: Task) -> Iterator[tuple[Item, Failure | None]]:
-        waiting = dict(zip(self._submitted(items, task), items, strict=True))
+        waiting: dict[Any, Item] = {}
         try:
+            waiting |= zip(self._submitted(items, task), items, strict=True)
             while waiting:
                 for job in [job for job in waiting if job.done()]:
                     item = waiting.pop(job)
@@ -56,16 +57,10 @@ class SlurmEngine:
             shutil.rmtree(task.folder.root / _FOLDER, ignore_errors=True)
 
     def _submitted(self, items: Sequence[Item], task: Task) -> list[Any]:
-        try:
-            import submitit
-        except ImportError as error:
-            raise StudyError(
-                "--executor slurm: submitit is not installed; pip install 'bilora-landscape[slurm]'"
-            ) from error
+        import submitit
+
         settings = dict(self.settings)
         cluster = settings.pop("cluster", "slurm")
-        if cluster == "slurm" and shutil.which("sbatch") is None:
-            raise StudyError("--executor slurm: no sbatch here; run it where Slurm is, or try --slurm cluster=local")
         executor = submitit.AutoExecutor(folder=task.folder.root / _FOLDER, cluster=cluster)
         try:
             executor.update_parameters(
@@ -105,6 +100,6 @@ def _outcome(job: Any, item: Item) -> Failure | None:
     try:
         found: Failure | None = job.result()
     except Exception as error:  # the job was killed, ran out of time or of memory: Slurm's words say which
-        last = str(error).strip().splitlines()[-1]
+        last = (str(error).strip() or type(error).__name__).splitlines()[-1]
         return Failure(str(item), f"the job did not finish: {last}", str(error))
     return found

@@ -18,6 +18,7 @@ from analyses.cli import main
 from analyses.records import read_records
 from analyses.records.files import new_folder
 from analyses.records.integrity import is_damaged, write_sealed
+from analyses.running import engines
 from analyses.running.engines import LocalEngine, RayEngine, SequentialEngine, SlurmEngine, engine_of, on_ray
 from analyses.running.engines.parcels import packed, unpack
 from analyses.running.executors import Engine, run_cells
@@ -170,8 +171,15 @@ def test_options_that_an_engine_has_no_use_for_are_refused(options: dict[str, An
         engine_of(**options)
 
 
-def test_slurm_that_is_not_here_and_unknown_settings_are_said_at_once(folder: StudyFolder) -> None:
+def test_slurm_that_is_not_here_and_unknown_settings_are_said_at_once(
+    folder: StudyFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(StudyError, match="no sbatch here"):
-        run_cells(["a"], leave_files, folder, SlurmEngine(None, 1, 0))
+        engine_of("slurm")
+    monkeypatch.setattr(engines, "find_spec", lambda name: None)
+    for name, extra in (("ray", "cluster"), ("slurm", "slurm")):
+        with pytest.raises(StudyError, match=rf"is not installed; pip install 'bilora-landscape\[{extra}\]'"):
+            engine_of(name)
     with pytest.raises(StudyError, match="--slurm: "):
         run_cells(["a"], leave_files, folder, SlurmEngine(None, 1, 0, {"cluster": "local", "wishes": 3}))
+    assert not (folder.root / ".slurm").exists()
