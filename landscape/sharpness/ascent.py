@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from landscape.risk import EmpiricalRisk
-from landscape.sharpness.balls import Ball
+from landscape.sharpness.balls import Ball, inner
 from landscape.sharpness.shelf import Kept, Shelf
 
 FIRST_STEP = 4.0
@@ -17,9 +17,6 @@ FIRST_STEP = 4.0
 
 _SMALLEST_STEP = 1e-3
 """Step over the radius at which there is nothing left to gain."""
-
-_PIECE = 2**22
-"""Numbers that inner products take to float64 at a time."""
 
 
 @dataclass(frozen=True)
@@ -115,9 +112,3 @@ class Climb:
 def first_order_gain(point: Point, ball: Ball) -> float:
     """The most that the linearised loss can still gain in the ball; 0 at a maximum."""
     return inner(point.gradient, ball.extreme(point.gradient).sub_(point.epsilon))
-
-
-def inner(one: Tensor, other: Tensor) -> float:
-    """Inner product of two vectors (n,), summed in float64."""
-    pieces = zip(one.split(_PIECE), other.split(_PIECE), strict=True)
-    return math.fsum(float(piece.double() @ beside.double()) for piece, beside in pieces)

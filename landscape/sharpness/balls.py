@@ -16,6 +16,8 @@ from landscape.subspaces import Subspace, project_each
 
 Norm = Literal["l2", "layerwise", "linf"]
 _BLOCK, _SMALL = 2**14, 1e-15
+_PIECE = 2**22
+"""Numbers that inner products take to float64 at a time."""
 
 Adaptive = Literal["none", "elementwise", "filter"]
 
@@ -73,6 +75,17 @@ class Ball:
         if self.norm == "l2":
             return self._outside(_unit(slope))
         return self._outside(torch.cat([share * _unit(part) for part, share in self._by_tensor(slope)], dim=-1))
+
+    def cosine(self, one: Tensor, other: Tensor) -> float:
+        """Of the angle between two perturbations (n,) in the coordinates u; 0 where one of them is."""
+        if self.scale is not None:
+            one, other = _divide(one, self.scale), _divide(other, self.scale)
+        size = math.sqrt(inner(one, one) * inner(other, other))
+        return inner(one, other) / size if size > 0 else 0.0
+
+    def perturbation(self, u: Tensor) -> Tensor:
+        """Tu for coordinates (..., n). Noise has to be drawn there to be the same whatever the weights' scale."""
+        return self._outside(u)
 
     def onto_boundary(self, direction: Tensor) -> Tensor:
         """The multiples of directions (..., n) that lie on the boundary; 0 for a zero direction."""
@@ -154,6 +167,12 @@ def weight_scale(theta: Tensor, layout: Layout, *, by_filter: bool) -> Tensor:
     norms = layout.filter_norms(theta) if by_filter else {}
     own = layout.split(theta.abs())
     return layout.join({name: norms[name].to(theta.dtype) if name in norms else own[name] for name in layout.names})
+
+
+def inner(one: Tensor, other: Tensor) -> float:
+    """Inner product of two vectors (n,), summed in float64."""
+    pieces = zip(one.split(_PIECE), other.split(_PIECE), strict=True)
+    return math.fsum(float(piece.double() @ beside.double()) for piece, beside in pieces)
 
 
 def _divide(vector: Tensor, scale: Tensor) -> Tensor:

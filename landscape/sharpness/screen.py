@@ -23,7 +23,7 @@ _CLOSER_STARTS, _CLOSER_STEPS = 6, 12
 _TINY = torch.finfo(torch.float64).tiny
 _DIRECTIONS = 4
 _NOISE = 0.1
-"""Length of the random vector added to each direction: what is orthogonal to all gradients has to be found, too."""
+"""Radius, over the ball's, of random vectors in the directions: what is orthogonal to all gradients has to be found."""
 
 
 _Note = Callable[[list[int], Tensor], None]
@@ -37,8 +37,8 @@ class Screen:
     example's gradient leads to that of its runner-up class, while a higher one may begin only behind a barrier. So
     every example is ascended from its own gradient, the upper half of them from a few random starts, too, and the most
     promising ones again. Random starts are combinations of the examples' unit gradients: the outputs change along them,
-    unlike along noise. In larger balls the maximum belongs to many examples at once, and what one of them gains says
-    little: some are chosen by the mean loss to which their gradients lead, estimated on every tenth example.
+    unlike along noise alone. In larger balls the maximum belongs to many examples at once, and what one of them gains
+    says little: some are chosen by the mean loss to which their gradients lead, which is evaluated for a part of them.
 
     Memory: four vectors (n,), then those of the examples that go through the model together, seven each; ``keep`` + 4
     vectors on the shelf.
@@ -49,6 +49,7 @@ class Screen:
         examples: (m,) numbers of the sample.
         generator: Of the starts; in the same state on every rank.
         keep: How many examples are looked at more closely.
+        led: Places in the sample of those of which the mean loss to which their gradients lead is evaluated.
 
     Attributes:
         promising: Places in the sample of these examples: half of them those with the largest parts in the mean loss's
@@ -56,13 +57,22 @@ class Screen:
     """
 
     def __init__(
-        self, around: Surroundings, ball: Ball, examples: Tensor, generator: torch.Generator, *, keep: int
+        self,
+        around: Surroundings,
+        ball: Ball,
+        examples: Tensor,
+        generator: torch.Generator,
+        *,
+        keep: int,
+        led: slice,
     ) -> None:
         self.examples = examples
         self._around, self._ball, self._generator = around, ball, generator
         self._centre_losses = torch.zeros(len(examples), dtype=torch.float64)
         self._highest = torch.full((len(examples),), -torch.inf, dtype=torch.float64)
         self._recipes = torch.full((len(examples), _DIRECTIONS), torch.nan)  # of the best start; NaN: own gradient
+        self._led = torch.zeros(len(examples), dtype=torch.bool)
+        self._led[led] = True
         self._ends: dict[int, Kept] = {}
         self._estimates = torch.zeros(len(examples), dtype=torch.float64)
         self._directions = self._random_directions()
@@ -104,13 +114,14 @@ class Screen:
         for places, gradient_at in self._own(torch.arange(len(self.examples))):
             losses, gradients = gradient_at(self._around.risk.theta.expand(len(places), -1))
             self._centre_losses[places] = losses.double().cpu()
-            sums.addmm_(weights[:, places].to(gradients), _made_unit(gradients))
+            sums.addmm_(weights[:, places].to(gradients), self._ball.ascent_direction(gradients))
         self._count(len(self.examples))
         self._around.risk.ranks.all_sum(sums)
         directions = []
-        for row in _made_unit(sums):
-            noise = self._around.noise(self._generator)
-            directions.append(self._around.shelf.put(_made_unit(noise[None])[0].mul_(_NOISE).add_(row)))
+        for row in sums:
+            noise = self._ball.perturbation(self._around.noise(self._generator))
+            mixed = self._ball.onto_boundary(noise).mul_(_NOISE).add_(self._ball.onto_boundary(row))
+            directions.append(self._around.shelf.put(mixed))
         return directions
 
     def _random_recipes(self, count: int) -> Tensor:
@@ -158,13 +169,18 @@ class Screen:
     def _estimate_mean(self) -> _Note:
         """A note-taker that estimates the mean loss of the others where an example's ascent has ended.
 
-        What an example has gained itself would stand for ten if it were one of the few that estimate.
+        What an example has gained itself would stand for many if it were one of a few that estimate.
         """
         sample, sampled_losses = self._around.sampled_losses(self._generator)
         weights = self._around.weights
         whole = weights[sample].sum()
 
         def note(places: list[int], ends: Tensor) -> None:
+            rows = [row for row, place in enumerate(places) if self._led[place]]
+            if not rows:
+                return
+            if len(rows) < len(places):
+                places, ends = [places[row] for row in rows], ends[rows]
             chosen = self.examples[places]
             own = torch.where(torch.isin(chosen, sample), weights[chosen], 0.0)
             others = whole * sampled_losses(ends) - own * self._highest[places]
@@ -206,8 +222,8 @@ class Screen:
         return chosen[parts.argsort(descending=True, stable=True)]
 
     def _leading_to_high_means(self, without: Tensor) -> Tensor:
-        """The places of the others in the order of the mean loss that was estimated where their own gradients lead."""
-        others = torch.ones(len(self.examples), dtype=torch.bool)
+        """Places of others in the order of the mean loss that was estimated where their own gradients lead."""
+        others = self._led.clone()
         others[without] = False
         estimates = self._around.risk.ranks.all_sum(self._estimates.clone())
         estimates += self._around.weights[self.examples] * self.rises()
@@ -226,8 +242,3 @@ def _replaced(rows: Tensor, others: Tensor, which: Tensor) -> Tensor:
     if count:
         rows[which] = others[which]
     return rows
-
-
-def _made_unit(rows: Tensor) -> Tensor:
-    """Rows divided by their norms, in place: at this point vectors of weight space are what memory is full of."""
-    return rows.div_(rows.norm(dim=1, keepdim=True).clamp(min=torch.finfo(rows.dtype).tiny))

@@ -1,4 +1,4 @@
-"""One search for the worst case in a ball: screened examples and groups, and climbs rationed by promise."""
+"""One search for the worst case in a ball: screened examples and groups, lifted, and climbs rationed by promise."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from landscape.sharpness.ascent import Climb, inner
+from landscape.sharpness.ascent import Climb, Visit
 from landscape.sharpness.balls import Ball
 from landscape.sharpness.screen import Screen
 from landscape.sharpness.shelf import Kept, held
@@ -19,14 +20,24 @@ from landscape.sharpness.surroundings import Surroundings
 
 # The rationing, chosen on the digits minima: which climb ends highest shows after a few steps, but rarely at its start.
 # Climbs to one maximum meet early; carrying several of them costs the places of those that come to a higher one late.
-_EARLY_STEPS, _FINALISTS, _SAME = 4, 4, 0.95
-_MIDDLE_STEPS = 6
+# Few examples carry a rise: a climb of their loss alone tells what a whole one's first steps do, at half the price.
+_LIFTS = ((4, 10), (4, 5))
+"""Steps of such climbs, and what is divided by to count the examples that each takes: those that lose most."""
+
+_FIRST_STEPS = 4
+_SAME = 0.95
+"""Cosine of the angle between two points from which a climb has met a higher one."""
+
+_MOST_CLIMBED, _CLOSE = 8, 0.75
+"""Whole climbs, and the share of the highest lifted start's rise that one of them starts from."""
+
+_FINALISTS, _MIDDLE_STEPS = 4, 5
 _GROUP_STEPS = 8
 _INNER_START = 0.3
 """Radius, over the ball's, of the random points at which groups begin."""
 
-_EXAMPLE_ENDS, _GROUP_ENDS = 4, 6
-"""At how many ends of short ascents the mean loss is evaluated for each that is climbed from: it tells them apart."""
+_EXAMPLE_ENDS, _GROUP_ENDS = 2, 3
+"""At how many ends of short ascents the mean loss is evaluated for each that is a start: it tells them apart."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +46,7 @@ class Effort:
 
     Attributes:
         steps: Steps of the climb that is brought to its end.
-        restarts: Starts that are climbed from.
+        restarts: Two thirds of the starts.
         screened: Examples whose own losses are ascended.
         tol: See `landscape.sharpness.ascent.Climb.advance`.
     """
@@ -46,14 +57,26 @@ class Effort:
     tol: float
 
 
+@dataclass(frozen=True)
+class End:
+    """Where an ascent has come, and the mean loss there."""
+
+    loss: float
+    epsilon: Kept
+
+
+_High = TypeVar("_High", bound="Climb | End")
+
+
 class Search:
     """Rounds of one search in one ball, which know nothing of another search's.
 
     Each round draws new examples, groups and starts. Short ascents of single examples' and groups' losses end where
-    the mean loss may be high; from the ends where it is highest climbs of the mean loss take a few steps each. The
-    highest of these go on, those that have met a higher one last, and of them the highest to its end.
+    the mean loss may be high. Those where it is highest are the starts: each is lifted, by climbs of the loss of the
+    examples that lose most there. Whole climbs go on from the highest points, of several that have met from one: a few
+    steps each, the highest some more, and one to its end. In a ball of one basin these are few, in a rugged one many.
 
-    Memory: 6 vectors (n,) at a time, those of `Screen` while it is at work, and about 3 ``restarts`` + 10 on the shelf.
+    Memory: 6 vectors (n,) at a time, those of `Screen` while it is at work, and about 3 ``restarts`` + 16 on the shelf.
 
     Args:
         around: The risk and its weights.
@@ -102,26 +125,59 @@ class Search:
         return self.best_loss - self._around.centre_loss
 
     def _climb(self) -> None:
-        early = min(_EARLY_STEPS, self._effort.steps)
-        middle = min(_MIDDLE_STEPS, self._effort.steps - early)
-        climbs: list[tuple[str, Climb]] = []
-        for name, start in self._round_starts():
-            climb = Climb(self._around.visit, self._ball, self._around.visit(start()), self._around.shelf)
-            self._advance(name, climb, early - 1)
-            climbs.append((name, climb))
-        finalists = highest_apart(climbs, _FINALISTS)
-        del climbs  # and what they hold
+        lifted = [(name, self._lifted(start)) for name, start in self._round_starts()]
+        for name, end in lifted:
+            self.start_losses[name] = max(end.loss, self.start_losses.get(name, end.loss))
+        started: list[tuple[str, Climb]] = []
+        for name, end in highest_apart(self._ball, self._close_to_highest(lifted), _MOST_CLIMBED):
+            climb = Climb(self._around.visit, self._ball, self._around.visit(end.epsilon()), self._around.shelf)
+            self._advance(name, climb, min(_FIRST_STEPS, self._effort.steps) - 1)
+            started.append((name, climb))
+        del lifted  # and what it holds
+        finalists = highest_apart(self._ball, started, _FINALISTS)
         for name, climb in finalists:
-            self._advance(name, climb, middle)
+            self._advance(name, climb, min(_MIDDLE_STEPS, self._effort.steps - _FIRST_STEPS))
         for name, climb in _highest(finalists)[:1]:
-            self._advance(name, climb, self._effort.steps - early - middle)
+            self._advance(name, climb, self._effort.steps - _FIRST_STEPS - _MIDDLE_STEPS)
+
+    def _close_to_highest(self, ends: list[tuple[str, End]]) -> list[tuple[str, End]]:
+        """Those that fall short of the highest by no more than a share of its rise, and starts that were given."""
+        highest = max(end.loss for _, end in ends)
+        slack = (1 - _CLOSE) * abs(highest - self._around.centre_loss) if math.isfinite(highest) else 0.0
+        return [(name, end) for name, end in ends if end.loss >= highest - slack or name in self._starts]
+
+    def _lifted(self, start: Kept) -> End:
+        """Where climbs of the loss of those examples alone lead that lose most, or the start if that is higher."""
+        around = self._around
+        if not around.divisible:
+            return self._first_steps(start)
+        parts = self._parts(start)
+        highest = end = End(around.centre_loss + float(parts.sum()), start)
+        for steps, divisor in _LIFTS:
+            most = parts.argsort(descending=True, stable=True)[: math.ceil(around.num_examples / divisor)]
+            visit = around.part(most.sort().values)
+            end = self._first_steps(end.epsilon, visit, steps)
+            parts = self._parts(end.epsilon)
+            end = End(around.centre_loss + float(parts.sum()), end.epsilon)
+            highest = max(highest, end, key=lambda one: one.loss)
+        return highest
+
+    def _parts(self, epsilon: Kept) -> Tensor:
+        """Parts (N,) of the mean loss's rise."""
+        return (self._around.rises(epsilon()) * self._around.weights).nan_to_num(nan=math.inf)
+
+    def _first_steps(self, start: Kept, visit: Visit | None = None, steps: int = _FIRST_STEPS) -> End:
+        visit = visit or self._around.visit
+        climb = Climb(visit, self._ball, visit(start()), self._around.shelf)
+        climb.advance(steps - 1, floor=self._around.centre_loss, tol=self._effort.tol)
+        return End(climb.loss, climb.epsilon)
 
     def _round_starts(self) -> Iterator[tuple[str, Kept]]:
         """Points of the ball to climb from, one at a time."""
         if self._rounds == 0:
             for name, direction in self._starts.items():
                 yield name, partial(self._towards, direction)
-        restarts, turn = self._effort.restarts, self._rounds * self._total + self._number
+        restarts, turn = 3 * self._effort.restarts // 2, self._rounds * self._total + self._number
         if not self._around.divisible:
             for number in range(restarts):
                 yield f"random {turn * restarts + number + 1}", partial(self._towards, self._noise)
@@ -138,7 +194,8 @@ class Search:
         """Ends of ascents of examples' own losses: the most promising one's, and where the mean loss is highest."""
         size = min(self._effort.screened, len(self._order))
         sample = self._order.roll(-turn * size)[:size].sort().values
-        screen = Screen(self._around, self._ball, sample, self._generator, keep=_EXAMPLE_ENDS * count)
+        led = slice(self._number, None, self._total)
+        screen = Screen(self._around, self._ball, sample, self._generator, keep=_EXAMPLE_ENDS * count, led=led)
         for example, rise in zip(sample.tolist(), screen.rises().tolist(), strict=True):
             self.own_rises[example] = max(rise, self.own_rises.get(example, 0.0))
         ends = ((f"example {int(sample[place])}", screen.end(int(place))) for place in screen.promising)
@@ -175,29 +232,20 @@ class Search:
             self.best_loss, self.best, self.winner = loss, climb.epsilon, name
 
     def _noise(self) -> Tensor:
-        return self._around.noise(self._generator)
+        return self._ball.perturbation(self._around.noise(self._generator))
 
 
-def _highest(climbs: list[tuple[str, Climb]]) -> list[tuple[str, Climb]]:
+def _highest(climbs: list[tuple[str, _High]]) -> list[tuple[str, _High]]:
     return sorted(climbs, key=lambda item: item[1].loss, reverse=True)
 
 
-def highest_apart(climbs: list[tuple[str, Climb]], count: int) -> list[tuple[str, Climb]]:
-    """The ``count`` highest; those that seem to be on their way to where a higher one is only if others are too few."""
-    apart: list[tuple[str, Climb]] = []
-    beside: list[tuple[str, Climb]] = []
+def highest_apart(ball: Ball, climbs: list[tuple[str, _High]], count: int) -> list[tuple[str, _High]]:
+    """The ``count`` highest, without those that seem to be on their way to where a higher one is."""
+    apart: list[tuple[str, _High]] = []
     for name, climb in _highest(climbs):
-        met = any(_cosine(climb.epsilon(), other.epsilon()) > _SAME for _, other in apart)
-        (beside if met else apart).append((name, climb))
-        if len(apart) == count:
-            break
-    return [*apart, *beside][:count]
-
-
-def _cosine(one: Tensor, other: Tensor) -> float:
-    """Of the angle between two vectors (n,); 0 where one of them is."""
-    size = math.sqrt(inner(one, one) * inner(other, other))
-    return inner(one, other) / size if size > 0 else 0.0
+        if len(apart) < count and not any(ball.cosine(climb.epsilon(), other.epsilon()) > _SAME for _, other in apart):
+            apart.append((name, climb))
+    return apart
 
 
 def _generator(*path: int) -> torch.Generator:

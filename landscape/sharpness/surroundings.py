@@ -16,7 +16,7 @@ from landscape.sharpness.shelf import Kept, Shelf
 from landscape.surfaces.points import PointLosses
 
 _SHARE_OF_A_FORWARD = 1 / 3
-_EVERY, _MOST_SAMPLED = 10, 64
+_MOST_SAMPLED = 128
 
 
 class Surroundings:
@@ -65,11 +65,11 @@ class Surroundings:
         return math.inf if math.isnan(loss) else loss
 
     def sampled_losses(self, generator: torch.Generator) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """Every tenth example, at most 64, by number, and a function of their mean losses (c,) at epsilons (c, n).
+        """Numbers of all examples or of 64 to 128 of more, and a function of their mean losses (c,) at epsilons (c, n).
 
         For comparing points. Every rank gets these examples: no two need to call the function equally often.
         """
-        stride = max(_EVERY, self.num_examples // _MOST_SAMPLED)
+        stride = math.ceil(self.num_examples / _MOST_SAMPLED)
         first = int(torch.randint(stride, (), generator=generator))
         rows = torch.arange(first % self.num_examples, self.num_examples, stride)
         mine = take_examples(self.risk, rows[self.here(rows)] - self.first)

@@ -56,8 +56,9 @@ def worst_case_sharpness(
         risk: The mean loss over the data.
         rho: Radius, in the units of the weights, at least 0.
         steps: Steps of the climb that a round brings to its end; each costs one forward-backward pass.
-        restarts: Starts that a round of each search climbs from: two thirds of them examples, the others random tenths
-            of the data.
+        restarts: Two thirds of the number of starts of a round of each search: points to which short ascents of single
+            examples' losses lead, and of random tenths of the data for every third. The four that lead highest are
+            climbed from.
         screened: Most examples whose own losses a round of each search ascends before that, about 30 single-example
             passes each; the two searches' samples are disjoint if there are enough examples.
         norm: ``l2``, ``layerwise`` or ``linf``; see `landscape.sharpness.balls.Ball`.

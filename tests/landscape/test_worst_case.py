@@ -106,7 +106,7 @@ def test_it_is_never_below_random_points_of_the_ball() -> None:
 
 
 class TwoHills(nn.Module):
-    """A low hill where the gradient points and a high one (height 1 at distance 1) at a right angle to it."""
+    """A low hill where the gradient points and a high, narrow one (height 1 at distance 1) at a right angle to it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -114,14 +114,17 @@ class TwoHills(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         near = 0.3 * torch.exp(-8 * ((self.w[0] - 0.5) ** 2 + self.w[1] ** 2))
-        far = torch.exp(-8 * (self.w[0] ** 2 + (self.w[1] - 1.0) ** 2))
+        far = torch.exp(-200 * (self.w[0] ** 2 + (self.w[1] - 1.0) ** 2))
         return (near + far).expand(len(inputs))
 
 
 def test_a_start_of_ones_own_reaches_a_hill_behind_another() -> None:
     risk = EmpiricalRisk(TwoHills(), [(torch.zeros(2, 1), torch.zeros(2))], loss=lambda out, _: out)
     aside = torch.tensor([0.1, 1.0], dtype=torch.float64)
-    helped = worst_case_sharpness(risk, 1.2, steps=40, restarts=1, starts={"aside": aside}, max_passes=1)
+    effort = {"steps": 40, "restarts": 1, "max_passes": 1}
+    assert worst_case_sharpness(risk, 1.1, **effort).worst_loss == pytest.approx(0.3, abs=1e-3)
+    helped = worst_case_sharpness(risk, 1.1, starts={"aside": aside}, **effort)
+    assert helped.winner == "aside"
     assert helped.start_losses["aside"] == pytest.approx(1.0, abs=1e-3)
     assert helped.worst_loss == pytest.approx(1.0, abs=1e-3)
 
@@ -398,14 +401,13 @@ def test_a_shelf_turns_to_the_disk_where_memory_is_short() -> None:
 
 
 def test_climbs_that_have_met_give_way_to_others() -> None:
-    """Three on their way to one maximum, and a lower one elsewhere, for two places."""
+    """Three on their way to one maximum, and a lower one elsewhere."""
     ahead, close, closer, elsewhere = [1.0, 0.0], [1.0, 0.1], [1.0, 0.01], [0.0, 1.0]
     losses = {"ahead": 3.0, "close": 2.0, "closer": 1.5, "elsewhere": 1.0}
     ends = {"ahead": ahead, "close": close, "closer": closer, "elsewhere": elsewhere}
-    climbs = []
+    climbs, ball = [], Ball(1.0, "l2", Layout(("w",), (torch.Size([2]),)))
     for name, end in ends.items():
-        ball = Ball(1.0, "l2", Layout(("w",), (torch.Size([2]),)))
         point = Point(torch.tensor(end), losses[name], torch.zeros(2))
         climbs.append((name, Climb(lambda epsilon: point, ball, point)))  # noqa: B023  # never called
-    assert [name for name, _ in highest_apart(climbs, 2)] == ["ahead", "elsewhere"]
-    assert [name for name, _ in highest_apart(climbs, 3)] == ["ahead", "elsewhere", "close"]
+    assert [name for name, _ in highest_apart(ball, climbs, 3)] == ["ahead", "elsewhere"]
+    assert [name for name, _ in highest_apart(ball, climbs, 1)] == ["ahead"]
