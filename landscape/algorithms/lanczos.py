@@ -71,9 +71,10 @@ def lanczos(
         start: Vectors (n, m) to begin with, such as the eigenvectors at an earlier point of a trajectory; a random
             vector is added to them, so that directions they miss can appear. Default: random.
         storage: Where Q and W lie: ``float64`` or ``float32`` on the operator's device, or ``cpu``, float64 in main
-            memory while products run on a device; inner products are taken in float64 everywhere. ``auto`` is float64
-            unless that is more than a quarter of the free memory for a float32 operator, whose products have no more
-            digits; the result's ``storage`` says which.
+            memory while products run on a device; or ``disk``, a temporary file in the operator's precision. Inner
+            products are taken in float64 everywhere. ``auto`` is float64 unless that and a product take more than a
+            quarter of the free memory, then float32 for a float32 operator, whose products have no more digits, then
+            disk; the result's ``storage`` says which.
         seed: Seed of the random vectors.
         callback: Called as ``callback(num_matvecs, worst_residual)`` after every step (for a progress bar); a true
             answer ends the run with the best pairs so far.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Sequence
-from typing import Literal, get_args
+from typing import Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -12,12 +13,17 @@ from landscape.memory import SHARE, free_bytes
 from landscape.operators.base import SymmetricOperator
 
 _PIECE_BYTES = 2**26
-Storage = Literal["auto", "float64", "float32", "cpu"]
-"""Where a basis lies: in float64 or float32 on the operator's device, or in float64 in main memory."""
+_OF_A_PRODUCT = 8
+"""Vectors that a product with a Hessian may take beside the basis."""
+
+Storage = Literal["auto", "float64", "float32", "cpu", "disk"]
+"""Where a basis lies: in float64 or float32 on the operator's device, in float64 in main memory, or in a file."""
 
 
 def chosen_storage(operator: SymmetricOperator, num_vectors: int, storage: Storage) -> Storage:
-    """What ``auto`` means: float64, or float32 for a float32 operator whose basis would take a quarter of the memory.
+    """What ``auto`` means: the first of these that, with a product's vectors, takes at most a quarter of free memory.
+
+    In float64; in float32, for a float32 operator; on disk.
 
     Raises:
         ValueError: The storage is unknown.
@@ -26,8 +32,10 @@ def chosen_storage(operator: SymmetricOperator, num_vectors: int, storage: Stora
         raise ValueError(f"storage: expected one of {', '.join(get_args(Storage))}, got {storage!r}")
     if storage != "auto":
         return storage
-    fits = num_vectors * operator.shape[0] * 8 <= SHARE * free_bytes(operator.device)
-    return "float64" if fits or operator.dtype == torch.float64 else "float32"
+    entries = SHARE * free_bytes(operator.device) / operator.shape[0] - _OF_A_PRODUCT * operator.dtype.itemsize
+    if num_vectors * 8 <= entries:
+        return "float64"
+    return "float32" if operator.dtype != torch.float64 and num_vectors * 4 <= entries else "disk"
 
 
 def affordable_vectors(operator: SymmetricOperator) -> int:
@@ -45,52 +53,104 @@ class Rows:
         capacity: Most vectors.
         operator: Its n and device count; products come out on its device.
         storage: Not ``auto``.
+
+    Raises:
+        OSError: The disk is full; see `tempfile.gettempdir` for where the file lies.
     """
 
     def __init__(self, capacity: int, operator: SymmetricOperator, storage: Storage) -> None:
-        dtype = torch.float32 if storage == "float32" else torch.float64
-        place = torch.device("cpu") if storage == "cpu" else operator.device
-        self._rows = torch.empty((capacity, operator.shape[0]), dtype=dtype, device=place)
-        self._device = operator.device
-        self.dtype = dtype
+        self.dtype = {"float32": torch.float32, "disk": operator.dtype}.get(storage, torch.float64)
+        self._capacity, self._length, self._device = capacity, operator.shape[0], operator.device
+        place = torch.device("cpu") if storage in ("cpu", "disk") else operator.device
+        self._place = place
+        self._table: _Table
+        if storage == "disk":
+            self._table = _InFile(self._length, self.dtype)
+        else:
+            self._table = _InMemory(torch.empty((capacity, self._length), dtype=self.dtype, device=place))
+        # What is float64 in memory needs no pieces.
+        self._whole = storage != "disk" and self.dtype == torch.float64
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return self._capacity
 
     def __setitem__(self, index: int, vector: Tensor) -> None:
-        self._rows[index] = vector
+        self._table.write([index], slice(0, self._length), vector[None])
 
     def __getitem__(self, index: int) -> Tensor:
-        return self._rows[index]
+        return self._table.read([index], slice(0, self._length))[0]
 
     def inner(self, vector: Tensor, count: int) -> Tensor:
         """Products (count,) float64 of the first rows with a vector (n,)."""
-        vector = vector.to(self._rows.device)
-        if self.dtype == torch.float64:
-            return (self._rows[:count] @ vector.double()).to(self._device)
-        products = torch.zeros(count, dtype=torch.float64, device=self._rows.device)
+        vector = vector.to(self._place)
+        products = torch.zeros(count, dtype=torch.float64, device=self._place)
         for piece in self._pieces(count):
-            products += self._rows[:count, piece].double() @ vector[piece].double()
+            products += self._table.read(range(count), piece).double() @ vector[piece].double()
         return products.to(self._device)
 
     def combine(self, coefficients: Tensor, which: Sequence[int] | int) -> Tensor:
         """Sums (n, m) of rows, the first so many or those named, with coefficients (rows, m)."""
-        chosen = slice(which) if isinstance(which, int) else list(which)
-        coefficients = coefficients.to(self._rows.device)
-        if self.dtype == torch.float64:
-            return (coefficients.T @ self._rows[chosen]).T.to(self._device)
-        sums = self._rows.new_empty(coefficients.shape[1], self._rows.shape[1])
+        chosen = range(which) if isinstance(which, int) else which
+        coefficients = coefficients.to(self._place)
+        sums = torch.empty(coefficients.shape[1], self._length, dtype=self.dtype, device=self._place)
         for piece in self._pieces(len(coefficients)):
-            sums[:, piece] = (coefficients.T @ self._rows[chosen, piece].double()).to(self.dtype)
+            sums[:, piece] = (coefficients.T @ self._table.read(chosen, piece).double()).to(self.dtype)
         return sums.T.to(self._device)
 
     def rotate(self, coefficients: Tensor) -> None:
         """Put the sums with coefficients (rows, m) in the place of the first m rows; a piece of memory at a time."""
-        coefficients, (size, kept) = coefficients.to(self._rows.device), coefficients.shape
-        for piece in self._pieces(size):
-            self._rows[:kept, piece] = (coefficients.T @ self._rows[:size, piece].double()).to(self.dtype)
+        coefficients, (size, kept) = coefficients.to(self._place), coefficients.shape
+        for piece in self._pieces(size, whole=False):
+            sums = coefficients.T @ self._table.read(range(size), piece).double()
+            self._table.write(range(kept), piece, sums.to(self.dtype))
 
-    def _pieces(self, count: int) -> Iterator[slice]:
+    def _pieces(self, count: int, *, whole: bool = True) -> Iterator[slice]:
         """Parts of the rows' length, so that so many of them in float64 are few bytes."""
-        length = max(1, _PIECE_BYTES // (8 * max(1, count)))
-        return (slice(start, start + length) for start in range(0, self._rows.shape[1], length))
+        length = self._length if whole and self._whole else max(1, _PIECE_BYTES // (8 * max(1, count)))
+        return (slice(start, min(start + length, self._length)) for start in range(0, self._length, length))
+
+
+class _Table(Protocol):
+    """Rows of numbers of which parts can be read and written."""
+
+    def read(self, rows: Sequence[int], piece: slice) -> Tensor: ...
+
+    def write(self, rows: Sequence[int], piece: slice, values: Tensor) -> None: ...
+
+
+class _InMemory:
+    def __init__(self, values: Tensor) -> None:
+        self._values = values
+
+    def read(self, rows: Sequence[int], piece: slice) -> Tensor:
+        if len(rows) == 1:
+            return self._values[rows[0], piece][None]
+        chosen = slice(rows.start, rows.stop) if isinstance(rows, range) else list(rows)
+        return self._values[chosen, piece]
+
+    def write(self, rows: Sequence[int], piece: slice, values: Tensor) -> None:
+        for row, value in zip(rows, values, strict=True):
+            self._values[row, piece] = value
+
+
+class _InFile:
+    """Rows in a file that has no name, so that nothing is left of it however the process ends."""
+
+    def __init__(self, length: int, dtype: torch.dtype) -> None:
+        self._length, self._dtype = length, dtype
+        self._file = tempfile.TemporaryFile(prefix="landscape-")  # noqa: SIM115  # open as long as it is needed
+
+    def read(self, rows: Sequence[int], piece: slice) -> Tensor:
+        values = torch.empty(len(rows), piece.stop - piece.start, dtype=self._dtype)
+        for value, row in zip(values, rows, strict=True):
+            self._file.seek(self._offset(row, piece))
+            self._file.readinto(value.view(torch.uint8).numpy().data)
+        return values
+
+    def write(self, rows: Sequence[int], piece: slice, values: Tensor) -> None:
+        for row, value in zip(rows, values.detach().to("cpu", self._dtype).contiguous(), strict=True):
+            self._file.seek(self._offset(row, piece))
+            self._file.write(value.view(torch.uint8).numpy().data)
+
+    def _offset(self, row: int, piece: slice) -> int:
+        return (row * self._length + piece.start) * self._dtype.itemsize

@@ -1,4 +1,4 @@
-"""A Krylov basis in float32 or in main memory: the same results, and a default that knows the memory."""
+"""A Krylov basis in float32, in main memory or on disk: the same results, and a default that knows the memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from landscape.algorithms.krylov import KrylovBasis
 from landscape.algorithms.storage import Rows
 from landscape.operators import DenseOperator
 
-STORAGES = ["float64", "float32", "cpu"]
+STORAGES = ["float64", "float32", "cpu", "disk"]
 
 
 def matrix(dtype: torch.dtype) -> Tensor:
@@ -51,7 +51,7 @@ def test_rows_are_multiplied_in_float64(storage: str) -> None:
         rows[index] = vector
     probe, coefficients = torch.randn(80, dtype=torch.float64), torch.randn(2, 2, dtype=torch.float64)
     torch.testing.assert_close(rows.inner(probe, 3), vectors @ probe, rtol=1e-12, atol=1e-12)
-    rounding = torch.finfo(torch.float32).eps if storage == "float32" else 1e-12
+    rounding = torch.finfo(torch.float32).eps if storage in ("float32", "disk") else 1e-12
     for which, chosen in ((2, vectors[:2]), ([2, 0], vectors[[2, 0]])):
         sums = rows.combine(coefficients, which)
         assert sums.dtype == rows.dtype
@@ -61,24 +61,28 @@ def test_rows_are_multiplied_in_float64(storage: str) -> None:
     torch.testing.assert_close(rows.combine(torch.eye(2).double(), 2).double(), expected, rtol=rounding, atol=rounding)
 
 
-def test_pieces_of_a_row_give_what_the_row_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("storage", ["float32", "disk"])
+def test_pieces_of_a_row_give_what_the_row_gives(storage: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage_room, "_PIECE_BYTES", 8 * 3 * 7)  # seven of eighty entries of three rows
     operator = DenseOperator(matrix(torch.float32))
-    result = lanczos(operator, 3, tol=1e-4, storage="float32", basis_size=8)
+    result = lanczos(operator, 3, tol=1e-4, storage=storage, basis_size=8)
     assert bool(result.converged.all())
     torch.testing.assert_close(result.eigenvalues, torch.tensor([5.0, 3.0, 3.0]).double(), rtol=1e-5, atol=0)
 
 
-def test_the_default_takes_float32_where_float64_would_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_takes_less_where_float64_would_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     single, double = (DenseOperator(matrix(dtype)) for dtype in (torch.float32, torch.float64))
     assert KrylovBasis(single, 10, 0).storage == "float64"
-    monkeypatch.setattr(storage_room, "free_bytes", lambda device: 20 * 80 * 8 * 4 - 1)
+    product = 8 * 80 * 4  # a quarter of the free memory has to hold the vectors of a product, too
+    monkeypatch.setattr(storage_room, "free_bytes", lambda device: 4 * (20 * 80 * 8 + product) - 1)
     assert KrylovBasis(single, 10, 0).storage == "float32"
-    assert KrylovBasis(double, 10, 0).storage == "float64"  # whose products have more digits
+    assert KrylovBasis(double, 10, 0).storage == "disk"  # whose products have more digits than float32
     assert KrylovBasis(single, 10, 0, keep_products=False).storage == "float64"
-    assert lanczos(single, 1).storage == "float32"
+    assert lanczos(single, 1, basis_size=10).storage == "float32"
+    monkeypatch.setattr(storage_room, "free_bytes", lambda device: 4 * (20 * 80 * 4 + product) - 1)
+    assert KrylovBasis(single, 10, 0).storage == "disk"
     monkeypatch.setattr(storage_room, "free_bytes", lambda device: 0)
     found = trust_region_maximum(double, torch.ones(80, dtype=torch.float64), 0.5, tol=1e-30)
     assert found.num_matvecs == 20 and not found.converged  # and says so
-    with pytest.raises(ValueError, match="storage: expected one of auto, float64, float32, cpu, got 'disk'"):
-        lanczos(single, 1, storage="disk")
+    with pytest.raises(ValueError, match="storage: expected one of auto, float64, float32, cpu, disk, got 'tape'"):
+        lanczos(single, 1, storage="tape")
