@@ -44,7 +44,7 @@ def run(section: str, products: int) -> dict[str, float]:
         HessianOperator(data, graph_budget=0).matvec(data.theta)
     elif section == "top_eigenvalue":
         operator = HessianOperator(data, graph_budget=0)
-        lanczos(operator, 1, basis_size=3, storage="float32", max_matvecs=products)
+        lanczos(operator, 1, max_matvecs=products)
     else:
         sharpness_curve(data, [0.05, 0.1], steps=products, restarts=1, screened=2, max_passes=1)
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())

@@ -110,18 +110,21 @@ class Screen:
     def _random_directions(self) -> list[Kept]:
         """The directions of which random starts are made; the losses at the centre by the way."""
         weights = torch.randn(_DIRECTIONS, len(self.examples), generator=self._generator)
-        sums = self._zeros(_DIRECTIONS)
+        shelf, ranks = self._around.shelf, self._around.risk.ranks
+        sums = [shelf.put(self._zeros()) for _ in range(_DIRECTIONS)]
         for places, gradient_at in self._own(torch.arange(len(self.examples))):
             losses, gradients = gradient_at(self._around.risk.theta.expand(len(places), -1))
             self._centre_losses[places] = losses.double().cpu()
-            sums.addmm_(weights[:, places].to(gradients), self._ball.ascent_direction(gradients))
+            ascents = self._ball.ascent_direction(gradients)
+            del gradients  # where one example is a vector of memory, each counts
+            for number, row in enumerate(weights[:, places].to(ascents)):
+                sums[number] = shelf.put(torch.addmv(sums[number](), ascents.T, row))
         self._count(len(self.examples))
-        self._around.risk.ranks.all_sum(sums)
         directions = []
-        for row in sums:
+        while sums:
+            mixed = self._ball.onto_boundary(ranks.all_sum(sums.pop(0)()))
             noise = self._ball.perturbation(self._around.noise(self._generator))
-            mixed = self._ball.onto_boundary(noise).mul_(_NOISE).add_(self._ball.onto_boundary(row))
-            directions.append(self._around.shelf.put(mixed))
+            directions.append(shelf.put(mixed.add_(self._ball.onto_boundary(noise), alpha=_NOISE)))
         return directions
 
     def _random_recipes(self, count: int) -> Tensor:

@@ -70,6 +70,18 @@ def test_points_lie_where_they_should(norm: str, adaptive: str) -> None:
     assert float(shape.extreme(torch.zeros_like(direction)).norm()) == 0
 
 
+@pytest.mark.parametrize("adaptive", ADAPTIVE)
+def test_angles_and_noise_are_those_of_the_balls_own_coordinates(adaptive: str) -> None:
+    """Whatever the weights' scale: noise comes from the coordinates, and angles are measured there."""
+    generator = torch.Generator().manual_seed(0)
+    one, other = torch.randn(2, network_risk().num_params, dtype=torch.float64, generator=generator)
+    expected = float(one @ other / (one.norm() * other.norm()))
+    for scale in (1.0, 10.0):
+        shape = ball_around(network_risk(scale), 0.3, norm="l2", adaptive=adaptive, relative=False, subspace=None)
+        assert shape.cosine(shape.perturbation(one), shape.perturbation(other)) == pytest.approx(expected, rel=1e-9)
+    assert shape.cosine(one, torch.zeros_like(one)) == 0.0
+
+
 def test_the_extreme_point_maximises_a_linear_function() -> None:
     """Against scipy's general solver, on the adaptive l2 ball."""
     shape = ball("l2", "filter")
