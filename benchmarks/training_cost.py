@@ -35,11 +35,11 @@ from transformers import (
     TrainingArguments,
 )
 
+from analyses.measures.method_step import MethodStep
 from analyses.running.executors import quieten
 from analyses.study.task_settings import DigitsTask
 from analyses.tasks.digits import Digits
 from bilora import METHODS, BiLoraConfig, BiLoraTrainer, build_method
-from bilora.cost import MethodStep
 
 STEPS = {"minilm": 2, "vit": 20}
 BATCH = {"minilm": 16, "vit": 25}

@@ -7,12 +7,13 @@ from bilora.loops import attach, bilora_optimizer
 from bilora.methods import METHODS, Method, build_method
 from bilora.minima import Minimum, minimum
 from bilora.snapshots import SnapshotCallback, load_snapshots
-from bilora.trainer import BiLoraTrainer
+from bilora.trainer import BiLoraSeq2SeqTrainer, BiLoraTrainer
 from bilora.watching import CurvatureCallback
 
 __all__ = [
     "METHODS",
     "BiLoraConfig",
+    "BiLoraSeq2SeqTrainer",
     "BiLoraTrainer",
     "CurvatureCallback",
     "Method",

@@ -16,7 +16,8 @@ SHARE = 0.25
 def free_bytes(device: torch.device) -> int:
     """Memory that can be had on a device, or in the machine: caches of files count, where the system tells."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch's own, free again
+        return int(torch.cuda.mem_get_info(device)[0]) + cached
     if _MEMINFO.is_file():
         lines = dict(line.split(":", 1) for line in _MEMINFO.read_text().splitlines())
         return int(lines["MemAvailable"].split()[0]) * 1024

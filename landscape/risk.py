@@ -62,6 +62,7 @@ class EmpiricalRisk:
     Attributes:
         ranks: The processes that share the data.
         consistent: Kinds of curvature operators whose second derivatives have been checked on this model.
+        expect_used: Whether a loss that uses none of the weights is refused; that of a part of the data need not.
 
     Raises:
         ValueError: A wrapped or scripted model, no batches, an empty batch, a loader that drops examples, no parameter
@@ -96,6 +97,7 @@ class EmpiricalRisk:
         self.dtype = dtype or (torch.float32 if own in _LOW_PRECISION else own)
         self.model = model
         self.consistent: set[type] = set()
+        self.expect_used = True
         shapes = tuple(parameter.shape for parameter in selected.values())
         self.layout = Layout(tuple(selected), shapes, transposed_weights(model).intersection(selected))
         self._renormed = renormed_embeddings(model)
@@ -261,7 +263,7 @@ class EmpiricalRisk:
         Raises:
             ValueError: None of the selected parameters has a gradient path to the loss.
         """
-        if not float(self.ranks.all_sum(torch.tensor(float(used), device=self.device))):
+        if self.expect_used and not float(self.ranks.all_sum(torch.tensor(float(used), device=self.device))):
             raise ValueError(
                 f"params: the loss has no gradient in any of the {len(self.layout.names)} selected parameters "
                 f"({self.layout.names[0]}, …): the model does not use them, detaches them, or the loss is piecewise "

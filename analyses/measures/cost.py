@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from analyses.measures.method_step import MethodStep
 from analyses.records import records_frame, write_records
 from analyses.study import Study, StudyFolder
 from analyses.tasks import build_task
 from analyses.training.devices import take_device
 from analyses.training.runs import environment, method_config
 from bilora import build_method
-from bilora.cost import MethodStep
 
 Progress = Callable[[int, int], None]
 STEPS_PER_ROUND = 10

@@ -65,7 +65,7 @@ def lanczos(
             ``tol`` where that is more.
         max_matvecs: Products after which the best pairs so far are returned.
         basis_size: Columns of Q, at least k + 2; by default 60, fewer where they would take more than 1 GiB, but at
-            least 2k + 10 where those take less than a quarter of the free memory. Few columns cost more products.
+            least 2k + 10, on disk if need be (see ``storage``). Few columns cost more products.
             Memory: 2 · n · basis_size numbers beside what a product takes, 2 · n · k numbers at the end.
         block_size: Vectors added at a time. A block finds as many copies of a repeated eigenvalue as it is wide.
         start: Vectors (n, m) to begin with, such as the eigenvectors at an earlier point of a trajectory; a random
@@ -99,7 +99,7 @@ def lanczos(
     n = operator.shape[0]
     starts = start_columns(operator, start)
     least = max(k, starts.shape[1]) + 2 * block_size
-    size = min(n, max(basis_size or _default_size(operator, k), least))
+    size = min(n, max(basis_size or _default_size(operator, k, storage), least))
     basis = KrylovBasis(operator, size, seed, storage=storage)
     for column in starts.T:
         basis.grow(column)
@@ -121,10 +121,11 @@ def lanczos(
         return replace(result, storage=basis.storage)
 
 
-def _default_size(operator: SymmetricOperator, k: int) -> int:
-    """Columns of Q: what a gigabyte holds, at most 60; or 2k + 10, if a quarter of the free memory holds those."""
+def _default_size(operator: SymmetricOperator, k: int, storage: Storage) -> int:
+    """Columns of Q: what a gigabyte holds, at most 60, but 2k + 10 if memory of the kind asked for holds those."""
     roomy = min(60, _BASIS_BYTES // (2 * 8 * operator.shape[0]))
-    return max(roomy, min(2 * k + 10, affordable_vectors(operator) // 2))
+    wanted = 2 * k + 10
+    return max(roomy, wanted if storage in ("auto", "disk") else min(wanted, affordable_vectors(operator) // 2))
 
 
 def _converge(

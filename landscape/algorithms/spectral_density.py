@@ -74,6 +74,7 @@ def spectral_density(
             operator, min(num_steps, operator.shape[0]), generator, keep_products=False, storage=storage
         )
         ritz_values, shares, stopped = _quadrature(basis, num_matvecs, callback)
+        del basis  # the next one asks how much memory is free
         num_matvecs += len(ritz_values)
         probes.append((ritz_values, shares))
         if stopped and probe >= 1:

@@ -32,15 +32,16 @@ def chosen_storage(operator: SymmetricOperator, num_vectors: int, storage: Stora
         raise ValueError(f"storage: expected one of {', '.join(get_args(Storage))}, got {storage!r}")
     if storage != "auto":
         return storage
-    entries = SHARE * free_bytes(operator.device) / operator.shape[0] - _OF_A_PRODUCT * operator.dtype.itemsize
-    if num_vectors * 8 <= entries:
+    affordable = affordable_vectors(operator)
+    if num_vectors * 8 <= affordable * operator.dtype.itemsize:
         return "float64"
-    return "float32" if operator.dtype != torch.float64 and num_vectors * 4 <= entries else "disk"
+    return "float32" if operator.dtype == torch.float32 and num_vectors <= affordable else "disk"
 
 
 def affordable_vectors(operator: SymmetricOperator) -> int:
-    """How many vectors of the operator's precision fit into a quarter of the free memory."""
-    return int(SHARE * free_bytes(operator.device)) // (operator.shape[0] * operator.dtype.itemsize)
+    """How many vectors of the operator's precision fit into a quarter of the free memory beside a product's own."""
+    fitting = int(SHARE * free_bytes(operator.device)) // (operator.shape[0] * operator.dtype.itemsize)
+    return max(0, fitting - _OF_A_PRODUCT)
 
 
 class Rows:
@@ -92,6 +93,8 @@ class Rows:
         """Sums (n, m) of rows, the first so many or those named, with coefficients (rows, m)."""
         chosen = range(which) if isinstance(which, int) else which
         coefficients = coefficients.to(self._place)
+        if self._whole:
+            return (coefficients.T @ self._table.read(chosen, slice(0, self._length))).T.to(self._device)
         sums = torch.empty(coefficients.shape[1], self._length, dtype=self.dtype, device=self._place)
         for piece in self._pieces(len(coefficients)):
             sums[:, piece] = (coefficients.T @ self._table.read(chosen, piece).double()).to(self.dtype)

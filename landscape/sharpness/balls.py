@@ -91,7 +91,8 @@ class Ball:
         """The multiples of directions (..., n) that lie on the boundary; 0 for a zero direction."""
         u = self._inside(direction if self.scale is None else _divide(direction, self.scale))
         size = self._size(u)
-        return self._outside((u * torch.where(size > 0, self.rho / size, 0.0)).to(u.dtype))
+        u = (u * torch.where(size > 0, self.rho / size, 0.0)).to(u.dtype)
+        return self._outside(self._clip(u) if self.norm == "layerwise" else u)  # a tensor that is 0 has no ball
 
     def _clip(self, u: Tensor) -> Tensor:
         if self.norm == "linf":

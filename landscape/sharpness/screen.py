@@ -40,8 +40,8 @@ class Screen:
     unlike along noise alone. In larger balls the maximum belongs to many examples at once, and what one of them gains
     says little: some are chosen by the mean loss to which their gradients lead, which is evaluated for a part of them.
 
-    Memory: four vectors (n,), then those of the examples that go through the model together, seven each; ``keep`` + 4
-    vectors on the shelf.
+    Memory: the vectors (n,) of the examples that go through the model together, seven each; ``keep`` + 4 vectors on the
+    shelf.
 
     Args:
         around: The risk and its weights.
@@ -174,7 +174,7 @@ class Screen:
 
         What an example has gained itself would stand for many if it were one of a few that estimate.
         """
-        sample, sampled_losses = self._around.sampled_losses(self._generator)
+        sample, sampled_losses = self._around.sampled_losses(self._generator, int(self._led.sum()))
         weights = self._around.weights
         whole = weights[sample].sum()
 
@@ -187,7 +187,9 @@ class Screen:
             chosen = self.examples[places]
             own = torch.where(torch.isin(chosen, sample), weights[chosen], 0.0)
             others = whole * sampled_losses(ends) - own * self._highest[places]
-            self._estimates[places] = (others / (whole - own).clamp(min=_TINY)).nan_to_num(nan=torch.inf)
+            self._estimates[places] = (others / (whole - own).clamp(min=_TINY)).nan_to_num(
+                nan=torch.inf, posinf=torch.inf
+            )
 
         return note
 

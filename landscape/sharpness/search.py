@@ -126,25 +126,28 @@ class Search:
 
     def _climb(self) -> None:
         lifted = [(name, self._lifted(start)) for name, start in self._round_starts()]
-        for name, end in lifted:
+        climbed = self._climbed_from(lifted)
+        for name, end in [one for one in lifted if one not in climbed]:
             self.start_losses[name] = max(end.loss, self.start_losses.get(name, end.loss))
         started: list[tuple[str, Climb]] = []
-        for name, end in highest_apart(self._ball, self._close_to_highest(lifted), _MOST_CLIMBED):
+        for name, end in climbed:
             climb = Climb(self._around.visit, self._ball, self._around.visit(end.epsilon()), self._around.shelf)
             self._advance(name, climb, min(_FIRST_STEPS, self._effort.steps) - 1)
             started.append((name, climb))
-        del lifted  # and what it holds
+        del lifted, climbed  # and what they hold
         finalists = highest_apart(self._ball, started, _FINALISTS)
         for name, climb in finalists:
             self._advance(name, climb, min(_MIDDLE_STEPS, self._effort.steps - _FIRST_STEPS))
         for name, climb in _highest(finalists)[:1]:
             self._advance(name, climb, self._effort.steps - _FIRST_STEPS - _MIDDLE_STEPS)
 
-    def _close_to_highest(self, ends: list[tuple[str, End]]) -> list[tuple[str, End]]:
-        """Those that fall short of the highest by no more than a share of its rise, and starts that were given."""
+    def _climbed_from(self, ends: list[tuple[str, End]]) -> list[tuple[str, End]]:
+        """The highest that have not met: of those close to the highest, and of starts that were given, all."""
         highest = max(end.loss for _, end in ends)
         slack = (1 - _CLOSE) * abs(highest - self._around.centre_loss) if math.isfinite(highest) else 0.0
-        return [(name, end) for name, end in ends if end.loss >= highest - slack or name in self._starts]
+        close = [(name, end) for name, end in ends if end.loss >= highest - slack or name in self._starts]
+        apart = highest_apart(self._ball, close, len(close))
+        return [one for place, one in enumerate(apart) if place < _MOST_CLIMBED or one[0] in self._starts]
 
     def _lifted(self, start: Kept) -> End:
         """Where climbs of the loss of those examples alone lead that lose most, or the start if that is higher."""
@@ -152,24 +155,25 @@ class Search:
         if not around.divisible:
             return self._first_steps(start)
         parts = self._parts(start)
-        highest = end = End(around.centre_loss + float(parts.sum()), start)
+        highest = end = End(around.centre_loss + math.fsum(parts.tolist()), start)
         for steps, divisor in _LIFTS:
             most = parts.argsort(descending=True, stable=True)[: math.ceil(around.num_examples / divisor)]
             visit = around.part(most.sort().values)
             end = self._first_steps(end.epsilon, visit, steps)
             parts = self._parts(end.epsilon)
-            end = End(around.centre_loss + float(parts.sum()), end.epsilon)
+            end = End(around.centre_loss + math.fsum(parts.tolist()), end.epsilon)
             highest = max(highest, end, key=lambda one: one.loss)
         return highest
 
     def _parts(self, epsilon: Kept) -> Tensor:
         """Parts (N,) of the mean loss's rise."""
-        return (self._around.rises(epsilon()) * self._around.weights).nan_to_num(nan=math.inf)
+        return (self._around.rises(epsilon()) * self._around.weights).nan_to_num(nan=math.inf, posinf=math.inf)
 
     def _first_steps(self, start: Kept, visit: Visit | None = None, steps: int = _FIRST_STEPS) -> End:
         visit = visit or self._around.visit
-        climb = Climb(visit, self._ball, visit(start()), self._around.shelf)
-        climb.advance(steps - 1, floor=self._around.centre_loss, tol=self._effort.tol)
+        first = visit(start())
+        climb = Climb(visit, self._ball, first, self._around.shelf)
+        climb.advance(steps - 1, floor=first.loss, tol=self._effort.tol)
         return End(climb.loss, climb.epsilon)
 
     def _round_starts(self) -> Iterator[tuple[str, Kept]]:

@@ -64,10 +64,11 @@ class Surroundings:
         loss = self.risk.loss(self.displaced(epsilon))
         return math.inf if math.isnan(loss) else loss
 
-    def sampled_losses(self, generator: torch.Generator) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    def sampled_losses(self, generator: torch.Generator, num_points: int) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """Numbers of all examples or of 64 to 128 of more, and a function of their mean losses (c,) at epsilons (c, n).
 
-        For comparing points. Every rank gets these examples: no two need to call the function equally often.
+        For comparing points. Every rank gets these examples: no two need to call the function equally often. What is
+        counted are the ``num_points`` of all ranks, so that all know the same number of passes.
         """
         stride = math.ceil(self.num_examples / _MOST_SAMPLED)
         first = int(torch.randint(stride, (), generator=generator))
@@ -76,10 +77,10 @@ class Surroundings:
         ranks = self.risk.ranks
         if ranks.count > 1:
             mine = [map_tensors(batch, Tensor.cpu) for part in ranks.gathered(mine) for batch in part]
+        self.counter.num_passes += _SHARE_OF_A_FORWARD * num_points * len(rows) / self.num_examples
         evaluate = PointLosses(self.risk.alone_on(mine), chunk=None, batch_norm="frozen")
 
         def losses(epsilons: Tensor) -> Tensor:
-            self.counter.num_passes += _SHARE_OF_A_FORWARD * len(epsilons) * len(rows) / self.num_examples
             return torch.cat([evaluate(self.displaced(part)) for part in epsilons.split(evaluate.chunk)])
 
         return rows, losses
@@ -95,9 +96,13 @@ class Surroundings:
         return torch.where((examples >= self.first) & (examples < self.first + self.risk.num_examples))[0]
 
     def part(self, examples: Tensor) -> Visit:
-        """A function that visits points of the mean loss over some examples."""
+        """A function that visits points of the mean loss over some examples, of all if none of them has a weight."""
+        examples = examples[self.weights[examples] > 0]
+        if not len(examples):
+            return self.visit
         mine = examples[self.here(examples)] - self.first
         risk = self.risk.on(take_examples(self.risk, mine))
+        risk.expect_used = False
         return self.counter.visits(risk, share=len(examples) / self.num_examples)
 
     def random_part(self, generator: torch.Generator) -> Visit:

@@ -44,9 +44,9 @@ def worst_case_sharpness(
     Two independent searches (`landscape.sharpness.search.Search`: other random numbers, other samples and groups of
     examples) run until the poorer has come within ``agreement`` of the best rise known, or else their effort is
     doubled while ``max_passes`` allows. The result is the larger loss: a **lower bound** of the maximum, never below
-    SAM's one-step point, where the linearised loss is largest (Foret et al. 2021, arXiv 2010.01412, equation 2), nor
-    below any start. Its ``gap`` is the search error that the two searches show, and ``converged`` says whether they
-    agree.
+    SAM's one-step point, where the linearised loss is largest (Foret et al. 2021, arXiv 2010.01412, equation 2), nor,
+    to rounding, below any start. Its ``gap`` is the search error that the two searches show, and ``converged`` says
+    whether they agree.
 
     Memory: seven vectors of the size of theta, beside what a pass over the data takes (the weights at which it is, and
     the gradient); on a device or where theta is small also what an example of its own takes for each that goes through
@@ -57,8 +57,8 @@ def worst_case_sharpness(
         rho: Radius, in the units of the weights, at least 0.
         steps: Steps of the climb that a round brings to its end; each costs one forward-backward pass.
         restarts: Two thirds of the number of starts of a round of each search: points to which short ascents of single
-            examples' losses lead, and of random tenths of the data for every third. The four that lead highest are
-            climbed from.
+            examples' losses lead, and of random tenths of the data for every third. All are lifted by the examples that
+            lose most there; up to eight that are then apart and close to the highest are climbed from.
         screened: Most examples whose own losses a round of each search ascends before that, about 30 single-example
             passes each; the two searches' samples are disjoint if there are enough examples.
         norm: ``l2``, ``layerwise`` or ``linf``; see `landscape.sharpness.balls.Ball`.
@@ -239,6 +239,7 @@ def _search_twice(
     # A search in which nothing rose has stayed at the centre.
     centre = held(torch.zeros(around.risk.num_params, dtype=around.risk.dtype, device=around.risk.device))
     met = [(search.best_loss, search.winner, search.best) for search in searches if search.winner != "centre"]
+    met += [(one_step_loss, "gradient", first["gradient"])] if searches else []
     worst_loss, winner, where = max([(around.centre_loss, "centre", centre), *met], key=lambda point: point[0])
     losses = [search.best_loss for search in searches] or [around.centre_loss] * 2
     own_rises = _largest(search.own_rises for search in searches)

@@ -14,15 +14,17 @@ from torch import Tensor, nn
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
+    GenerationConfig,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
+    Seq2SeqTrainingArguments,
     T5Config,
     T5ForConditionalGeneration,
     TrainingArguments,
 )
 
-from bilora import METHODS, BiLoraConfig, BiLoraTrainer, attach, bilora_optimizer, build_method
+from bilora import METHODS, BiLoraConfig, BiLoraSeq2SeqTrainer, BiLoraTrainer, attach, bilora_optimizer, build_method
 from bilora.adapters import PRIMARY, adapted_layers, adapter_factors, only_adapters
 from bilora.clipping import adapter_norm
 from bilora.parts import first_examples
@@ -82,6 +84,31 @@ def test_every_method_trains_every_family(tmp_path: Path, family, method: str) -
     assert trainer.step_losses[-1] < trainer.step_losses[0]
 
 
+def test_texts_are_generated_without_the_auxiliary(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, batch, targets = t5()
+    options = {
+        "output_dir": str(tmp_path), "max_steps": 3, "per_device_train_batch_size": 2, "learning_rate": 0.05,
+        "report_to": [], "save_strategy": "no", "disable_tqdm": True, "use_cpu": True,
+    }  # fmt: skip
+    data = [{key: value[i] for key, value in batch.items()} for i in range(2)]
+    config = BiLoraConfig(r=2, rho=5.0, target_modules=targets)
+    with pytest.raises(ValueError, match=r"args: expected transformers.Seq2SeqTrainingArguments, .* got TrainingArgum"):
+        BiLoraSeq2SeqTrainer(model, TrainingArguments(**options), bilora=config)
+    arguments = Seq2SeqTrainingArguments(**options, predict_with_generate=True, generation_max_length=5)
+    trainer = BiLoraSeq2SeqTrainer(model, arguments, bilora=config, train_dataset=data)
+    trainer.train()
+    predicted = torch.tensor(trainer.predict(data).predictions)
+    with torch.no_grad(), only_adapters(trainer.model, [PRIMARY]):
+        merged = trainer.model.merge_and_unload().eval()
+    expected = merged.generate(input_ids=batch["input_ids"], max_length=5)
+    torch.testing.assert_close(predicted[:, : expected.shape[1]], expected)
+    shorter = GenerationConfig(max_new_tokens=2, decoder_start_token_id=0, pad_token_id=0)
+    arguments = Seq2SeqTrainingArguments(**options, predict_with_generate=True, generation_config=shorter)
+    trainer = BiLoraSeq2SeqTrainer(t5()[0], arguments, bilora=config, train_dataset=data)
+    assert trainer.predict(data).predictions.shape[1] == 3
+
+
 def start(kind: str) -> PreTrainedModel:
     """The tiny ViT, with the gradients that LoRA-GA starts from."""
     model = tiny_vit()
@@ -135,6 +162,24 @@ def test_saved_primary_of_every_kind_computes_what_was_trained(tmp_path: Path, k
     with torch.no_grad():
         logits = torch.tensor(trainer.predict(dataset()).predictions)
         torch.testing.assert_close(loaded(pixel_values=images).logits, logits, rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_uploaded_is_the_primary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`Trainer.push_to_hub` saves into the output folder, and uploads all of that but its checkpoints."""
+    trainer = train(start("lora"), tmp_path, "lora")
+    trainer.save_model(_internal_call=True)  # as push_to_hub calls it
+    loaded = PeftModel.from_pretrained(tiny_vit(), str(tmp_path)).eval()
+    images = torch.stack([example["pixel_values"] for example in dataset()])
+    with torch.no_grad():
+        logits = torch.tensor(trainer.predict(dataset()).predictions)
+        torch.testing.assert_close(loaded(pixel_values=images).logits, logits, rtol=1e-4, atol=1e-5)
+    uploads: list[str] = []
+    monkeypatch.setattr(trainer, "push_to_hub", lambda commit_message: uploads.append(commit_message))  # noqa: PLW0108  # a keyword
+    trainer.save_model(str(tmp_path / "aside"))
+    assert uploads == []
+    trainer.args.push_to_hub = True
+    trainer.save_model(str(tmp_path / "aside"))
+    assert uploads == ["Model save"]
 
 
 def test_primaries_that_do_not_fit_are_refused_with_the_reason() -> None:

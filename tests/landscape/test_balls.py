@@ -70,6 +70,21 @@ def test_points_lie_where_they_should(norm: str, adaptive: str) -> None:
     assert float(shape.extreme(torch.zeros_like(direction)).norm()) == 0
 
 
+def test_a_layerwise_ball_leaves_a_tensor_of_zeros_where_it_is() -> None:
+    model = small_network()
+    with torch.no_grad():
+        model[2].bias.zero_()
+    x, y = next(iter(network_risk().batches))
+    risk = EmpiricalRisk(model, [(x, y)])
+    shape = ball_around(risk, 0.3, norm="layerwise", adaptive="none", relative=False, subspace=None)
+    direction = torch.randn(risk.num_params, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    start = shape.onto_boundary(direction)
+    torch.testing.assert_close(shape.project(start), start)
+    result = worst_case_sharpness(risk, 0.3, norm="layerwise", starts={"random": direction}, steps=4, max_passes=1)
+    assert bool((risk.layout.split(result.epsilon)["2.bias"] == 0).all())
+    torch.testing.assert_close(shape.project(result.epsilon), result.epsilon)
+
+
 @pytest.mark.parametrize("adaptive", ADAPTIVE)
 def test_angles_and_noise_are_those_of_the_balls_own_coordinates(adaptive: str) -> None:
     """Whatever the weights' scale: noise comes from the coordinates, and angles are measured there."""

@@ -366,6 +366,50 @@ def test_an_infinite_loss_is_reported_as_such() -> None:
         )
 
 
+def test_one_infinite_loss_among_others_is_infinite() -> None:
+    """The cliff of one example, and nineteen that are the farther from theirs the more w grows."""
+
+    class OneCliff(Cliff):
+        def forward(self, inputs: Tensor) -> Tensor:
+            return torch.where(inputs[:, 0] > 0, super().forward(inputs), -0.01 * self.w)
+
+    inputs = torch.zeros(20, 1)
+    inputs[3] = 1
+    result = worst_case_sharpness(EmpiricalRisk(OneCliff(), [(inputs, torch.zeros(20))], loss=lambda out, _: out), 1.0)
+    assert result.worst_loss == math.inf
+    assert not [loss for loss in result.start_losses.values() if 1e30 < loss < math.inf]
+
+
+class Halves(nn.Module):
+    """Two experts; an input uses that of its sign."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList(nn.Linear(2, 3) for _ in range(2))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        chosen = int(inputs[0, 0] > 0) if bool((inputs[:, 0] > 0).eq(inputs[0, 0] > 0).all()) else 2
+        if chosen < 2:
+            return self.experts[chosen](inputs)
+        return torch.where(inputs[:, :1] > 0, self.experts[1](inputs), self.experts[0](inputs))
+
+
+def test_parts_of_the_data_need_not_use_the_weights_or_count() -> None:
+    generator = torch.Generator().manual_seed(0)
+    inputs, labels = torch.randn(12, 2, generator=generator), torch.arange(12) % 3
+    inputs[:, 0] = -inputs[:, 0].abs()
+    inputs[4, 0] = 0.5  # the only one of the second expert
+    torch.manual_seed(0)
+    one_uses = EmpiricalRisk(Halves(), [(inputs, labels)], params=r"experts\.1")
+    assert worst_case_sharpness(one_uses, 0.5).rise > 0
+    labels = labels.clone()
+    labels[[2, 7]] = -100
+    unlabelled = EmpiricalRisk(Halves(), [(inputs, labels)])
+    result = worst_case_sharpness(unlabelled, 0.5)
+    assert result.rise > 0 and result.converged
+    assert bool((result.example_rises[[2, 7]] == 0).all())
+
+
 def test_perturbed_restores_the_bits_also_after_an_exception() -> None:
     weight = torch.randn(100)
     original = weight.clone()

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from transformers.utils import ModelOutput
 
+from analyses.measures.method_step import MethodStep
 from bilora import METHODS, build_method
-from bilora.cost import MethodStep
 from tests.bilora.conftest import config_of
 
 
