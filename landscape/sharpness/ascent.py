@@ -84,18 +84,18 @@ class Climb:
         """
         if self._at_rest or steps < 1:
             return self.loss
-        best = start = Point(self.epsilon(), self.loss, self._gradient())
+        best, moved = Point(self.epsilon(), self.loss, self._gradient()), False
         for _ in range(steps):
             candidate = self._visit(self._ball.stepped(best.epsilon, best.gradient, self._step))
             if candidate.loss > best.loss:
-                best, self.loss = candidate, candidate.loss
+                best, moved, self.loss = candidate, True, candidate.loss
                 self._ended = first_order_gain(best, self._ball) <= tol * (best.loss - floor)
             else:
                 self._step /= 2
             del candidate  # the next step needs the memory
             if self._at_rest:
                 break
-        if best is not start:
+        if moved:
             self._put(best)
         return self.loss
 

@@ -116,9 +116,10 @@ class Screen:
             losses, gradients = gradient_at(self._around.risk.theta.expand(len(places), -1))
             self._centre_losses[places] = losses.double().cpu()
             ascents = self._ball.ascent_direction(gradients)
-            del gradients  # where one example is a vector of memory, each counts
+            del gradients
             for number, row in enumerate(weights[:, places].to(ascents)):
                 sums[number] = shelf.put(torch.addmv(sums[number](), ascents.T, row))
+            del ascents
         self._count(len(self.examples))
         directions = []
         while sums:
@@ -150,6 +151,7 @@ class Screen:
                     higher[place] = index
             if note and higher:
                 note(list(higher), ends if len(ends) == 1 else ends[list(higher.values())])
+            del ends  # where one example is a vector of memory, each counts
         self._count(len(chosen) * steps + int(recipes.isnan().any(dim=1).sum()))
 
     def _starts(self, recipes: Tensor, gradient_at: PointwiseGradient) -> Tensor:

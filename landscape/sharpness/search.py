@@ -171,9 +171,8 @@ class Search:
 
     def _first_steps(self, start: Kept, visit: Visit | None = None, steps: int = _FIRST_STEPS) -> End:
         visit = visit or self._around.visit
-        first = visit(start())
-        climb = Climb(visit, self._ball, first, self._around.shelf)
-        climb.advance(steps - 1, floor=first.loss, tol=self._effort.tol)
+        climb = Climb(visit, self._ball, visit(start()), self._around.shelf)
+        climb.advance(steps - 1, floor=climb.loss, tol=self._effort.tol)
         return End(climb.loss, climb.epsilon)
 
     def _round_starts(self) -> Iterator[tuple[str, Kept]]:

@@ -103,7 +103,7 @@ def test_texts_are_generated_without_the_auxiliary(tmp_path: Path) -> None:
         merged = trainer.model.merge_and_unload().eval()
     expected = merged.generate(input_ids=batch["input_ids"], max_length=5)
     torch.testing.assert_close(predicted[:, : expected.shape[1]], expected)
-    shorter = GenerationConfig(max_new_tokens=2, decoder_start_token_id=0, pad_token_id=0)
+    shorter = GenerationConfig(max_length=3, decoder_start_token_id=0, pad_token_id=0)
     arguments = Seq2SeqTrainingArguments(**options, predict_with_generate=True, generation_config=shorter)
     trainer = BiLoraSeq2SeqTrainer(t5()[0], arguments, bilora=config, train_dataset=data)
     assert trainer.predict(data).predictions.shape[1] == 3
