@@ -95,7 +95,7 @@ class MethodStep:
             storage = tensor.untyped_storage()
             if storage.data_ptr() not in weights:
                 storages[storage.data_ptr()] = storage.nbytes()
-            return tensor
+            return tensor.detach()  # an output that its own graph keeps would never be freed
 
         # Inputs stay alive until the backward pass, so that no address is used twice.
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):

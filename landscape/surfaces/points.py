@@ -115,7 +115,7 @@ def _bytes_per_point(risk: EmpiricalRisk) -> int:
     def note(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # an output that its own graph keeps would never be freed
 
     largest = risk.batches[risk.batch_sizes.index(max(risk.batch_sizes))]
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 
 import pytest
@@ -236,3 +237,18 @@ def test_bad_input() -> None:
         loss_line(risk, E1, ALPHAS, batch_norm="recomputed")
     with pytest.raises(ValueError, match=r"points: expected shape \(m, 3\)"):
         losses_at(risk, E1)
+
+
+def test_nothing_is_left_of_the_points(digit_batches: list[dict[str, Tensor]]) -> None:
+    """The guess of a point's memory must not keep what it has counted: a graph that holds its own outputs stays."""
+    risk = EmpiricalRisk(tiny_vit(), digit_batches)
+    points = risk.theta.expand(2, -1)
+
+    def tensors() -> int:
+        gc.collect()
+        return sum(isinstance(one, Tensor) for one in gc.get_objects())
+
+    losses_at(risk, points)
+    before = tensors()
+    losses_at(risk, points)
+    assert tensors() == before
