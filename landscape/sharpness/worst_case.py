@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
@@ -182,11 +182,24 @@ def join_curve(
         ball_around(risk, result.rho, norm=norm, adaptive=adaptive, relative=False, subspace=space)
         for result in ordered
     ]
-    return _joined(Surroundings(risk), ordered, balls, steps, tol) if ordered else []
+    found = [_Found(replace(result, epsilon=_AWAY), held(result.epsilon)) for result in ordered]
+    return _joined(Surroundings(risk), found, balls, steps, tol) if found else []
+
+
+# Where theta is large a point is what memory is full of: the results' wait on the shelf until all are found.
+_AWAY = torch.empty(0)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A result without its point, and what gives the point (n,)."""
+
+    result: SharpnessResult
+    epsilon: Kept
 
 
 def _joined(
-    around: Surroundings, results: Sequence[SharpnessResult], balls: Sequence[Ball], steps: int, tol: float
+    around: Surroundings, results: Sequence[_Found], balls: Sequence[Ball], steps: int, tol: float
 ) -> list[SharpnessResult]:
     """Help every radius by the next smaller one, then by the next larger one."""
     joined = list(results)
@@ -195,16 +208,13 @@ def _joined(
     for index in range(len(joined) - 2, -1, -1):
         joined[index] = _helped(around, joined[index], balls[index], joined[index + 1], "larger radius", steps, tol)
     for index in range(1, len(joined)):
-        if joined[index].worst_loss < joined[index - 1].worst_loss:
-            inside = joined[index - 1]
-            joined[index] = replace(
-                joined[index],
-                worst_loss=inside.worst_loss,
-                epsilon=inside.epsilon,
-                example_rises=inside.example_rises,
-                winner="smaller radius",
+        inside, result = joined[index - 1].result, joined[index].result
+        if result.worst_loss < inside.worst_loss:
+            higher = replace(
+                result, worst_loss=inside.worst_loss, example_rises=inside.example_rises, winner="smaller radius"
             )
-    return joined
+            joined[index] = _Found(higher, joined[index - 1].epsilon)
+    return [replace(found.result, epsilon=found.epsilon().contiguous()) for found in joined]
 
 
 def _search_twice(
@@ -215,7 +225,7 @@ def _search_twice(
     max_passes: int,
     starts: Mapping[str, Kept],
     seed: int,
-) -> SharpnessResult:
+) -> _Found:
     """Run two searches, doubling their rounds until they agree or the next round would exceed ``max_passes``."""
     before = around.counter.num_passes
     one_step = around.visit(ball.extreme(around.centre_gradient()))
@@ -237,25 +247,25 @@ def _search_twice(
             break
         more = min(rounds, int((max_passes - spent) / (spent / rounds)))
     # A search in which nothing rose has stayed at the centre.
-    centre = held(torch.zeros(around.risk.num_params, dtype=around.risk.dtype, device=around.risk.device))
+    zero = torch.zeros((), dtype=around.risk.dtype, device=around.risk.device)
+    centre = held(zero.expand(around.risk.num_params))
     met = [(search.best_loss, search.winner, search.best) for search in searches if search.winner != "centre"]
     met += [(one_step_loss, "gradient", first["gradient"])] if searches else []
     worst_loss, winner, where = max([(around.centre_loss, "centre", centre), *met], key=lambda point: point[0])
     losses = [search.best_loss for search in searches] or [around.centre_loss] * 2
     own_rises = _largest(search.own_rises for search in searches)
     examples = torch.tensor(sorted(own_rises), dtype=torch.long)
-    epsilon = where()
-    return SharpnessResult(
+    result = SharpnessResult(
         rho=ball.rho,
         loss=around.centre_loss,
         worst_loss=worst_loss,
-        epsilon=epsilon,
+        epsilon=_AWAY,
         search_losses=(losses[0], losses[1]),
         agreement=agreement,
         winner=winner,
         one_step_loss=one_step_loss,
         start_losses=_largest(search.start_losses for search in searches),
-        example_rises=around.rises(epsilon),
+        example_rises=around.rises(where()),
         example_weights=around.weights,
         own=OwnWorstCases(
             examples,
@@ -264,36 +274,32 @@ def _search_twice(
         ),
         num_passes=math.ceil(around.counter.num_passes - before),
     )
+    return _Found(result, where)
 
 
 def _helped(
-    around: Surroundings,
-    result: SharpnessResult,
-    ball: Ball,
-    neighbour: SharpnessResult,
-    name: str,
-    steps: int,
-    tol: float,
-) -> SharpnessResult:
+    around: Surroundings, found: _Found, ball: Ball, neighbour: _Found, name: str, steps: int, tol: float
+) -> _Found:
     """Climb from a neighbouring radius's maximiser, scaled onto the boundary, if it beats what was found."""
-    if ball.rho == 0 or neighbour.rise == 0:
-        return result
+    result, epsilon = found.result, found.epsilon
+    if ball.rho == 0 or neighbour.result.rise == 0:
+        return found
     before = around.counter.num_passes
-    start = around.visit(ball.onto_boundary(neighbour.epsilon))
+    start = around.visit(ball.onto_boundary(neighbour.epsilon()))
     if start.loss > result.worst_loss:
         climb = Climb(around.visit, ball, start, around.shelf)
         del start  # the climb has it
         loss = climb.advance(steps, floor=around.centre_loss, tol=tol)
-        epsilon = climb.epsilon()
+        epsilon = climb.epsilon
         result = replace(
             result,
             worst_loss=loss,
-            epsilon=epsilon,
             winner=name,
             start_losses=dict(result.start_losses) | {name: loss},
-            example_rises=around.rises(epsilon),
+            example_rises=around.rises(epsilon()),
         )
-    return replace(result, num_passes=result.num_passes + math.ceil(around.counter.num_passes - before))
+    spent = math.ceil(around.counter.num_passes - before)
+    return _Found(replace(result, num_passes=result.num_passes + spent), epsilon)
 
 
 _Key = TypeVar("_Key")
