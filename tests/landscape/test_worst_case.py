@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +11,6 @@ from torch import Tensor, nn
 
 from landscape import (
     EmpiricalRisk,
-    Layout,
     OwnWorstCases,
     SharpnessResult,
     join_curve,
@@ -20,11 +18,6 @@ from landscape import (
     sharpness_curve,
     worst_case_sharpness,
 )
-from landscape.memory import free_bytes
-from landscape.sharpness.ascent import Climb, Point
-from landscape.sharpness.balls import Ball
-from landscape.sharpness.search import highest_apart
-from landscape.sharpness.shelf import Shelf
 from tests.landscape.conftest import ENCODER, Quadratic, tiny_vit
 from tests.reference import trust_region_maximum
 
@@ -343,73 +336,6 @@ def test_bad_efforts(options: dict, message: str) -> None:
         worst_case_sharpness(risk, 1.0, **options)
 
 
-class Cliff(nn.Module):
-    """Loss w² that is infinite beyond |w| = 1."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.w = nn.Parameter(torch.tensor([0.5]))
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        return (self.w.square() / (self.w.abs() < 1)).expand(len(inputs))
-
-
-def test_an_infinite_loss_is_reported_as_such() -> None:
-    risk = EmpiricalRisk(Cliff(), [(torch.zeros(2, 1), torch.zeros(2))], loss=lambda out, _: out)
-    assert worst_case_sharpness(risk, 0.4).rise == pytest.approx(0.81 - 0.25, rel=1e-5)
-    assert worst_case_sharpness(risk, 1.0).worst_loss == math.inf
-    outside = Cliff()
-    outside.w.data += 2
-    with pytest.raises(FloatingPointError, match="centre"):
-        worst_case_sharpness(
-            EmpiricalRisk(outside, [(torch.zeros(2, 1), torch.zeros(2))], loss=lambda out, _: out), 0.1
-        )
-
-
-def test_one_infinite_loss_among_others_is_infinite() -> None:
-    """The cliff of one example, and nineteen that are the farther from theirs the more w grows."""
-
-    class OneCliff(Cliff):
-        def forward(self, inputs: Tensor) -> Tensor:
-            return torch.where(inputs[:, 0] > 0, super().forward(inputs), -0.01 * self.w)
-
-    inputs = torch.zeros(20, 1)
-    inputs[3] = 1
-    result = worst_case_sharpness(EmpiricalRisk(OneCliff(), [(inputs, torch.zeros(20))], loss=lambda out, _: out), 1.0)
-    assert result.worst_loss == math.inf
-    assert not [loss for loss in result.start_losses.values() if 1e30 < loss < math.inf]
-
-
-class Halves(nn.Module):
-    """Two experts; an input uses that of its sign."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.experts = nn.ModuleList(nn.Linear(2, 3) for _ in range(2))
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        chosen = int(inputs[0, 0] > 0) if bool((inputs[:, 0] > 0).eq(inputs[0, 0] > 0).all()) else 2
-        if chosen < 2:
-            return self.experts[chosen](inputs)
-        return torch.where(inputs[:, :1] > 0, self.experts[1](inputs), self.experts[0](inputs))
-
-
-def test_parts_of_the_data_need_not_use_the_weights_or_count() -> None:
-    generator = torch.Generator().manual_seed(0)
-    inputs, labels = torch.randn(12, 2, generator=generator), torch.arange(12) % 3
-    inputs[:, 0] = -inputs[:, 0].abs()
-    inputs[4, 0] = 0.5  # the only one of the second expert
-    torch.manual_seed(0)
-    one_uses = EmpiricalRisk(Halves(), [(inputs, labels)], params=r"experts\.1")
-    assert worst_case_sharpness(one_uses, 0.5).rise > 0
-    labels = labels.clone()
-    labels[[2, 7]] = -100
-    unlabelled = EmpiricalRisk(Halves(), [(inputs, labels)])
-    result = worst_case_sharpness(unlabelled, 0.5)
-    assert result.rise > 0 and result.converged
-    assert bool((result.example_rises[[2, 7]] == 0).all())
-
-
 def test_perturbed_restores_the_bits_also_after_an_exception() -> None:
     weight = torch.randn(100)
     original = weight.clone()
@@ -417,41 +343,3 @@ def test_perturbed_restores_the_bits_also_after_an_exception() -> None:
         assert not torch.equal(weight, original)
         raise RuntimeError("inside")
     assert torch.equal(weight, original)
-
-
-def test_vectors_that_wait_on_disk_give_the_same_numbers(digit_batches: list[dict[str, Tensor]]) -> None:
-    risk = EmpiricalRisk(tiny_vit(), digit_batches, params=ENCODER)
-    effort = {"steps": 14, "restarts": 4, "screened": 6, "max_passes": 1}
-    one, other = (sharpness_curve(risk, [0.2, 0.5], storage=storage, **effort) for storage in ("memory", "disk"))
-    for kept, written in zip(one, other, strict=True):
-        assert torch.equal(kept.epsilon, written.epsilon) and kept.start_losses == written.start_losses
-        assert kept.num_passes == written.num_passes
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_a_shelf_gives_back_the_bits_and_leaves_no_file(
-    dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    vector = torch.randn(1000, dtype=torch.float64).to(dtype)
-    kept = Shelf("disk").put(vector)
-    assert torch.equal(kept(), vector) and torch.equal(kept(), vector)
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_shelf_turns_to_the_disk_where_memory_is_short() -> None:
-    free = free_bytes(torch.device("cpu"))
-    assert Shelf("auto", free // 10).storage == "memory" and Shelf("auto", free).storage == "disk"
-
-
-def test_climbs_that_have_met_give_way_to_others() -> None:
-    """Three on their way to one maximum, and a lower one elsewhere."""
-    ahead, close, closer, elsewhere = [1.0, 0.0], [1.0, 0.1], [1.0, 0.01], [0.0, 1.0]
-    losses = {"ahead": 3.0, "close": 2.0, "closer": 1.5, "elsewhere": 1.0}
-    ends = {"ahead": ahead, "close": close, "closer": closer, "elsewhere": elsewhere}
-    climbs, ball = [], Ball(1.0, "l2", Layout(("w",), (torch.Size([2]),)))
-    for name, end in ends.items():
-        point = Point(torch.tensor(end), losses[name], torch.zeros(2))
-        climbs.append((name, Climb(lambda epsilon: point, ball, point)))  # noqa: B023  # never called
-    assert [name for name, _ in highest_apart(ball, climbs, 3)] == ["ahead", "elsewhere"]
-    assert [name for name, _ in highest_apart(ball, climbs, 1)] == ["ahead"]
