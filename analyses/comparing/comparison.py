@@ -26,7 +26,7 @@ from analyses.measures.base import Measure
 from analyses.measures.curvature import CURVATURE
 from analyses.measures.generalization import fit
 from analyses.measures.minima import Progress, Rows, Subject
-from analyses.measures.registry import with_needs
+from analyses.measures.registry import MEASURES, own_measures, with_needs
 from analyses.measures.sharpness import RECOVERY, SHARPNESS
 from analyses.measures.spectrum import SPECTRUM
 from analyses.records import read_records, records_frame, write_atomically, write_records
@@ -118,7 +118,9 @@ def compare_minima(
         frames = [work.records_of(name) for name in minima.names]
         frames += work.records_between()
         records = pd.concat([frame for frame in frames if len(frame)] or frames, ignore_index=True)
-        result = Comparison(records, tuple(minima.names), work.plan.rho, work.failures, work.notes)
+        result = Comparison(
+            records, tuple(minima.names), work.plan.rho, work.failures, work.notes, own=tuple(work.own_quantities)
+        )
         if out is not None:
             text = yaml.safe_dump(settings.model_dump(mode="json") | {"minima": minima.names}, sort_keys=False)
             write_atomically(root / SETTINGS, lambda temporary: temporary.write_text(text))
@@ -145,6 +147,15 @@ def _fit(subject: Subject, progress: Progress) -> Rows:
     yield {"measure": "gradient_norm", "subspace": "full", "value": float(risk.gradient().double().norm())}
     yield {"measure": "weight_norm", "value": float(risk.theta.double().norm())}
     progress(1, 1)
+
+
+def _own(settings: ComparisonSettings) -> dict[str, Measure]:
+    """The user's measures, none of which may read what only a training leaves."""
+    found = own_measures(settings.own, ["fit", *(measure.name for measure in MEASURES)], "own")
+    for name, measure in found.items():
+        if any(one.recorded for one in with_needs([measure])):
+            raise StudyError(f"own: {name} reads what is recorded along training, which a comparison does not have")
+    return found
 
 
 @contextmanager
@@ -174,8 +185,11 @@ class _Work:
     stage: Stage
     failures: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    own_quantities: dict[str, None] = field(default_factory=dict)
+    """What the user's measures recorded, in their order."""
 
     def __post_init__(self) -> None:
+        self._own = _own(self.settings)
         device = take_device(self.settings.device)
         self._risks: dict[str, EmpiricalRisk] = {}
         self._errors: dict[str, EmpiricalRisk | None] = {}
@@ -203,6 +217,8 @@ class _Work:
             self.stage(f"{name}: {measure.name}")
             try:
                 frames.append(self._measured(measure, subject))
+                if measure.name in self._own:
+                    self.own_quantities |= dict.fromkeys(frames[-1]["measure"])
             except Exception as error:  # whatever a model of the user's does
                 broken.add(measure.name)
                 self.failures[f"{name}: {measure.name}"] = _reason(error)
@@ -247,7 +263,7 @@ class _Work:
         measures += [one for one in (SHARPNESS, CURVATURE, SPECTRUM) if one.name in wanted]
         if "alignment" in wanted and PRIMARY in subject.minimum.factors:
             measures += [ALIGNMENT, ANGLES, RECOVERY]
-        return measures
+        return [*measures, *self._own.values()]
 
     def _measured(self, measure: Measure, subject: Subject) -> pd.DataFrame:
         path = measure.file(self.plan, subject.place)

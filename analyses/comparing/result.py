@@ -28,6 +28,7 @@ class Comparison:
         rho: l2 radius at which tables and figures look.
         failures: Reason by measurement that failed.
         notes: How numbers were obtained where that is out of the ordinary.
+        own: What the user's measures recorded, by the records' ``measure``.
     """
 
     records: pd.DataFrame
@@ -35,6 +36,7 @@ class Comparison:
     rho: float
     failures: Mapping[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    own: tuple[str, ...] = ()
 
     @property
     def frame(self) -> pd.DataFrame:
@@ -46,7 +48,7 @@ class Comparison:
         """Plain numbers: a row a quantity, a column a minimum."""
         from reports.comparison.tables import summary
 
-        return summary(self.records, self.names)
+        return summary(self.records, self.names, self.own)
 
     @property
     def pairs(self) -> pd.DataFrame:
@@ -74,7 +76,7 @@ class Comparison:
         """The tables as Markdown, with the caveats."""
         from reports.comparison.tables import as_markdown
 
-        return as_markdown(self.records, self.names, self.caveats)
+        return as_markdown(self.records, self.names, self.caveats, self.own)
 
     def save(self, folder: str | Path, environment: Mapping[str, str] | None = None) -> Path:
         """Write records, figures, tables and the page.
@@ -90,7 +92,13 @@ class Comparison:
         write_json(root / "environment.json", dict(environment or {}))
         write_json(
             root / DESCRIPTION,
-            {"names": self.names, "rho": self.rho, "failures": dict(self.failures), "notes": self.notes},
+            {
+                "names": self.names,
+                "rho": self.rho,
+                "failures": dict(self.failures),
+                "notes": self.notes,
+                "own": self.own,
+            },
         )
         return write_comparison(root)
 
@@ -101,4 +109,4 @@ class Comparison:
     def _repr_html_(self) -> str:
         from reports.comparison.tables import as_html
 
-        return as_html(self.records, self.names, self.caveats)
+        return as_html(self.records, self.names, self.caveats, self.own)

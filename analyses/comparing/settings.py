@@ -44,6 +44,8 @@ class ComparisonSettings(Settings):
         curvature: As a study's.
         spectrum: As a study's.
         alignment: As a study's; Gauss-Newton eigenvectors are left out.
+        own: Measures of the user's by place, ``package.module:NAME``, with the settings of each; a row of the table
+            for each number that they record.
         path_points: Evaluated along a path, both ends included.
         curve_steps: Passes with which each curve is trained; 0 for none.
         plane_points: Evaluated along either side of the plane.
@@ -60,6 +62,7 @@ class ComparisonSettings(Settings):
     curvature: CurvatureSettings = CurvatureSettings()
     spectrum: SpectrumSettings = SpectrumSettings()
     alignment: AlignmentSettings = AlignmentSettings(gauss_newton=False)
+    own: dict[str, dict[str, Any]] = Field(default_factory=dict)
     path_points: Annotated[int, Field(ge=3)] = 13
     curve_steps: Annotated[int, Field(ge=0)] = 60
     plane_points: Annotated[int, Field(ge=3)] = 17

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -49,14 +49,30 @@ def measures_of(study: Study) -> dict[str, Measure]:
             names none.
     """
     found = {measure.name: measure for measure in MEASURES}
-    for place, options in study.measures.own.items():
-        measure = replace(_imported(place), settings=_given(options))
-        if measure.name in found:
-            raise StudyError(f"measures.own: {place} is named {measure.name!r}, as another measure; rename it")
-        found[measure.name] = measure
+    found |= own_measures(study.measures.own, found, "measures.own")
     for name in study.measures.seeds:
         if name not in found:
             raise StudyError(f"measures.seeds: expected some of {', '.join(found)}; got {name!r}{near(name, found)}")
+    return found
+
+
+def own_measures(places: Mapping[str, dict[str, Any]], taken: Collection[str], argument: str) -> dict[str, Measure]:
+    """Measures of the user's, by name.
+
+    Args:
+        places: Their settings by place, ``package.module:NAME``.
+        taken: Names that they may not have.
+        argument: Where the places stand, for errors.
+
+    Raises:
+        StudyError: One cannot be imported, is no measure, or has a name that is taken.
+    """
+    found: dict[str, Measure] = {}
+    for place, options in places.items():
+        measure = replace(_imported(place, argument), settings=_given(options))
+        if measure.name in {*taken, *found}:
+            raise StudyError(f"{argument}: {place} is named {measure.name!r}, as another measure; rename it")
+        found[measure.name] = measure
     return found
 
 
@@ -64,14 +80,14 @@ def _given(options: dict[str, Any]) -> Callable[[Plan], Any]:
     return lambda plan: options
 
 
-def _imported(place: str) -> Measure:
+def _imported(place: str, argument: str) -> Measure:
     module, _, name = place.partition(":")
     try:
         measure = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise StudyError(f"measures.own: cannot import {place!r}, expected 'package.module:NAME': {error}") from error
+        raise StudyError(f"{argument}: cannot import {place!r}, expected 'package.module:NAME': {error}") from error
     if not isinstance(measure, Measure):
-        raise StudyError(f"measures.own: {place} is a {type(measure).__name__}, expected a measures.base.Measure")
+        raise StudyError(f"{argument}: {place} is a {type(measure).__name__}, expected a measures.base.Measure")
     return measure
 
 

@@ -36,7 +36,7 @@ def write_comparison(folder: Path) -> Path:
     with styles_of(names):
         figures = draw_plans(_plans(records), folder / "figures")
         tables = {
-            "summary": shown_summary(records, names),
+            "summary": shown_summary(records, names, described.get("own", ())),
             "pairs": shown_pairs(records),
             "searches": search_table(records),
         }

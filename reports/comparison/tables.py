@@ -11,23 +11,30 @@ import pandas as pd
 from reports.tables import NOTHING, markdown_table, significant
 
 _PERCENT = 100.0
+_QUALIFIERS = ("subspace", "component", "ball", "rho", "index", "algorithm")
+"""Columns that tell apart what one of the user's measures records at one minimum."""
 
 
-def summary(records: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
-    """Plain numbers: a row a quantity, a column a minimum, in the given order; NaN for what was not measured."""
-    rows = {label: values for label, values, _ in _quantities(records, names)}
+def summary(records: pd.DataFrame, names: Sequence[str], own: Sequence[str] = ()) -> pd.DataFrame:
+    """Plain numbers: a row a quantity, a column a minimum, in the given order; NaN for what was not measured.
+
+    ``own`` names what the user's measures recorded, whose rows come last.
+    """
+    rows = {label: values for label, values, _ in _quantities(records, names, own)}
     frame = pd.DataFrame.from_dict(rows, orient="index", columns=list(names)).astype(float)
     return frame.rename_axis("quantity")
 
 
-def shown_summary(records: pd.DataFrame, names: Sequence[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+def shown_summary(
+    records: pd.DataFrame, names: Sequence[str], own: Sequence[str] = ()
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The summary as text, with standard errors where there are some, and as plain numbers."""
     lines = []
-    for label, values, errors in _quantities(records, names):
+    for label, values, errors in _quantities(records, names, own):
         cells = [_text(value, error) for value, error in zip(values, errors, strict=True)]
         lines.append({"quantity": label} | dict(zip(names, cells, strict=True)))
     columns = ["quantity", *names]
-    return pd.DataFrame(lines, columns=columns), summary(records, names).reset_index()
+    return pd.DataFrame(lines, columns=columns), summary(records, names, own).reset_index()
 
 
 def pairs(records: pd.DataFrame) -> pd.DataFrame:
@@ -57,24 +64,26 @@ def shown_pairs(records: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     return shown, plain
 
 
-def as_markdown(records: pd.DataFrame, names: Sequence[str], caveats: Sequence[str]) -> str:
+def as_markdown(records: pd.DataFrame, names: Sequence[str], caveats: Sequence[str], own: Sequence[str] = ()) -> str:
     """Both tables and the caveats as Markdown."""
-    parts = [markdown_table(shown_summary(records, names)[0])]
+    parts = [markdown_table(shown_summary(records, names, own)[0])]
     if len(pairs(records)):
         parts.append(markdown_table(shown_pairs(records)[0]))
     parts += ["".join(f"- {sentence}\n" for sentence in caveats)] if caveats else []
     return "\n".join(parts)
 
 
-def as_html(records: pd.DataFrame, names: Sequence[str], caveats: Sequence[str]) -> str:
+def as_html(records: pd.DataFrame, names: Sequence[str], caveats: Sequence[str], own: Sequence[str] = ()) -> str:
     """The same for a notebook, every text escaped."""
-    tables = [shown_summary(records, names)[0]]
+    tables = [shown_summary(records, names, own)[0]]
     tables += [shown_pairs(records)[0]] if len(pairs(records)) else []
     notes = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in caveats)
     return "".join(frame.to_html(index=False, escape=True, border=0) for frame in tables) + f"<ul>{notes}</ul>"
 
 
-def _quantities(records: pd.DataFrame, names: Sequence[str]) -> Iterator[tuple[str, list[float], list[float]]]:
+def _quantities(
+    records: pd.DataFrame, names: Sequence[str], own: Sequence[str]
+) -> Iterator[tuple[str, list[float], list[float]]]:
     """Label, values and standard errors by minimum, of all that was measured."""
     measure, full = records["measure"], records["subspace"] == "full"
     first = records["index"] == 1
@@ -114,11 +123,26 @@ def _quantities(records: pd.DataFrame, names: Sequence[str]) -> Iterator[tuple[s
     }
     for label, mask in spectrum.items():
         yield from _row(records, names, label, mask.fillna(False))
-    own = records["component"].isin(["auxiliary", "primary"])
-    share = (measure == "alignment_weighted") & (records["subspace"] == "column") & own
+    share = (measure == "alignment_weighted") & (records["subspace"] == "column")
     for component in ("primary", "auxiliary"):
         chosen = share & (records["component"] == component)
         yield from _row(records, names, f"dominant curvature in the {component}'s columns (%)", chosen, _PERCENT)
+    for quantity in own:
+        for label, mask in _qualified(records, quantity):
+            yield from _row(records, names, label, mask)
+
+
+def _qualified(records: pd.DataFrame, quantity: str) -> Iterator[tuple[str, pd.Series]]:
+    """A label and a mask for each number of a quantity at a minimum, told apart by what qualifies it."""
+    here = records["measure"] == quantity
+    used = [column for column in _QUALIFIERS if records.loc[here, column].notna().any()]
+    for values in records.loc[here, used].drop_duplicates().itertuples(index=False):
+        mask, parts = here, [quantity]
+        for column, value in zip(used, values, strict=True):
+            mask = mask & (records[column].isna() if pd.isna(value) else records[column] == value)
+            if not pd.isna(value):
+                parts.append(f"{column} {value:g}" if isinstance(value, float) else f"{column} {value}")
+        yield ", ".join(parts), mask
 
 
 def _row(
