@@ -27,6 +27,7 @@ from bilora.checkpoints import (
     write_state,
 )
 from bilora.config import BiLoraConfig
+from bilora.logged_settings import settings_logged
 from bilora.methods import build_method
 from bilora.methods.bilora import BiLora
 from bilora.optimizers import adopted, decaying_groups, hooked
@@ -65,8 +66,8 @@ class BiLoraTrainer(Trainer):
     Gradient norm clipping (``max_grad_norm``) and weight decay (which spares biases and norms, as the parent's does)
     apply to the descending weights only. Evaluation and prediction run without the auxiliary, and training leaves the
     model without it. Logs carry the auxiliary's norm, the share of steps clipped and, read at the logged
-    step, the ascent's first-order gain ⟨G, ε⟩ and cos(ε, G). The other methods' updates stand in their own docstrings
-    under `bilora.methods`.
+    step, the ascent's first-order gain ⟨G, ε⟩ and cos(ε, G); the configuration that loggers record has the method's
+    settings under ``bilora``. The other methods' updates stand in their own docstrings under `bilora.methods`.
 
     Args:
         model: Plain model; adapters are attached here. ``model_init`` may stand for it.
@@ -117,7 +118,8 @@ class BiLoraTrainer(Trainer):
         self.method.engage()
         self._probe, self._step_begins = None, True  # of a step that an earlier training did not finish
         try:
-            return super().train(*args, **kwargs)
+            with settings_logged(self, self._bilora.model_dump(mode="json")):
+                return super().train(*args, **kwargs)
         finally:
             self.method.deploy()
 

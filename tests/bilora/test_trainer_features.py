@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -221,6 +222,26 @@ def test_logs_say_how_the_ascent_goes(tmp_path: Path) -> None:
         assert -1 <= entry["cos_auxiliary_gradient"] <= 1
         assert entry["ascent_gain"] * entry["cos_auxiliary_gradient"] >= 0
     assert all(not layer.requires_grad for name, layer in run.model.named_parameters() if "base_layer" in name)
+
+
+class Logger(TrainerCallback):
+    """Asks for the configuration when training begins, as the loggers that come with the trainer do."""
+
+    def on_train_begin(self, args: TrainingArguments, *_: Any, **__: Any) -> None:
+        self.configuration = json.loads(args.to_json_string())
+
+
+def test_loggers_record_the_methods_settings_and_checkpoints_the_given_arguments(tmp_path: Path) -> None:
+    logger = Logger()
+    run = trainer(tmp_path, rho=0.07, callbacks=[logger], save_strategy="steps", save_steps=4, max_steps=4)
+    callbacks = [*run.callback_handler.callbacks]
+    run.train()
+    assert BiLoraConfig.model_validate(logger.configuration["bilora"]).rho == 0.07
+    assert logger.configuration["learning_rate"] == 0.01
+    assert "bilora" not in run.args.to_dict()
+    assert run.callback_handler.callbacks == callbacks
+    kept = torch.load(tmp_path / "checkpoint-4" / "training_args.bin", weights_only=False)
+    assert kept.to_dict() == run.args.to_dict()
 
 
 def test_logged_cosine_is_that_of_the_dense_gradient(tmp_path: Path) -> None:
