@@ -15,7 +15,6 @@ from pydantic import ValidationError
 
 from analyses.arguments import parser_of
 from analyses.comparing.request import compare_places
-from analyses.comparing.result import DESCRIPTION
 from analyses.records import RecordsError, read_json, read_records, write_atomically, write_json
 from analyses.refusals import guarded
 from analyses.study import (
@@ -31,6 +30,7 @@ from analyses.study import (
 )
 from analyses.study.base import near
 from reports.claims import print_claims
+from reports.comparison import DESCRIPTION
 from reports.comparison.page import write_comparison
 from reports.figures.front import front_lines, write_front
 from reports.page import write_report
@@ -238,6 +238,8 @@ def report(options: Namespace) -> int:
         raise StudyError("--format: only the figures that --figures names have formats to choose from; give both")
     records = options.directory / "records.parquet"
     if records.is_file() and (options.directory / DESCRIPTION).is_file():
+        if options.claims:
+            raise StudyError(f"--claims: {options.directory} is a comparison, of which no claims are judged")
         print(f"Report: {write_comparison(options.directory)}")
         return DONE
     if not records.is_file():

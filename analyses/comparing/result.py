@@ -10,12 +10,10 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from analyses.records import write_atomically, write_json, write_records
+from reports.comparison import DESCRIPTION
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-DESCRIPTION = "comparison.json"
-"""What the records do not say, in a comparison's folder."""
 
 
 @dataclass(frozen=True, repr=False)

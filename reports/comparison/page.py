@@ -9,6 +9,7 @@ import pandas as pd
 
 from analyses.records import read_json, read_records, write_atomically
 from reports.charts import curves_chart
+from reports.comparison import DESCRIPTION
 from reports.comparison.caveats import caveats
 from reports.comparison.figures import UNITS, plot_balls, plot_density, plot_paths, plot_plane
 from reports.comparison.tables import shown_pairs, shown_summary
@@ -30,11 +31,11 @@ def write_comparison(folder: Path) -> Path:
     Returns:
         Path of ``report.html``.
     """
-    records, described = read_records(folder / "records.parquet"), read_json(folder / "comparison.json")
+    records, described = read_records(folder / "records.parquet"), read_json(folder / DESCRIPTION)
     names = described["names"]
     settings = folder / "comparison.yaml"
     with styles_of(names):
-        figures = draw_plans(_plans(records), folder / "figures")
+        figures = draw_plans(comparison_plans(records), folder / "figures")
         tables = {
             "summary": shown_summary(records, names, described.get("own", ())),
             "pairs": shown_pairs(records),
@@ -67,7 +68,8 @@ _SECTIONS = {
 }  # fmt: skip
 
 
-def _plans(records: pd.DataFrame) -> Iterator[Plan]:
+def comparison_plans(records: pd.DataFrame) -> Iterator[Plan]:
+    """The figures of a comparison."""
     measure = records["measure"]
     yield Plan(
         "rises",

@@ -78,19 +78,25 @@ def draw_all(
     bars = f"bars are 95 % Student-t intervals over {'seeds' if sizes == 1 else 'runs'}"
     bars = bars if len(runs) > 1 else "one seed has no interval"
     plans = [*_over_runs(records, rho, count, bars), *_pictures(records, rho), *_along_training(records, count, bars)]
+    return draw_plans(plans, folder, only=only, formats=formats)
+
+
+def draw_plans(
+    plans: Iterable[Plan], folder: Path, *, only: Sequence[str] | None = None, formats: Sequence[str] = FORMATS
+) -> list[FigureFile]:
+    """Draw the planned figures for which there are records: NAME in every format, and the numbers in NAME.csv.
+
+    Raises:
+        ValueError: A name in ``only`` is unknown, or there are no records for it.
+    """
     possible = [plan for plan in plans if len(plan.chosen)]
     for name in only or ():
         if name not in {plan.name for plan in possible}:
             there = ", ".join(plan.name for plan in possible)
             raise ValueError(f"--figures: expected some of {there} (or all), for which there are records; got {name!r}")
-    return draw_plans([plan for plan in possible if only is None or plan.name in only], folder, formats)
-
-
-def draw_plans(plans: Iterable[Plan], folder: Path, formats: Sequence[str] = FORMATS) -> list[FigureFile]:
-    """Draw the planned figures for which there are records: NAME in every format, and the numbers in NAME.csv."""
     drawn = []
-    for plan in plans:
-        if len(plan.chosen):
+    for plan in possible:
+        if only is None or plan.name in only:
             figure = plan.draw()
             drawn.append(FigureFile(plan.name, plan.caption, save_figure(figure, folder, plan.name, formats)))
             plt.close(figure)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from analyses import launch
+from analyses.records import write_json, write_records
 from reports import redraw_command
 from reports.redraw import redraw
 from tests.reports.conftest import made_up_records, write_study
@@ -25,6 +26,17 @@ def test_only_what_is_asked_for_is_written(study: Path) -> None:
     assert [path.name for path in paths] == ["forest.svg", "eigenvalues.svg"]
     found = {path.name for path in (study / "figures").iterdir()}
     assert found == {"forest.svg", "eigenvalues.svg", "forest.csv", "eigenvalues.csv"}
+
+
+def test_figures_of_a_comparison_are_drawn_again(tmp_path: Path) -> None:
+    records = made_up_records(("lora", "bilora"), num_seeds=1).assign(ball="l2")
+    write_json(tmp_path / "comparison.json", {"names": ["lora", "bilora"], "rho": 0.1, "failures": {}, "notes": []})
+    with pytest.raises(ValueError, match=r"holds no records.parquet; run 'landscape compare' first"):
+        redraw(tmp_path, ["all"])
+    write_records(records, tmp_path / "records.parquet")
+    assert [path.name for path in redraw(tmp_path, ["rises"], ["svg", "png"])] == ["rises.svg", "rises.png"]
+    with pytest.raises(ValueError, match=r"--figures: expected some of rises, eigenvalues .*; got 'forest'"):
+        redraw(tmp_path, ["forest"])
 
 
 @pytest.mark.parametrize(
