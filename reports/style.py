@@ -49,9 +49,9 @@ class MethodStyle:
 # Colours of Okabe and Ito (2008), which readers with a colour-vision deficiency can tell apart.
 _STYLES = {
     "full": MethodStyle("Full FT", "#000000", "o", "-"),
-    "sam": MethodStyle("SAM", "#000000", "s", "--"),
+    "sam": MethodStyle("SAM", "#000000", "s", "-."),
     "lora": MethodStyle("LoRA", "#0072B2", "o", "-"),
-    "lora_sam": MethodStyle("LoRA-SAM", "#56B4E9", "s", "--"),
+    "lora_sam": MethodStyle("LoRA-SAM", "#56B4E9", "s", "-."),
     "lora_sam_full": MethodStyle("LoRA-SAM (full space)", "#009E73", "D", "-."),
     "flat_lora": MethodStyle("Flat-LoRA", "#8C6D31", "X", "-."),
     "bilora": MethodStyle("Bi-LoRA", "#D55E00", "*", "-"),
@@ -61,18 +61,18 @@ _STYLES = {
     # The rungs between full-space SAM and Bi-LoRA, in shades of SAM's green, and the auxiliaries set by iteration.
     "lora_sam_rank": MethodStyle("Full-space SAM, rank r", "#117733", "d", "-"),
     "lora_sam_rank_1": MethodStyle("Full-space SAM, rank 1", "#44AA99", "h", "-"),
-    "lora_sam_lag": MethodStyle("Full-space SAM, lagged", "#7FC8A9", "<", "--"),
-    "bilora_stale": MethodStyle("Stale auxiliary", "#AA4499", "v", "--"),
+    "lora_sam_lag": MethodStyle("Full-space SAM, lagged", "#7FC8A9", "<", "-."),
+    "bilora_stale": MethodStyle("Stale auxiliary", "#AA4499", "v", "-."),
     "bilora_fresh_whole": MethodStyle("Fresh aux., whole batch", "#332288", "s", "-"),
     "bilora_fresh_half": MethodStyle("Fresh aux., half", "#4455AA", "^", "-"),
     "bilora_fresh": MethodStyle("Fresh auxiliary", "#882255", "D", "-"),
     "bilora_fresh_eighth": MethodStyle("Fresh aux., an eighth", "#AA6688", "p", "-"),
     "bilora_fresh_one": MethodStyle("Fresh aux., one example", "#CC6677", "o", "-"),
     "full_fresh": MethodStyle("Full FT, fresh aux.", "#555555", "D", "-"),
-    "bilora_full_ball": MethodStyle("Bi-LoRA, full ball", "#E07B39", "X", "--"),
+    "bilora_full_ball": MethodStyle("Bi-LoRA, full ball", "#E07B39", "X", "-."),
     "bilora_inner": MethodStyle("Bi-LoRA, inner ascents", "#B8860B", ">", ":"),
     "bilora_inner_1": MethodStyle("Bi-LoRA, 1 inner ascent", "#E8B04A", ">", ":"),
-    "bilora_inner_4": MethodStyle("Bi-LoRA, 4 inner ascents", "#C99700", ">", "--"),
+    "bilora_inner_4": MethodStyle("Bi-LoRA, 4 inner ascents", "#C99700", ">", "-."),
     "bilora_inner_16": MethodStyle("Bi-LoRA, 16 inner ascents", "#8A6500", ">", "-"),
     # Variants of the preset digits-ablation, in colours of Tol's muted scheme.
     "bilora_layerwise": MethodStyle("Bi-LoRA, clip by layer", "#332288", "h", "-"),
@@ -107,7 +107,7 @@ def styles_of(names: Iterable[str]) -> Iterator[None]:
     styles = {}
     for number, name in enumerate(names):
         turn, place = divmod(number, len(_OWN_COLOURS))
-        line = ("-", "--", "-.", ":")[turn % 4]
+        line = ("-", "-.", ":")[turn % 3]
         styles[name] = MethodStyle(name, _OWN_COLOURS[place], _OWN_MARKERS[(place + turn) % 8], line)
     token = _OWN.set(styles)
     try:

@@ -10,7 +10,7 @@ from reports.figures.alignment import CAPTURED, short_name
 from reports.style import method_order
 
 _REFERENCES = {
-    "captured_energy_null": ("chance", "#888", "dash"),
+    "captured_energy_null": ("chance", "#888", "solid"),
     "captured_energy_optimum": ("optimum", "#888", "dot"),
 }
 
@@ -53,7 +53,7 @@ def alignment_chart(records: pd.DataFrame) -> Chart | None:
         "alignment",
         "Does the auxiliary see the dominant curvature?",
         "Share of the dominant Hessian eigenvectors' blocks in the column space of the auxiliary (of the primary for "
-        "methods without one), means over eigenvectors and runs. Dashed: the exact mean for a random space of the same "
+        "methods without one), means over eigenvectors and runs. Line: the exact mean for a random space of the same "
         "rank; dotted: the most that any space of that rank could hold. A click on a grey name shows its method.",
         f"On average {whole:.0%} of a block, over {len(layers)} layers.",
         [data],

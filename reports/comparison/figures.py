@@ -85,14 +85,14 @@ def plot_density(records: pd.DataFrame) -> Figure:
 
 
 def plot_paths(records: pd.DataFrame) -> Figure:
-    """Loss along the straight line (dashed) and the trained curve (solid) between minima, a panel a pair."""
+    """Loss along the straight line (dotted) and the trained curve (solid) between minima, a panel a pair."""
     chosen = records[records["measure"] == "path_loss"]
     pairs = list(dict.fromkeys(zip(chosen["method"], chosen["other"], strict=True)))[:_MOST_PANELS]
     with plot_context():
         figure, axes = panels(len(pairs), 5, 1.35, sharex=True)
         for ax, (a, b) in zip(axes, pairs, strict=True):
             own = chosen[(chosen["method"] == a) & (chosen["other"] == b)]
-            for kind, line in {"straight line": "--", "curve": "-"}.items():
+            for kind, line in {"straight line": ":", "curve": "-"}.items():
                 along = own[own["subspace"] == kind].sort_values("alpha")
                 if len(along):
                     ax.plot(along["alpha"], along["value"], color="0.2", ls=line, label=kind)

@@ -150,8 +150,8 @@ def _over_runs(records: pd.DataFrame, rho: float, count: str, bars: str) -> Iter
         "searches",
         gaps if with_passes else gaps.iloc[:0],
         "How far the poorer of two independent searches stays behind the best rise known, against the passes that both "
-        "took: effort is doubled until they agree to 5 % (dashed) or the limit is reached. A mark a ball; a small gap "
-        "does not prove that the maximum was found.",
+        "took: effort is doubled until they agree to 5 % (grey line) or the limit is reached. A mark a ball; a small "
+        "gap does not prove that the maximum was found.",
         lambda: plot_searches(gaps, records),
     )
     yield Plan(
@@ -291,10 +291,10 @@ def _along_training(records: pd.DataFrame, count: str, bars: str) -> Iterator[Pl
     yield Plan(
         "dynamics",
         records[measure.isin(["angle_to_final", "cos_auxiliary_gradient"])],
-        "Left: largest principal angle between a factor B's column space and its final one, averaged over layers; "
-        "the grey line is 10°, below which a space counts as settled. Right: cosine between the perturbation of the "
+        "First: largest principal angle between a factor B's column space and its final one, averaged over layers; "
+        "the grey line is 10°, below which a space counts as settled. Second: cosine between the perturbation of the "
         "weights and the gradient at the perturbed weights, on the step's own batch; means alone for more than eight "
-        "methods. "
+        "methods. Dashed: the auxiliary's space. "
         f"{over}",
         lambda: plot_dynamics(records),
     )

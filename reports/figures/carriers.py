@@ -64,7 +64,7 @@ def plot_searches(gaps: pd.DataFrame, records: pd.DataFrame) -> Figure:
             for place, method in enumerate(reversed(methods)):
                 values = points.loc[points["method"] == method, column]
                 ax.scatter(values, np.full(len(values), place), s=9, color=method_style(method).colour, alpha=0.5, lw=0)
-        axes[0].axvline(5, color="0.7", lw=0.8, ls="--", zorder=0)
+        axes[0].axvline(5, color="0.7", lw=0.8, zorder=0)
         axes[0].set_xscale("symlog", linthresh=0.1)
         axes[0].set_xticks([0, 0.1, 1, 5, 20], ["0", "0.1", "1", "5", "20"])
         axes[0].minorticks_off()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -11,50 +11,85 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from reports.figures.sweeps import RANK, over_rank
 from reports.style import TWO_COLUMNS, mean_interval, method_order, method_style, plot_context
 
 SETTLING = {"primary": ("lora", "lora_sam", "bilora"), "auxiliary": ("bilora",)}
+_LINES = {"primary": "-", "auxiliary": "--"}
 MOST_BANDS = 8
 SHARES = {"primary": ("lora", "lora_sam", "bilora"), "auxiliary": ("bilora", "dual_lora", "random_aux")}
 
 
 def plot_dynamics(records: pd.DataFrame) -> Figure:
-    """Left: angle of the column spaces to where they end. Right: cos(perturbation, G) of the methods with one.
+    """Angle of the column spaces to where they end, and cos(perturbation, G) of the methods with one.
 
-    More than eight cosines have no bands, which would hide one another.
+    Side by side, or above each other with a column a rank where a study has several. More than eight cosines in a
+    panel have no bands, which would hide one another.
     """
+    facets = _facets(records)
     with plot_context():
-        figure, (left, right) = plt.subplots(1, 2, figsize=(TWO_COLUMNS, 2.7))
-        angles = records[(records["measure"] == "angle_to_final") & (records["subspace"] == "column")]
-        _by_adapter(left, angles, SETTLING)
-        left.axhline(10, color="0.6", lw=0.7, zorder=0)
-        left.set_ylabel("angle to the final space (°)")
-        cosines = records[records["measure"] == "cos_auxiliary_gradient"]
-        methods = method_order(cosines["method"])
-        for method in methods:
-            own = cosines[cosines["method"] == method]
-            _curve(right, own, method, None, band=len(methods) <= MOST_BANDS)
-        right.axhline(0, color="0.6", lw=0.7, zorder=0)
-        right.set_ylabel("cos(perturbation, gradient)")
-        for ax in (left, right):
-            ax.set_xlabel("optimizer step")
-        handles, labels = left.get_legend_handles_labels()
-        more = dict(zip(*reversed(right.get_legend_handles_labels()), strict=True))
-        _legend(figure, [*handles, *more.values()], [*labels, *more])
+        figure, axes = _grid(2, len(facets))
+        for (title, part), upper, lower in zip(facets, *axes, strict=True):
+            angles = part[(part["measure"] == "angle_to_final") & (part["subspace"] == "column")]
+            _by_adapter(upper, angles, SETTLING, within=(0, 90))
+            upper.axhline(10, color="0.6", lw=0.7, zorder=0)
+            upper.set_title(title)
+            cosines = part[part["measure"] == "cos_auxiliary_gradient"]
+            methods = method_order(cosines["method"])
+            for method in methods:
+                own = cosines[cosines["method"] == method]
+                _curve(lower, own, method, None, band=len(methods) <= MOST_BANDS, within=(-1, 1))
+            lower.axhline(0, color="0.6", lw=0.7, zorder=0)
+        axes[0][0].set_ylabel("angle to the\nfinal space (°)")
+        axes[1][0].set_ylabel("cos(perturbation,\ngradient)")
+        _finish(figure, [ax for row in axes for ax in row], [*axes[1], *(axes[0] if len(facets) == 1 else [])])
     return figure
 
 
 def plot_alignment_training(records: pd.DataFrame) -> Figure:
-    """Share of the minimum's dominant curvature in the adapters' column spaces at every snapshot."""
-    shares = records[records["measure"] == "alignment_along_training"]
+    """Share of the minimum's dominant curvature in the adapters' column spaces at every snapshot; a panel a rank."""
+    shares = records[records["measure"].isin(["alignment_along_training", RANK])]
+    facets = _facets(shares)
     with plot_context():
-        figure, ax = plt.subplots(figsize=(TWO_COLUMNS, 2.9))
-        _by_adapter(ax, shares, SHARES)
-        ax.set_ylim(0, None)
-        ax.set_xlabel("optimizer step")
-        ax.set_ylabel("captured share of curvature")
-        _legend(figure, *ax.get_legend_handles_labels())
+        figure, (axes,) = _grid(1, len(facets))
+        for (title, part), ax in zip(facets, axes, strict=True):
+            _by_adapter(ax, part[part["measure"] == "alignment_along_training"], SHARES, within=(0, 1))
+            ax.set_title(title)
+        axes[0].set_ylim(0, None)
+        axes[0].set_ylabel("captured share of curvature")
+        _finish(figure, axes, axes)
     return figure
+
+
+def _facets(records: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """Title and records of each panel: one a rank where a study has three or more, else a single one."""
+    swept = over_rank(records)
+    ranks = sorted(swept["swept"].dropna().unique())
+    if len(ranks) < 3:
+        return [("", records)]
+    families = swept.assign(method=swept["curve"])
+    return [(f"r = {rank:g}", families[families["swept"] == rank]) for rank in ranks]
+
+
+def _grid(rows: int, facets: int) -> tuple[Figure, list[list[Axes]]]:
+    """Axes by row and facet; rows of a single facet stand side by side."""
+    if facets == 1:
+        figure, axes = plt.subplots(1, rows, figsize=(TWO_COLUMNS, 2.7), squeeze=False)
+        return figure, [[ax] for ax in axes[0]]
+    size = (TWO_COLUMNS, 0.8 + 1.6 * rows)
+    figure, axes = plt.subplots(rows, facets, figsize=size, squeeze=False, sharex=True, sharey="row")
+    return figure, [list(row) for row in axes]
+
+
+def _finish(figure: Figure, axes: Sequence[Axes], with_steps: Sequence[Axes]) -> None:
+    """Name the horizontal axes, and put one legend for all panels below."""
+    for ax in with_steps:
+        ax.set_xlabel("optimizer step" if len(with_steps) < 3 else "step")
+    shown: dict[str, Artist] = {}
+    for ax in axes:
+        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
+            shown.setdefault(label, handle)
+    _legend(figure, [*shown.values()], [*shown])
 
 
 def _legend(figure: Figure, handles: list[Artist], labels: list[str]) -> None:
@@ -63,27 +98,44 @@ def _legend(figure: Figure, handles: list[Artist], labels: list[str]) -> None:
     figure.legend(handles, labels, loc="outside lower center", ncols=3, handlelength=3)
 
 
-def _by_adapter(ax: Axes, records: pd.DataFrame, shown: Mapping[str, tuple[str, ...]]) -> None:
+def _by_adapter(
+    ax: Axes, records: pd.DataFrame, shown: Mapping[str, tuple[str, ...]], *, within: tuple[float, float]
+) -> None:
     """A curve for each of the shown methods' adapters; in a study of variants, for those of all its methods."""
     known = {method for methods in shown.values() for method in methods}
     others = [] if known & set(records["method"]) else method_order(records["method"])
     for adapter, methods in shown.items():
         for method in others or methods:
             own = records[(records["component"] == adapter) & (records["method"] == method)]
-            _curve(ax, own, method, f"{method_style(method).label}, {adapter}", dashed=adapter == "auxiliary")
+            label = f"{method_style(method).label}, {adapter}"
+            _curve(ax, own, method, label, line=_LINES[adapter], within=within)
 
 
 def _curve(
-    ax: Axes, own: pd.DataFrame, method: str, label: str | None, *, dashed: bool = False, band: bool = True
+    ax: Axes,
+    own: pd.DataFrame,
+    method: str,
+    label: str | None,
+    *,
+    within: tuple[float, float],
+    line: str | None = None,
+    band: bool = True,
 ) -> None:
+    """Means over the steps, with a band over seeds as far as values are possible."""
     if own.empty:
         return
     steps = sorted(int(step) for step in own["step"].unique())
     summary = [mean_interval(own.loc[own["step"] == step, "value"]) for step in steps]
     style = method_style(method)
-    line = "--" if dashed else style.line
-    ax.plot(steps, [mean for mean, _ in summary], color=style.colour, ls=line, lw=1.1, label=label or style.label)
+    ax.plot(
+        steps,
+        [mean for mean, _ in summary],
+        color=style.colour,
+        ls=line or style.line,
+        lw=1.1,
+        label=label or style.label,
+    )
     if not band:
         return
-    low, high = ([mean + sign * half for mean, half in summary] for sign in (-1, 1))
+    low, high = ([min(max(mean + sign * half, within[0]), within[1]) for mean, half in summary] for sign in (-1, 1))
     ax.fill_between(steps, low, high, color=style.colour, alpha=0.15, lw=0)

@@ -19,6 +19,9 @@ from reports.style import (
     plot_context,
 )
 
+RANK = "adapter_rank"
+"""Measure of the rank of a run's adapter."""
+
 
 def over_train_size(records: pd.DataFrame) -> pd.DataFrame:
     """Records with the column ``swept``, the number of training examples."""
@@ -27,7 +30,7 @@ def over_train_size(records: pd.DataFrame) -> pd.DataFrame:
 
 def over_rank(records: pd.DataFrame) -> pd.DataFrame:
     """Records of the adapters with ``swept``, the rank; variants ``lora_r1``, ``lora_r2`` … make one curve."""
-    ranks = records[records["measure"] == "adapter_rank"].groupby("method")["value"].first()
+    ranks = records[records["measure"] == RANK].groupby("method")["value"].first()
     chosen = records[records["method"].isin(ranks.index)]
     curve = chosen["method"].str.replace(r"_r\d+$", "", regex=True)
     return chosen.assign(swept=chosen["method"].map(ranks), curve=curve)

@@ -108,6 +108,17 @@ def test_alignment_along_training_is_a_curve_an_adapter(swept: pd.DataFrame) -> 
     np.testing.assert_allclose(np.asarray(curve.get_ydata()), [0, 0.255, 0.51])
 
 
+def test_several_ranks_have_a_panel_each_and_share_a_legend(swept: pd.DataFrame) -> None:
+    figure = plot_alignment_training(swept)
+    assert [ax.get_title() for ax in figure.axes] == [f"r = {rank}" for rank in RANKS]
+    shown = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert shown == ["LoRA, primary", "Bi-LoRA, primary", "Bi-LoRA, auxiliary"]
+    line = next(line for line in figure.axes[-1].lines if str(line.get_label()).endswith("auxiliary"))
+    np.testing.assert_allclose(np.asarray(line.get_ydata()), [0, 0.255, 0.51])
+    bottoms = [float(band.get_paths()[0].vertices[:, 1].min()) for ax in figure.axes for band in ax.collections]
+    assert min(bottoms) >= 0
+
+
 def test_every_figure_is_also_a_table(swept: pd.DataFrame, tmp_path: Path) -> None:
     drawn = draw_all(swept, rho=0.1, folder=tmp_path)
     assert {"recovered_sharpness", "captured_rank", "alignment_training"} <= {one.name for one in drawn}

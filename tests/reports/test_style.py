@@ -8,7 +8,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pytest
 
-from reports.style import mean_interval, method_order, method_style, plot_context, save_figure
+from reports.style import _STYLES, mean_interval, method_order, method_style, plot_context, save_figure, styles_of
 from tests.reports.conftest import SHARPNESS
 
 
@@ -23,6 +23,13 @@ def test_no_two_methods_look_alike_without_colour_and_line() -> None:
     assert len({(style.colour, style.marker) for style in styles}) == len(styles)
     assert len({(style.marker, style.line) for style in styles}) >= len(styles) - 2
     assert method_style("new").label == "new"
+
+
+def test_a_dashed_line_is_an_auxiliarys_alone() -> None:
+    assert "--" not in {style.line for style in _STYLES.values()}
+    names = [f"run {number}" for number in range(30)]
+    with styles_of(names):
+        assert "--" not in {method_style(name).line for name in names}
 
 
 def test_interval_against_the_table_of_student_t() -> None:
