@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from peft import PeftModel
 from peft.tuners.lora import Linear as LoraLinear
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
 PRIMARY = "primary"
@@ -37,6 +39,28 @@ class Factors:
     def squared_norm(self) -> Tensor:
         r""":math:`\|sBA\|_F^2 = s^2\operatorname{tr}((B^\top B)(AA^\top))`: r×r work, no out×in product."""
         return self.scaling**2 * ((self.B.T @ self.B) * (self.A @ self.A.T)).sum()
+
+
+def check_plain(model: nn.Module) -> None:
+    """Refuse a model that holds adapters already.
+
+    Raises:
+        ValueError: It does, whoever put them there.
+    """
+    if isinstance(model, PeftModel):
+        raise ValueError("model: expected a plain model, got one with adapters; use model.merge_and_unload() first")
+    if (name := held_adapter(model)) is not None:
+        raise ValueError(
+            f"model: expected a plain model, got one that holds an adapter at {name}. PEFT puts adapters into the very "
+            "model that it is given, so that one that was trained before holds them: make or load it anew, or use what "
+            "merge_and_unload() of the earlier trainer.model returns"
+        )
+
+
+def held_adapter(model: nn.Module) -> str | None:
+    """Name of the first module that PEFT put into a model; None if there is none."""
+    ours = (BaseTunerLayer, AuxiliaryTrainingWrapper)
+    return next((name for name, module in model.named_modules() if isinstance(module, ours)), None)
 
 
 def activate(model: PeftModel, names: Sequence[str]) -> None:

@@ -15,7 +15,8 @@ from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from bilora.adapters import AUXILIARY, PRIMARY, Factors, adapter_factors
+from bilora.adapters import AUXILIARY, PRIMARY, Factors, adapter_factors, check_plain
+from bilora.buffers import remember_buffers
 from bilora.config import BiLoraConfig, Primary
 from bilora.fused import FusedLinear
 
@@ -71,8 +72,7 @@ def attach_auxiliary_alone(model: nn.Module, config: BiLoraConfig, *, seed: int)
 
 
 def _attached(model: nn.Module, config: BiLoraConfig, adapter: str, *, rank_factor: int) -> PeftModel:
-    if isinstance(model, PeftModel):
-        raise ValueError("model: expected a plain model, got one with adapters; use model.merge_and_unload() first")
+    check_plain(model)
     # s = alpha / r, and alpha / √r for rsLoRA.
     growth = rank_factor**0.5 if config.primary == "rslora" else rank_factor
     lora = LoraConfig(
@@ -89,7 +89,9 @@ def _attached(model: nn.Module, config: BiLoraConfig, adapter: str, *, rank_fact
     _resolve_targets(model, lora)
     _check_targets(model, lora, config)
     _use_own_layers(lora)
-    return get_peft_model(model, lora, adapter_name=adapter)
+    peft_model = get_peft_model(model, lora, adapter_name=adapter)
+    remember_buffers(peft_model)
+    return peft_model
 
 
 def attach_auxiliary(model: PeftModel, config: BiLoraConfig, *, seed: int) -> None:
@@ -169,6 +171,7 @@ def _check_targets(model: nn.Module, lora: LoraConfig, config: BiLoraConfig) -> 
     for pattern in (*lora.rank_pattern, *lora.alpha_pattern):
         if all(get_pattern_key([pattern], name) != pattern for name in matched):
             raise ValueError(f"rank_pattern, alpha_pattern: {pattern!r} matches none of {sorted(matched)}")
+    _check_fast_path(model, matched)
     for name, module in matched.items():
         if not isinstance(module, nn.Linear | Conv1D) or type(module) not in (nn.Linear, Conv1D):
             raise ValueError(
@@ -183,10 +186,37 @@ def _check_targets(model: nn.Module, lora: LoraConfig, config: BiLoraConfig) -> 
                 raise ValueError(
                     f"{setting}: rank {value} exceeds the dimensions of {name} {shape}; use at most {smallest}"
                 )
+        if (other := _sharing(model, name)) and config.primary in MOVES_THE_BASE:
+            raise ValueError(
+                f"primary: {config.primary} takes its first product out of the frozen weight, and that of {name} is "
+                f"{other}'s too; expected a kind that leaves it alone, such as lora, or untied weights"
+            )
         if config.primary == "lora_ga" and not hasattr(module, "_peft_loraga_grad"):
             raise ValueError(
                 f"primary: lora_ga needs the gradient of {name}; run "
                 "peft.tuners.lora.loraga.preprocess_loraga on the model first"
+            )
+
+
+def _sharing(model: nn.Module, layer: str) -> str:
+    """Name of another weight of the model's that is this layer's, too; empty if there is none."""
+    weight = model.get_submodule(layer).weight
+    named = model.named_parameters(remove_duplicate=False)
+    same = [name for name, parameter in named if parameter is weight and name != f"{layer}.weight"]
+    return same[0] if same else ""
+
+
+def _check_fast_path(model: nn.Module, matched: Mapping[str, nn.Module]) -> None:
+    """Refuse layers past whose adapter torch computes in evaluation."""
+    if not torch.backends.mha.get_fastpath_enabled():
+        return
+    blocks = [name for name, module in model.named_modules() if isinstance(module, nn.TransformerEncoderLayer)]
+    for name in matched:
+        if any(name.startswith(f"{block}." if block else "") for block in blocks):
+            raise ValueError(
+                f"target_modules: {name} is part of a torch.nn.TransformerEncoderLayer, whose fast path in evaluation "
+                "multiplies with the frozen weight, so that the adapter would do nothing there; call "
+                "torch.backends.mha.set_fastpath_enabled(False) first, or target layers outside of it"
             )
 
 

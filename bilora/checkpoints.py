@@ -6,6 +6,7 @@ import copy
 import json
 import shutil
 import tempfile
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from transformers import PreTrainedModel
 
 from bilora.adapters import adapted_layers
 from bilora.attaching import MOVES_THE_BASE, initial_factors
+from bilora.buffers import load_buffers, moved_buffers, save_buffers
 from bilora.config import FILE, BiLoraConfig
 from bilora.methods.base import Method
 
@@ -38,10 +40,15 @@ def save_adapter(model: PeftModel, name: str, directory: str | Path) -> None:
     PiSSA and LoRA-GA take their first product s·B₀A₀ out of the frozen weights. Their change against the plain model,
     s(BA − B₀A₀), is saved as plain LoRA of twice the rank, `[B −B₀][A; A₀]`.
 
+    Batch statistics and other buffers that training moved are no part of an adapter: they go into a file beside it,
+    which `bilora.minimum` reads and PEFT does not, with a warning.
+
     Raises:
-        ValueError: The adapter is of such a kind, and the model was not prepared here.
+        ValueError: There is no such adapter, or it is of such a kind and the model was not prepared here.
     """
     directory = Path(directory)
+    if name not in model.peft_config:
+        raise ValueError(f"name: expected one of the model's adapters, {', '.join(model.peft_config)}; got {name!r}")
     directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory) as scratch:
         model.save_pretrained(scratch, selected_adapters=[name])
@@ -52,6 +59,14 @@ def save_adapter(model: PeftModel, name: str, directory: str | Path) -> None:
         for file in there.iterdir():
             if file.is_file():
                 shutil.move(file, directory / file.name)
+    if save_buffers(model, directory):
+        first = next(iter(moved_buffers(model)))
+        warnings.warn(
+            f"training moved buffers of the frozen model, {first} say, which an adapter does not hold: "
+            f"PeftModel.from_pretrained(base, {str(directory)!r}) leaves the base's; use "
+            "bilora.minimum(folder, base=base), or list their modules under modules_to_save before training",
+            stacklevel=2,
+        )
 
 
 def _make_plain(model: PeftModel, name: str, directory: Path) -> None:
@@ -111,24 +126,50 @@ def load_adapters(model: PeftModel, checkpoint: Path) -> None:
     Raises:
         ValueError: The frozen weights are not those that the checkpoint's adapters were trained on.
     """
+    missing = [name for name in model.peft_config if not (checkpoint / name / _ADAPTER).is_file()]
+    if missing:
+        raise ValueError(
+            f"resume_from_checkpoint: {checkpoint} holds no adapter {missing[0]!r} of a training under way; expected a "
+            "folder checkpoint-N, not what save_model wrote"
+        )
     _check_initial(model, checkpoint)
     for name in model.peft_config:
         set_peft_model_state_dict(model, load_peft_weights(str(checkpoint / name), device="cpu"), adapter_name=name)
     if (checkpoint / OWN).is_file():
         _load_own_weights(model, checkpoint)
+    else:
+        load_buffers(model, checkpoint)
 
 
 def load_weights(model: nn.Module, checkpoint: Path) -> None:
     """Load all weights from a checkpoint.
 
-    Through ``from_pretrained`` where there is one: transformers 5 saves some models under older names of their weights,
+    Through ``from_pretrained`` where names differ: transformers 5 saves some models under older names of their weights,
     which the trainer's own loading would report as missing and leave as they are.
+
+    Raises:
+        ValueError: The checkpoint lacks a weight of the model's.
     """
-    if isinstance(model, PreTrainedModel):
-        loaded = type(model).from_pretrained(checkpoint, local_files_only=True, dtype=model.dtype)
-        model.load_state_dict(loaded.state_dict())
-    else:
+    if not isinstance(model, PreTrainedModel):
         load_model(model, str(checkpoint / _WEIGHTS))
+        return
+    stored: dict[str, Tensor] = {}
+    for file in sorted(checkpoint.glob("model*.safetensors")):
+        stored |= load_file(file)
+    # A tied weight is stored once, under one of its names.
+    aliases: dict[int, list[str]] = {}
+    mine = model.state_dict(keep_vars=True)
+    for name, tensor in mine.items():
+        aliases.setdefault(id(tensor), []).append(name)
+    found = {name: stored[other] for names in aliases.values() for name in names for other in names if other in stored}
+    if found.keys() != mine.keys():
+        widest = torch.float64 if any(tensor.dtype == torch.float64 for tensor in mine.values()) else torch.float32
+        renamed = type(model).from_pretrained(checkpoint, local_files_only=True, dtype=widest).state_dict()
+        found = {name: renamed[name] for name in mine if name in renamed} | found
+    missing = sorted(mine.keys() - found.keys())
+    if missing:
+        raise ValueError(f"resume_from_checkpoint: {checkpoint} holds no weights for {', '.join(missing[:3])}")
+    model.load_state_dict(found)
 
 
 def check_config(config: BiLoraConfig, checkpoint: Path) -> None:
@@ -141,8 +182,8 @@ def check_config(config: BiLoraConfig, checkpoint: Path) -> None:
     if not file.is_file():
         raise ValueError(f"resume_from_checkpoint: {checkpoint} has no {FILE}; expected one of BiLoraTrainer's")
     stored = BiLoraConfig.model_validate_json(file.read_text())
-    if stored != config:
-        mine, theirs = config.model_dump(), stored.model_dump()
+    mine, theirs = (_without_order(one.model_dump()) for one in (config, stored))
+    if mine != theirs:
         changed = ", ".join(
             f"{key} {theirs[key]!r} there, {mine[key]!r} here" for key in mine if mine[key] != theirs[key]
         )
@@ -152,12 +193,19 @@ def check_config(config: BiLoraConfig, checkpoint: Path) -> None:
         )
 
 
+def _without_order(settings: dict[str, Any]) -> dict[str, Any]:
+    """Names of layers mean the same in any order."""
+    return {key: sorted(value) if isinstance(value, list) else value for key, value in settings.items()}
+
+
 def write_state(method: Method, checkpoint: Path) -> None:
     """Note what resuming needs beside the weights and the step."""
     (checkpoint / _STATE).write_text(json.dumps(method.state()) + "\n")
     tensors = method.state_tensors()
     if tensors:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, checkpoint / _STATE_TENSORS)
+    if isinstance(method.model, PeftModel):
+        save_buffers(method.model, checkpoint)
     initial = initial_factors(method.model)
     if initial:
         save_file(_named(initial), checkpoint / INITIAL)

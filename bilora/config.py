@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from peft import LoraConfig
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationInfo, field_validator, model_validator
 
 Clip = Literal["global", "layerwise", "none"]
 Primary = Literal["lora", "rslora", "dora", "pissa", "lora_ga", "full"]
@@ -94,6 +94,39 @@ class BiLoraConfig(BaseModel):
             )
         return named
 
+    @model_validator(mode="before")
+    @classmethod
+    def _numbers_are_no_truth_values(cls, given: Any) -> Any:
+        """Python counts True as 1."""
+        flags = ("adaptive", "match_gradients")
+        wrong = (
+            [key for key, value in given.items() if isinstance(value, bool) and key not in flags]
+            if isinstance(given, dict)
+            else []
+        )
+        if wrong:
+            raise ValueError(f"{wrong[0]}: expected no truth value, got {given[wrong[0]]}")
+        return given
+
+    @field_validator("target_modules", "modules_to_save", mode="before")
+    @classmethod
+    def _in_an_order(cls, value: Any) -> Any:
+        """PEFT takes sets of names, whose order Python draws anew in every process."""
+        return sorted(value) if isinstance(value, set | frozenset) else value
+
+    @field_validator("rank_pattern", "alpha_pattern")
+    @classmethod
+    def _of_expressions(cls, value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        for pattern in value:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(
+                    f"{info.field_name}: {pattern!r} is no regular expression ({error}); expected the end of a layer's "
+                    "name, or an expression for it"
+                ) from None
+        return value
+
     @field_validator("target_modules")
     @classmethod
     def _is_an_expression(cls, value: list[str] | str | None) -> list[str] | str | None:
@@ -109,11 +142,10 @@ class BiLoraConfig(BaseModel):
 
     @model_validator(mode="after")
     def _shared_factor_fits(self) -> BiLoraConfig:
-        if self.share != "none" and self.auxiliary_r not in (None, self.r):
-            raise ValueError(
-                f"share: a shared factor needs one rank, got r={self.r} and auxiliary_r={self.auxiliary_r}; "
-                "leave auxiliary_r out"
-            )
+        other = self.auxiliary_r is not None and {self.r, *self.rank_pattern.values()} != {self.auxiliary_r}
+        if self.share != "none" and other:
+            ranks = f"r={self.r} and auxiliary_r={self.auxiliary_r}" + ", rank_pattern" * bool(self.rank_pattern)
+            raise ValueError(f"share: a shared factor needs one rank, got {ranks}; leave auxiliary_r out")
         return self
 
     @model_validator(mode="after")
@@ -198,7 +230,9 @@ class BiLoraConfig(BaseModel):
         path = Path(directory) / FILE
         if not path.is_file():
             raise FileNotFoundError(f"directory: {directory} holds no {FILE}")
-        return cls.model_validate_json(path.read_text())
+        stored = cls.model_validate_json(path.read_text())
+        # The file holds all settings, also those that the method would refuse if somebody asked for them.
+        return cls.model_validate({"method": stored.method, **stored.model_dump(exclude_defaults=True)})
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Write all settings as ``bilora.json`` into a folder."""

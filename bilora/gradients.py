@@ -29,6 +29,7 @@ def merged_gradients(model: nn.Module, visit: Visit) -> Iterator[None]:
     is called several times in a pass contributes once for each. One contribution is held at a time.
     """
     calls: Counter[str] = Counter()
+    shown: Counter[str] = Counter()
     recomputes = False
 
     def watch(name: str, inputs: Tensor, output: Tensor) -> None:
@@ -46,12 +47,20 @@ def merged_gradients(model: nn.Module, visit: Visit) -> Iterator[None]:
         with torch.autocast(gradient.device.type, enabled=False):
             product = there.T @ here
         visit(name, product, calls[name] == 1 and not recomputes)
+        shown[name] += 1
 
     handles = [
         layer.register_forward_hook(lambda _, args, out, name=name: watch(name, args[0], out))
         for name, layer in adapted_layers(model).items()
     ]
-    model_handle = model.register_forward_pre_hook(lambda *_: calls.clear())
+
+    def begin(*_: object) -> None:
+        # A loss may call the model several times before its one backward pass.
+        if shown == calls:
+            calls.clear()
+            shown.clear()
+
+    model_handle = model.register_forward_pre_hook(begin)
     try:
         yield
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +18,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer
 
-from bilora.adapters import AUXILIARY, PRIMARY, adapted_layers, adapter_factors, frozen_weight
+from bilora.adapters import AUXILIARY, PRIMARY, adapted_layers, adapter_factors, frozen_weight, held_adapter
 from bilora.attaching import initial_factors
+from bilora.buffers import load_buffers
 from bilora.checkpoints import INITIAL, OWN
 from landscape import EmpiricalRisk, Layout, LowRankSubspace, orthonormal_basis
 from landscape.subspaces import Kind
@@ -107,6 +109,11 @@ def minimum(source: Trainer | nn.Module | str | Path, *, base: nn.Module | None 
         return _merged(copy.deepcopy(model))
     if not isinstance(model, nn.Module):
         raise ValueError(f"source: expected a trainer, a model or a folder, got {type(source).__name__}")
+    if (held := held_adapter(model)) is not None:
+        raise ValueError(
+            f"source: the model holds an adapter at {held}; pass the peft.PeftModel around it, or what its "
+            "merge_and_unload() returns"
+        )
     return _whole(copy.deepcopy(model), base)
 
 
@@ -124,12 +131,25 @@ def _merged(model: PeftModel) -> Minimum:
     if not merged:  # its own weights were trained, and the auxiliary is left out
         plain = model.unload().requires_grad_(True)
         return Minimum(plain, tuple(f"{layer}.weight" for layer in layers), {}, factors)
+    _untie(model)
     before = _pretrained(model)
     model.base_model.set_adapter(merged)
     plain = model.merge_and_unload(adapter_names=merged).requires_grad_(True)
     after = dict(plain.named_parameters())
     names = tuple(name for name in after if name in before)
     return Minimum(plain, names, {name: after[name].detach() - before[name] for name in names}, factors)
+
+
+def _untie(model: PeftModel) -> None:
+    """Give adapted layers weights of their own: what is merged into a shared one would change its other users, too."""
+    named = model.named_parameters(remove_duplicate=False)
+    uses = Counter(id(parameter) for _, parameter in named)
+    for layer in adapted_layers(model).values():
+        inner = layer.get_base_layer()
+        if uses[id(inner.weight)] > 1:
+            inner.weight = nn.Parameter(inner.weight.detach().clone())
+            if getattr(getattr(model, "config", None), "tie_word_embeddings", False):
+                model.config.tie_word_embeddings = False  # or saving and loading would tie them again
 
 
 @torch.no_grad()
@@ -164,6 +184,7 @@ def _from_folder(folder: Path, base: nn.Module | None) -> Minimum:
             )
         _refuse_moved_base(folder)
         found = _merged(PeftModel.from_pretrained(copy.deepcopy(base), str(inside), adapter_name=PRIMARY))
+        load_buffers(found.model, folder)
         auxiliary = folder / AUXILIARY
         if (auxiliary / "adapter_config.json").is_file():
             found.factors[AUXILIARY] = _stored_factors(auxiliary)

@@ -53,8 +53,31 @@ def adopted(method: Method, optimizer: Optimizer) -> Optimizer:
 
 
 def hooked(method: Method, optimizer: Optimizer) -> Optimizer:
-    """The optimizer, calling the method before and after each step; the method gets to know it too."""
+    """The optimizer, calling the method before and after each step; the method gets to know it too.
+
+    A closure gives the step's gradient inside the step, so that the method is called after each of its evaluations.
+    """
     method.optimizer = optimizer
-    optimizer.register_step_pre_hook(lambda *_: method.before_step())
+    zero_grad = optimizer.zero_grad
+
+    def before(_: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")  # the first argument is the optimizer
+        if closure is None:
+            method.before_step()
+            return None
+
+        def evaluated() -> Any:
+            loss = closure()
+            method.before_step()
+            return loss
+
+        return (args[:1], kwargs | {"closure": evaluated})
+
+    def forget(set_to_none: bool = True) -> None:
+        zero_grad(set_to_none)
+        method.forget_gradients()
+
+    optimizer.register_step_pre_hook(before)
     optimizer.register_step_post_hook(lambda *_: method.after_step())
+    optimizer.zero_grad = forget  # type: ignore[method-assign]
     return optimizer

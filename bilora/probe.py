@@ -30,6 +30,7 @@ class AscentProbe:
         self._streams = num_passes == 1 and Ranks().count == 1
         self._inner: dict[str, Tensor] = {}
         self._squared: dict[str, Tensor] = {}
+        self._in_parts = False
         self._watching = ExitStack()
 
     def __enter__(self) -> AscentProbe:
@@ -50,16 +51,23 @@ class AscentProbe:
     @torch.no_grad()
     def _measure(self, name: str, gradient: Tensor) -> None:
         pair = self._method.auxiliary[name]
-        self._inner[name] = pair.scaling * (pair.B * (gradient @ pair.A.T.to(gradient))).double().sum()
+        inner = pair.scaling * (pair.B * (gradient @ pair.A.T.to(gradient))).double().sum()
+        self._in_parts |= name in self._inner
+        self._inner[name] = inner + self._inner.get(name, 0.0)
         self._squared[name] = gradient.double().square().sum()
 
     def metrics(self) -> dict[str, float]:
-        """First-order gain ⟨G, ε⟩ (nats) and cos(ε, G); 0 for a zero auxiliary."""
+        """First-order gain ⟨G, ε⟩ (nats) and cos(ε, G); 0 for a zero auxiliary.
+
+        A step of several backward passes of its own has no cosine: of G as a whole, only the gain was kept.
+        """
         for name, gradient in self._whole.of_layers().items():
             self._measure(name, gradient)
         if not self._inner:
             raise RuntimeError("the probe saw no backward pass through an adapted layer")
         gain = float(torch.stack(list(self._inner.values())).sum())
+        if self._in_parts:
+            return {"ascent_gain": gain}
         norms = float(torch.stack(list(self._squared.values())).sum().sqrt()) * float(
             adapter_norm(self._method.auxiliary.values())
         )

@@ -65,8 +65,13 @@ def build_method(model: nn.Module, config: BiLoraConfig, *, seed: int) -> Method
     """Prepare ``model`` for the method that ``config`` names.
 
     Raises:
-        ValueError: The method is unknown, would ignore a setting, or does not fit the model.
+        ValueError: The settings are none, the method is unknown, would ignore a setting, or does not fit the model.
     """
+    if not isinstance(config, BiLoraConfig):
+        raise ValueError(
+            f"bilora: expected a BiLoraConfig, got {type(config).__name__}; use BiLoraConfig(method=…, …), or "
+            "BiLoraConfig.from_lora for a LoraConfig"
+        )
     return method_class(config.method)(model, config, seed=seed)
 
 

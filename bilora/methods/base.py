@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, ClassVar, Literal, Protocol, get_args
 
-from peft import PeftModel
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from bilora.adapters import check_plain
 from bilora.config import BiLoraConfig, Primary
 
 
@@ -139,6 +139,14 @@ class Method:
         self.step += 1
         self.begin_step()
 
+    def forget_gradients(self) -> None:
+        """Called when the optimizer drops the gradients of its weights, for those of weights that it does not hold."""
+
+    def restart(self) -> None:
+        """Called when a training begins that does not go on from a checkpoint, to forget the one before."""
+        self.step = 0
+        self.begin_step()
+
     def deployed(self) -> AbstractContextManager[None]:
         """While entered, the model computes what the method's result will."""
         return nullcontext()
@@ -178,10 +186,7 @@ def trained_as_they_are(model: nn.Module, name: str) -> nn.Module:
     Raises:
         ValueError: It has adapters, or nothing is left to train.
     """
-    if isinstance(model, PeftModel):
-        raise ValueError(
-            f"model: {name} trains the model's own weights, got one with adapters; use model.merge_and_unload() first"
-        )
+    check_plain(model)
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError(f"model: {name} has nothing to train, all weights are frozen; use model.requires_grad_(True)")
     return model

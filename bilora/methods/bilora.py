@@ -149,6 +149,10 @@ class BiLora(Method):
                 learned = self.learns_auxiliary and holds_one and name != self.config.share
                 getattr(pair, name).requires_grad_(learned)
 
+    def restart(self) -> None:
+        super().restart()
+        self._num_clipped = 0.0
+
     def state(self) -> dict[str, float]:
         return {"num_clipped": float(self._num_clipped)}
 

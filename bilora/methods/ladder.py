@@ -76,6 +76,10 @@ class LoraSamLag(LoraSamFull):
         self._last = self._step.of_layers()
         super().after_step()
 
+    def restart(self) -> None:
+        super().restart()
+        self._last = {}
+
     def state_tensors(self) -> dict[str, Tensor]:
         return {f"last_gradient/{name}": gradient for name, gradient in self._last.items()}
 

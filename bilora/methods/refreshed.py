@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar, Literal
 
@@ -36,6 +36,10 @@ class RefreshedAuxiliary(BiLora):
     def before_step(self) -> None:
         """Nothing: the auxiliary is set after the step."""
 
+    def forget_gradients(self) -> None:
+        for pair in self.auxiliary.values():
+            pair.A.grad = pair.B.grad = None
+
     def metrics(self) -> dict[str, float]:
         return {"auxiliary_norm": float(adapter_norm(self.auxiliary.values()))}
 
@@ -50,17 +54,27 @@ class BiLoraStale(RefreshedAuxiliary):
 
     over all layers, with the other factor's space orthonormal; `bilora.refreshing.refresh` has the details. The
     auxiliary so follows the top r singular directions of G while training moves it. The perturbation is one step old,
-    as in Momentum-SAM (arXiv 2401.12033), and of rank r; the first step has none. Under accumulation and on several
-    ranks G is the step's mean gradient.
+    as in Momentum-SAM (arXiv 2401.12033), and of rank r; the first step of a fresh model has none. Under accumulation
+    and on several ranks G is the step's mean gradient. A step that fp16's scaler skips changes neither factor.
     """
 
     name = "bilora_stale"
     summary = "auxiliary set to the last step's gradient by subspace iteration"
 
+    _learned: Literal["A", "B"] = "B"
+    """The factor that is learned next; the other one's space is orthonormal."""
+
     def after_step(self) -> None:
-        learned: Literal["A", "B"] = "B" if self.step % 2 == 0 else "A"
         Method.after_step(self)
-        refresh(self.auxiliary.values(), learned, self.rho)
+        refresh(self.auxiliary.values(), self._learned, self.rho)
+        self._learned = "A" if self._learned == "B" else "B"
+
+    def state(self) -> dict[str, float]:
+        return super().state() | {"learns_a": float(self._learned == "A")}
+
+    def load_state(self, state: Mapping[str, float]) -> None:
+        super().load_state(state)
+        self._learned = "A" if state.get("learns_a") else "B"
 
 
 class BiLoraFresh(RefreshedAuxiliary):
@@ -103,11 +117,22 @@ class BiLoraFresh(RefreshedAuxiliary):
             before = [column.clone() for column in columns]
             torch._foreach_zero_(columns)
         with self._only(columns):
-            of = self.ascent_gradients(self._partial(backward))
+            of = self._gradients_of_a_part(backward)
         for column in columns:
             # A wrapper that has averaged already does no harm: the perturbation has no scale.
             column.grad = Ranks().all_sum(of[id(column)])
         refresh(pairs, "B", self.rho, spare=before)
+
+    def _gradients_of_a_part(self, backward: Backward) -> dict[int, Tensor]:
+        try:
+            return self.ascent_gradients(self._partial(backward))
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise ValueError(
+                f"ascent_fraction: batch normalisation needs more examples than the part that {self.name} ascends on, "
+                f"{self.config.ascent_fraction:g} of a batch; use a larger one, or larger batches"
+            ) from error
 
     def _partial(self, backward: Backward) -> Callable[[], Tensor]:
         fraction = self.config.ascent_fraction
