@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils.data import Dataset, IterableDataset
 
+from landscape.evaluation import random_numbers_kept
 from landscape.losses import Batch
 from landscape.showing import kind_of
 
@@ -23,7 +25,8 @@ def call_arguments(batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 def takes_labels(model: nn.Module) -> bool:
     """Whether the model can be given labels, from which it computes a loss of its own."""
-    return "labels" in inspect.signature(model.forward).parameters
+    parameters = inspect.signature(model.forward).parameters
+    return "labels" in parameters or any(one.kind is one.VAR_KEYWORD for one in parameters.values())
 
 
 def batch_size(batch: Batch) -> int:
@@ -35,7 +38,12 @@ def batch_size(batch: Batch) -> int:
     >>> batch_size((torch.zeros(5, 8, 3), torch.zeros(8)))  # time first, as recurrent layers have it
     8
     """
-    tensors = [part for part in _tensors(batch) if part.ndim]
+    packed = [
+        part for part in (batch.values() if isinstance(batch, Mapping) else batch) if isinstance(part, PackedSequence)
+    ]
+    if packed:
+        return int(packed[0].batch_sizes[0])
+    tensors = [part for part in tensors_of(batch) if part.ndim]
     first = next((part for part in tensors if part.shape[0] != 1), tensors[0] if tensors else None)
     if first is None:
         raise ValueError(f"batches: expected tensors with one row per example, got {type(batch).__name__} without any")
@@ -45,15 +53,15 @@ def batch_size(batch: Batch) -> int:
     return first.shape[0]
 
 
-def _tensors(part: Any) -> Iterator[Tensor]:
+def tensors_of(part: Any) -> Iterator[Tensor]:
     if isinstance(part, Tensor):
         yield part
     elif isinstance(part, Mapping):
         for value in part.values():
-            yield from _tensors(value)
+            yield from tensors_of(value)
     elif isinstance(part, (tuple, list)):
         for value in part:
-            yield from _tensors(value)
+            yield from tensors_of(value)
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
@@ -69,7 +77,8 @@ def map_tensors(part: Any, function: Callable[[Tensor], Any]) -> Any:
     if isinstance(part, Mapping):
         return {key: map_tensors(value, function) for key, value in part.items()}
     if isinstance(part, (tuple, list)):
-        return tuple(map_tensors(value, function) for value in part)
+        mapped = tuple(map_tensors(value, function) for value in part)
+        return type(part)(*mapped) if hasattr(part, "_fields") else mapped
     return part
 
 
@@ -77,13 +86,22 @@ def read_batches(batches: Any) -> list[Batch]:
     """All batches of an iterable of finite length, read once; no global random number is drawn for good.
 
     Raises:
-        ValueError: It holds no batches, or leaves out examples.
+        ValueError: It holds no batches, leaves out examples, or overwrites what it gave.
     """
     refuse_no_batches(batches)
     refuse_dropped_examples(batches)
-    state = torch.get_rng_state()  # a data loader draws from the global generator
-    read = list(batches)
-    torch.set_rng_state(state)
+    read: list[Batch] = []
+    versions: list[list[int]] = []
+    with random_numbers_kept():  # a data loader draws from the global generators
+        for batch in batches:
+            read.append(batch)
+            versions.append([tensor._version for tensor in tensors_of(batch)])
+    for index, (batch, before) in enumerate(zip(read, versions, strict=True)):
+        if [tensor._version for tensor in tensors_of(batch)] != before:
+            raise ValueError(
+                f"batches: batch {index} was overwritten while later ones were read, as where an iterable fills one "
+                "buffer again and again; yield copies (tensor.clone())"
+            )
     return read
 
 

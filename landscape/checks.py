@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from landscape.batches import map_tensors, takes_labels, to_device
+from landscape.batches import map_tensors, takes_labels, tensors_of, to_device
 from landscape.evaluation import measuring
 from landscape.losses import Batch, check_targets
 
@@ -110,6 +110,20 @@ def check_labels(risk: EmpiricalRisk) -> None:
 
 
 @torch.no_grad()
+def check_batches(risk: EmpiricalRisk) -> None:
+    """Batches after the first whose inputs hold NaN must have a loss all the same.
+
+    Raises:
+        ValueError: One has none.
+    """
+    parameters = risk.layout.split(risk.theta)
+    for index, batch in enumerate(risk.batches):
+        broken = [t for t in tensors_of(batch) if t.is_floating_point() and bool(t.isnan().any())]
+        if broken and bool(risk.batch_losses(batch, parameters, order=0).isnan().any()):
+            raise ValueError(f"batches: the loss of batch {index} is NaN, and so are some of its inputs or labels")
+
+
+@torch.no_grad()
 def check_loss(risk: EmpiricalRisk, *, is_default: bool) -> None:
     """The loss must be a function of theta, and the default loss the model's own, where it has one."""
     batch = to_device(risk.batches[0], risk.device)
@@ -118,7 +132,10 @@ def check_loss(risk: EmpiricalRisk, *, is_default: bool) -> None:
     if not (is_default and isinstance(batch, Mapping) and takes_labels(risk.model)):
         return
     with measuring(risk.model, 0):
-        outputs = functional_call(risk.model, risk.state() | parameters, (), dict(map_tensors(batch, torch.clone)))
+        try:
+            outputs = functional_call(risk.model, risk.state() | parameters, (), dict(map_tensors(batch, torch.clone)))
+        except (TypeError, RuntimeError, ValueError):  # keywords that it passes on to somebody who takes no labels
+            return
     reported = getattr(outputs, "loss", None)
     if reported is None:
         return

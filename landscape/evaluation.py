@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 
 @contextmanager
@@ -17,26 +20,34 @@ def measuring(model: nn.Module, order: int) -> Iterator[None]:
     """Eval mode and an attention kernel with the derivatives needed; what modules keep on themselves is put back."""
     # Only the math kernel has second derivatives; on GPUs it is also the one that is deterministic.
     fast = order <= 1 and next(model.parameters()).device.type == "cpu"
-    kept = [(module, dict(vars(module)), _containers(module)) for module in model.modules()]
+    modules = list(model.modules())
+    kept = [(module, dict(vars(module)), _containers(module)) for module in modules]
+    fast_path = torch.backends.mha.get_fastpath_enabled()
     try:
-        for module in model.modules():
+        # In evaluation without gradients it gives padded places other values than with them.
+        torch.backends.mha.set_fastpath_enabled(False)
+        for module in modules:
             module.training = False
             _differentiate_fully(module)
         kernels = [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH] if fast else [SDPBackend.MATH]
-        with sdpa_kernel(kernels), exact_products():
+        with sdpa_kernel(kernels), exact_products(), _whole_gradients(modules):
             yield
     finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
         for module, attributes, containers in kept:
             for name in vars(module).keys() - attributes.keys():
                 del vars(module)[name]
             vars(module).update(attributes)
             for name, content in containers.items():
-                vars(module)[name][:] = content
+                _refill(vars(module)[name], content)
 
 
 @contextmanager
 def exact_products() -> Iterator[None]:
-    """Products of matrices and convolutions in the precision of their numbers: GPUs keep 10 bits of float32 in TF32."""
+    """Products of matrices and convolutions in the precision of their numbers.
+
+    GPUs keep 10 bits of float32 in TF32, and `torch.autocast` around a measurement would keep 8 to 11.
+    """
     # Not `allow_tf32`, which torch refuses to read once a user has set the precision by its newer name.
     cudnn: Any = torch.backends.cudnn  # torch's stubs do not know its parts
     kinds: tuple[Any, ...] = (torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn)
@@ -44,7 +55,11 @@ def exact_products() -> Iterator[None]:
     try:
         for kind in kinds:
             kind.fp32_precision = "ieee"
-        yield
+        with ExitStack() as stack:
+            for device in ("cpu", "cuda"):
+                if torch.is_autocast_enabled(device):
+                    stack.enter_context(torch.autocast(device, enabled=False))
+            yield
     finally:
         for kind, precision in zip(kinds, kept, strict=True):
             kind.fp32_precision = precision
@@ -66,9 +81,95 @@ def _differentiate_fully(module: nn.Module) -> None:
         module.sparse = module.scale_grad_by_freq = False
 
 
-def _containers(module: nn.Module) -> dict[str, list[Any]]:
-    """Copies of the lists that a module keeps, to which a forward pass may append."""
-    return {name: list(value) for name, value in vars(module).items() if type(value) is list}
+def _whole_gradients(modules: Sequence[nn.Module]) -> AbstractContextManager[Any]:
+    """The same for classes derived from `nn.Embedding`, whose forward passes are their own."""
+    derived = (m for m in modules if isinstance(m, nn.Embedding) and type(m) is not nn.Embedding)
+    some = any(m.padding_idx is not None or m.scale_grad_by_freq or m.sparse for m in derived)
+    return _PlainEmbedding() if some else nullcontext()
+
+
+class _PlainEmbedding(TorchFunctionMode):
+    """`torch.nn.functional.embedding` without what changes its gradient alone."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        if func is not F.embedding:
+            return func(*args, **(kwargs or {}))
+        given = dict(zip(("input", "weight", "padding_idx", "max_norm", "norm_type"), args, strict=False))
+        given |= {
+            key: value for key, value in (kwargs or {}).items() if key in ("input", "weight", "max_norm", "norm_type")
+        }
+        given.pop("padding_idx", None)
+        return func(**given)
+
+
+_OF_TORCH = vars(nn.Module()).keys() - {"_buffers", "_non_persistent_buffers_set"}
+"""What every module has; forward passes may register buffers."""
+_LARGE = 2**20
+"""Entries of a tensor that is no buffer but kept on a module, above which it is not copied for a forward pass."""
+
+
+def _containers(module: nn.Module) -> dict[str, Any]:
+    """Copies of what a module keeps on itself and a forward pass may change: lists, dictionaries, sets, tensors."""
+    found: dict[str, Any] = {}
+    attributes = vars(module)
+    for name in attributes.keys() - _OF_TORCH:
+        value = attributes[name]
+        if type(value) in (list, dict, set):
+            found[name] = value.copy()
+        elif type(value) is Tensor and value.numel() <= _LARGE and not value.requires_grad:
+            found[name] = value.clone()
+    return found
+
+
+@torch.no_grad()
+def _refill(container: Any, content: Any) -> None:
+    if isinstance(container, Tensor):
+        if not torch.equal(container, content):
+            container.copy_(content)
+    elif isinstance(container, list):
+        container[:] = content
+    elif isinstance(container, set):
+        container.intersection_update(content)
+        container.update(content)
+    elif [*container] != [*content] or any(container[key] is not value for key, value in content.items()):
+        container.clear()
+        container.update(content)
+
+
+@contextmanager
+def random_numbers_kept() -> Iterator[None]:
+    """Put back the global random numbers of torch on the CPU, numpy and Python, also on exceptions."""
+    of_torch, of_numpy, of_python = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    try:
+        yield
+    finally:
+        torch.set_rng_state(of_torch)
+        np.random.set_state(of_numpy)
+        random.setstate(of_python)
+
+
+def expect_gradients() -> None:
+    """Refuse to measure where torch keeps no graphs.
+
+    Raises:
+        ValueError: Inside `torch.inference_mode`.
+    """
+    if torch.is_inference_mode_enabled():
+        raise ValueError("risk: derivatives cannot be taken inside torch.inference_mode(); measure outside of it")
+
+
+_OF_LIBRARIES = ("torch", "transformers", "peft", "bilora")
+
+
+def written_parameters(model: nn.Module) -> set[str]:
+    """Names of frozen weights that a module of the user's own class holds, to which its forward pass may write."""
+    return {
+        f"{name}.{own}" if name else own
+        for name, module in model.named_modules()
+        if type(module).__module__.partition(".")[0] not in _OF_LIBRARIES
+        for own, parameter in module.named_parameters(recurse=False)
+        if not parameter.requires_grad
+    }
 
 
 def renormed_embeddings(model: nn.Module) -> set[str]:

@@ -50,6 +50,9 @@ class LabelLoss:
             )
         if self.tokens == "none":
             _check_labels(logits, targets)
+        if logits.ndim > 3 and not targets.is_floating_point():  # one label a pixel
+            logits, targets = logits.flatten(2).transpose(1, 2), targets.flatten(1)
+        elif self.tokens == "none":
             return self._masked(logits, targets)
         if self.tokens == "next":
             logits, targets = logits[:, :-1], targets[:, 1:]
@@ -70,13 +73,13 @@ class LabelLoss:
         counts = targets != IGNORED
         if self.class_weights is None:
             return counts.double()
-        return self.class_weights.to(targets.device).double()[targets.where(counts, 0)] * counts
+        return self.class_weights.to(targets.device).double()[targets.where(counts, 0).long()] * counts
 
     def _masked(self, logits: Tensor, targets: Tensor) -> Tensor:
         if targets.is_floating_point():
             return self.per_label(logits, targets)
         counts = targets != IGNORED
-        return self.per_label(logits, targets.where(counts, 0)).where(counts, 0.0)
+        return self.per_label(logits, targets.where(counts, 0).long()).where(counts, 0.0)
 
 
 @dataclass(frozen=True)
@@ -92,13 +95,21 @@ class ValueLoss:
     def __call__(self, outputs: Any, batch: Batch) -> Tensor:
         """Losses (n,) of the examples of a batch."""
         values, targets = logits_of(outputs), targets_of(batch)
-        if values.numel() != targets.numel() or len(values) != len(targets):
+        if not same_places(values, targets):
             raise ValueError(
                 f"loss: expected a target for each of the outputs, shape {tuple(values.shape)}, got "
                 f"{tuple(targets.shape)}"
             )
         losses: Tensor = self.per_value(values, targets.view_as(values).to(values.dtype))
         return losses.reshape(len(losses), -1).mean(dim=1)
+
+
+def same_places(values: Tensor, targets: Tensor) -> bool:
+    """Whether targets lie as values do, but for axes of one, or in a single axis after the first."""
+    if len(values) != len(targets) or values.numel() != targets.numel():
+        return False
+    mine, theirs = ([size for size in tensor.shape[1:] if size != 1] for tensor in (values, targets))
+    return mine == theirs or min(len(mine), len(theirs)) == 1
 
 
 def cross_entropy_of(
@@ -111,15 +122,30 @@ def cross_entropy_of(
         label_smoothing: Share of every label that is spread evenly over the classes, 0 to 1.
         tokens: See `LabelLoss`.
 
+    Raises:
+        ValueError: A class weight is negative or not finite, or 0 beside smoothed labels.
+
     >>> loss = cross_entropy_of(torch.tensor([1.0, 3.0]))
     >>> loss.weights((torch.zeros(2, 2), torch.tensor([0, 1])))
     tensor([1., 3.], dtype=torch.float64)
     """
 
+    if class_weights is not None:
+        if not bool((class_weights.isfinite() & (class_weights >= 0)).all()):
+            raise ValueError(f"class_weights: expected finite weights of at least 0, got {class_weights.tolist()}")
+        if label_smoothing and not bool((class_weights > 0).all()):
+            raise ValueError(
+                "class_weights: a smoothed label of a class of weight 0 has a loss, but weighs nothing in torch's "
+                "mean; expected weights above 0 with label_smoothing"
+            )
+
     def per_label(logits: Tensor, targets: Tensor) -> Tensor:
         weight = None if class_weights is None else class_weights.to(logits)
         losses = F.cross_entropy(logits, targets, weight, reduction="none", label_smoothing=label_smoothing)
-        return losses if weight is None or targets.is_floating_point() else losses / weight[targets]
+        if weight is None or targets.is_floating_point():
+            return losses
+        own = weight[targets]  # the mean weighs by it again; what weighs nothing has no loss
+        return losses / own.where(own > 0, 1.0)
 
     return LabelLoss(per_label, tokens, class_weights)
 
@@ -164,6 +190,8 @@ def _check_labels(logits: Tensor, targets: Tensor) -> None:
     """
     shapes = f"got labels of shape {tuple(targets.shape)} and logits of shape {tuple(logits.shape)}"
     others = "use loss=binary_cross_entropy for two classes or several labels an example, loss=mse for regression"
+    if logits.ndim < 2:
+        raise ValueError(f"labels: expected logits of several classes, shape (n, classes), {shapes}; {others}")
     if not targets.is_floating_point():
         if targets.shape != logits.shape[:1] + logits.shape[2:]:
             raise ValueError(f"labels: expected one class index an example, shape ({len(logits)},), {shapes}; {others}")
@@ -178,11 +206,21 @@ def check_targets(loss: PerExampleLoss, outputs: Any, batches: Sequence[Batch]) 
     """Refuse labels of any batch that a `LabelLoss` cannot mean, once the number of classes is known.
 
     Raises:
-        ValueError: A class index is out of range, or class probabilities do not sum to 1.
+        ValueError: A class index is out of range, class probabilities do not sum to 1, or a target of binary
+            cross-entropy is no probability.
     """
+    if loss is binary_cross_entropy:
+        for index, targets in enumerate(map(targets_of, batches)):
+            wrong = targets[(targets < 0) | (targets > 1)]
+            if len(wrong):
+                raise ValueError(
+                    f"labels: expected 0, 1 or probabilities between them, got {float(wrong[0]):g} in batch {index} "
+                    f"({IGNORED} leaves a class index out, not one of several labels)"
+                )
     if not isinstance(loss, LabelLoss):
         return
-    classes = logits_of(outputs).shape[-1]
+    logits = logits_of(outputs)
+    classes = logits.shape[1] if logits.ndim > 3 else logits.shape[-1]
     for index, targets in enumerate(map(targets_of, batches)):
         if targets.is_floating_point():
             off = (targets.double().sum(dim=-1) - 1).abs().max()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
@@ -146,14 +146,15 @@ def select_parameters(model: nn.Module, params: ParameterFilter | None = None) -
             accepted = [name for name in every if _compiled(params).search(name)]
             wanted = f"parameters whose name matches {params!r}"
         else:
-            if not all(isinstance(name, str) for name in params):
+            accepted = list(params) if isinstance(params, Iterable) else [params]
+            if not all(isinstance(name, str) for name in accepted):
+                wrong = next(name for name in accepted if not isinstance(name, str))
                 raise ValueError(
                     "params: expected names, a regular expression or a predicate on names, got "
-                    f"{type(next(iter(params))).__name__}s; name them as model.named_parameters() does"
+                    f"{type(wrong).__name__}s; name them as model.named_parameters() does"
                 )
-            accepted = list(params)
             wanted = "named parameters"
-            missing = sorted(set(params) - every.keys())
+            missing = sorted(set(accepted) - every.keys())
             if missing:
                 near = difflib.get_close_matches(missing[0], every, 1)
                 meant = f"did you mean {near[0]!r}? It" if near else "it"

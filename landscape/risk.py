@@ -18,9 +18,16 @@ from landscape.batches import (
     refuse_no_batch,
     to_device,
 )
-from landscape.checks import check_deterministic, check_labels, check_loss, check_model, check_numbers
+from landscape.checks import check_batches, check_deterministic, check_labels, check_loss, check_model, check_numbers
 from landscape.distributed import Group, Ranks
-from landscape.evaluation import exact_products, measuring, renormed_embeddings
+from landscape.evaluation import (
+    exact_products,
+    expect_gradients,
+    measuring,
+    random_numbers_kept,
+    renormed_embeddings,
+    written_parameters,
+)
 from landscape.losses import Batch, PerExampleLoss, cross_entropy
 from landscape.params import Layout, ParameterFilter, select_parameters, transposed_weights
 from landscape.torch_losses import per_example
@@ -61,7 +68,7 @@ class EmpiricalRisk:
 
     Attributes:
         ranks: The processes that share the data.
-        consistent: Kinds of curvature operators whose second derivatives have been checked on this model.
+        consistent: Kinds of curvature operators, and over which weights, whose second derivatives have been checked.
         expect_used: Whether a loss that uses none of the weights is refused; that of a part of the data need not.
 
     Raises:
@@ -94,20 +101,29 @@ class EmpiricalRisk:
         own = next(iter(selected.values())).dtype
         if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
             raise ValueError(f"dtype: expected a floating type of torch's, torch.float64 say, got {dtype!r}")
+        if dtype in _LOW_PRECISION:
+            raise ValueError(
+                f"dtype: expected torch.float32 or torch.float64, whose rounding is not the result, got {dtype}"
+            )
+        if own.is_complex:
+            raise ValueError(
+                f"params: {next(iter(selected))} is complex, and the mean loss is taken as a function of real numbers; "
+                "choose real weights by params, or store real and imaginary parts as weights of their own"
+            )
         self.dtype = dtype or (torch.float32 if own in _LOW_PRECISION else own)
         self.model = model
-        self.consistent: set[type] = set()
+        self.consistent: set[tuple[type, tuple[str, ...]]] = set()
         self.expect_used = True
         shapes = tuple(parameter.shape for parameter in selected.values())
         self.layout = Layout(tuple(selected), shapes, transposed_weights(model).intersection(selected))
         self._renormed = renormed_embeddings(model)
+        self._own_state = self._renormed | written_parameters(model)
         if not self._renormed.isdisjoint(selected):
             raise ValueError(
                 f"params: {min(self._renormed.intersection(selected))} belongs to an embedding with max_norm, which "
                 "rewrites it at every call, so that the loss is no function of it; leave it out or set max_norm=None"
             )
         self.device = next(iter(selected.values())).device
-        state = torch.get_rng_state()
         self.batches: list[Batch] = []
         for index, batch in enumerate(read_batches(batches)):
             refuse_no_batch(batch, index)
@@ -121,16 +137,20 @@ class EmpiricalRisk:
         if check:
             check_numbers(model)
         if check and self.batches:
-            check_labels(self)
-            torch.set_rng_state(state)  # a random model is refused below
-        weigh = getattr(self.loss_function, "weights", lambda batch: torch.ones(batch_size(batch)))
-        self.weights = [weigh(batch).to(self.device, self.dtype) for batch in self.batches]
+            with random_numbers_kept():  # a random model is refused below
+                check_labels(self)
+        self.weights = [self._weights_of(batch, index) for index, batch in enumerate(self.batches)]
         self.total_weight = float(self.ranks.all_sum(self.example_weights.double().sum()))
         if not self.total_weight > 0:
-            raise ValueError("batches: every label is -100, so there is nothing to average; check the labels")
+            raise ValueError(
+                "batches: no label counts, so there is nothing to average: every label is -100, or of a class of "
+                "weight 0; check the labels"
+            )
         if check and self.batches:
-            check_deterministic(self)
-            check_loss(self, is_default=loss is None)
+            with random_numbers_kept():
+                check_deterministic(self)
+                check_loss(self, is_default=loss is None)
+                check_batches(self)
 
     def __repr__(self) -> str:
         loss = getattr(self.loss_function, "__name__", type(self.loss_function).__name__)
@@ -140,6 +160,20 @@ class EmpiricalRisk:
             f"{self.num_examples} examples in {len(self.batches)} {'batch' if len(self.batches) == 1 else 'batches'}; "
             f"loss {loss}, {str(self.dtype).removeprefix('torch.')} on {self.device})"
         )
+
+    def _weights_of(self, batch: Batch, index: int) -> Tensor:
+        """How much each example (n,) of a batch weighs."""
+        weigh = getattr(self.loss_function, "weights", None)
+        if not callable(weigh):
+            return torch.ones(batch_size(batch), dtype=self.dtype, device=self.device)
+        weights: Tensor = weigh(batch)
+        expected = (batch_size(batch),)
+        if not isinstance(weights, Tensor) or weights.shape != expected:
+            got = f"shape {tuple(weights.shape)}" if isinstance(weights, Tensor) else type(weights).__name__
+            raise ValueError(f"loss: expected loss.weights(batch) of shape {expected}, one an example, got {got}")
+        if not bool((weights.isfinite() & (weights >= 0)).all()):
+            raise ValueError(f"loss: expected finite loss.weights(batch) of at least 0, got others in batch {index}")
+        return weights.to(self.device, self.dtype)
 
     @property
     def num_params(self) -> int:
@@ -222,7 +256,7 @@ class EmpiricalRisk:
 
     def _unshared(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The tensors, with copies of those that a forward pass could write to."""
-        written = self._renormed | {name for name, _ in self.model.named_buffers()}
+        written = self._own_state | {name for name, _ in self.model.named_buffers()}
         return {name: tensor.clone() if name in written else tensor for name, tensor in tensors.items()}
 
     def _cast(self, tensor: Tensor) -> Tensor:
@@ -237,6 +271,10 @@ class EmpiricalRisk:
             ValueError: The loss function did not return one value per example.
         """
         losses = self.loss_function(outputs, batch)
+        if not isinstance(losses, Tensor):
+            raise ValueError(
+                f"loss: expected a tensor of losses, one an example, got {type(losses).__name__}; leave out .item()"
+            )
         if losses.shape != (batch_size(batch),):
             raise ValueError(
                 f"loss: expected one loss per example, shape ({batch_size(batch)},), got {tuple(losses.shape)}; "
@@ -247,7 +285,8 @@ class EmpiricalRisk:
     def batch_losses(self, batch: Batch, parameters: Mapping[str, Tensor], *, order: int = 2) -> Tensor:
         """Losses (n,) of one batch at the given weights, differentiable in them ``order`` times."""
         batch = to_device(batch, self.device)
-        losses = self.losses_of(self.outputs(batch, parameters, order=order), batch)
+        with exact_products():
+            losses = self.losses_of(self.outputs(batch, parameters, order=order), batch)
         return losses + self.penalty(parameters) if self.l2 else losses
 
     def penalty(self, parameters: Mapping[str, Tensor]) -> Tensor:
@@ -278,7 +317,7 @@ class EmpiricalRisk:
     @torch.no_grad()
     def per_example_losses(self, theta: Tensor | None = None) -> Tensor:
         """Losses (N,) of this process's examples, in the order of the batches."""
-        parameters = self.layout.split(self.theta if theta is None else theta)
+        parameters = self.layout.views(self.theta if theta is None else theta, self.dtype)
         return self._joined([self.batch_losses(batch, parameters, order=0) for batch in self.batches])
 
     def gradient(self, theta: Tensor | None = None) -> Tensor:
@@ -293,6 +332,7 @@ class EmpiricalRisk:
         """
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         gradient = torch.zeros(self.num_params, dtype=self.dtype, device=self.device)
+        expect_gradients()
         parameters = self.layout.views(self.theta if theta is None else theta, self.dtype)
         with torch.enable_grad(), exact_products(), self.layout.adding_to(gradient, parameters):
             used = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,12 +14,14 @@ from torch import Tensor, nn
 from landscape.losses import (
     IGNORED,
     Batch,
+    LabelLoss,
     PerExampleLoss,
     binary_cross_entropy,
     cross_entropy,
     cross_entropy_of,
     logits_of,
     mse,
+    same_places,
     targets_of,
 )
 
@@ -41,7 +44,21 @@ class TorchLoss:
 
     def __call__(self, outputs: Any, batch: Batch) -> Tensor:
         """Losses (n,) of the examples of a batch."""
-        losses: Tensor = self.loss(logits_of(outputs), targets_of(batch))
+        values, targets = logits_of(outputs), targets_of(batch)
+        if targets.is_floating_point() and targets.shape != values.shape:
+            if not same_places(values, targets):
+                raise ValueError(
+                    f"loss: {type(self.loss).__name__} got outputs of shape {tuple(values.shape)} and targets of shape "
+                    f"{tuple(targets.shape)}; expected one shape"
+                )
+            targets = targets.view_as(values)
+        losses: Tensor = self.loss(values, targets)
+        if losses.ndim == 0 or len(losses) != len(targets):
+            raise ValueError(
+                f"loss: expected {type(self.loss).__name__} with reduction='none' to give a loss for each of "
+                f"{len(targets)} examples, got shape {tuple(losses.shape)}; write a function of (outputs, batch) that "
+                "returns one loss an example"
+            )
         return losses.reshape(len(losses), -1).mean(dim=1)
 
 
@@ -67,13 +84,18 @@ def per_example(loss: Any) -> PerExampleLoss | None:
         return _of_module(loss)
     if loss in _FUNCTIONS:
         return _FUNCTIONS[loss]
-    if getattr(loss, "__module__", "") == "torch.nn.functional":
-        name = loss.__name__
+    function = loss.func if isinstance(loss, functools.partial) else loss
+    if getattr(function, "__module__", "") == "torch.nn.functional":
+        name = function.__name__
         raise ValueError(
             f"loss: torch's {name} takes a mean over the batch and no batch's labels; write a function of (outputs, "
             f"batch) that returns F.{name}(outputs, batch[1], reduction='none')"
         )
     return loss
+
+
+def _negative_log_likelihood(log_probabilities: Tensor, targets: Tensor) -> Tensor:
+    return F.nll_loss(log_probabilities, targets, reduction="none")
 
 
 def _of_module(loss: Any) -> PerExampleLoss:
@@ -83,18 +105,23 @@ def _of_module(loss: Any) -> PerExampleLoss:
             f"loss: {name} has reduction={loss.reduction!r}, but the mean over the examples is measured; use "
             "reduction='mean'"
         )
-    if isinstance(loss, nn.CrossEntropyLoss):
+    kind = type(loss)  # what a class derived from one of torch's computes is its own matter
+    if kind in (nn.CrossEntropyLoss, nn.NLLLoss):
         if loss.ignore_index != IGNORED:
             raise ValueError(
                 f"loss: expected ignore_index={IGNORED}, got {loss.ignore_index}; mark labels by {IGNORED}"
             )
+        if kind is nn.NLLLoss:
+            if loss.weight is not None:
+                raise ValueError(f"loss: {name} averages by its class weights; use nn.CrossEntropyLoss of logits")
+            return LabelLoss(_negative_log_likelihood)
         plain = loss.weight is None and loss.label_smoothing == 0
         return cross_entropy if plain else cross_entropy_of(loss.weight, label_smoothing=loss.label_smoothing)
-    if isinstance(loss, nn.MSELoss):
+    if kind is nn.MSELoss:
         return mse
-    if isinstance(loss, nn.BCEWithLogitsLoss) and loss.weight is None and loss.pos_weight is None:
+    if kind is nn.BCEWithLogitsLoss and loss.weight is None and loss.pos_weight is None:
         return binary_cross_entropy
-    if getattr(loss, "weight", None) is not None and not isinstance(loss, nn.BCEWithLogitsLoss):
+    if getattr(loss, "weight", None) is not None and kind is not nn.BCEWithLogitsLoss:
         raise ValueError(
             f"loss: {name} averages by its class weights, which cannot be undone here; use "
             "landscape.cross_entropy_of(class_weights), or a function of (outputs, batch) with weights of its own"

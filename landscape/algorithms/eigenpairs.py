@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from numbers import Integral
+
 import torch
 from torch import Tensor
 
@@ -20,7 +22,11 @@ def check_request(operator: SymmetricOperator, k: int, tol: float) -> None:
     """Refuse an impossible request before any product is computed."""
     expect_operator(operator)
     n = operator.shape[0]
-    if not isinstance(k, int) or not 1 <= k <= n:
+    if operator.dtype.itemsize < 4:
+        raise ValueError(
+            f"operator: expected products in float32 or float64, whose rounding is small, got {operator.dtype}"
+        )
+    if not isinstance(k, Integral) or not 1 <= k <= n:
         raise ValueError(f"k: expected 1 <= k <= n = {n} eigenpairs, got {k}")
     if not tol > 0:
         raise ValueError(f"tol: expected a positive relative residual, got {tol}")

@@ -16,6 +16,8 @@ from landscape.algorithms.krylov import Callback, orthogonalise, product, random
 from landscape.algorithms.results import EigenResult
 from landscape.operators.base import SymmetricOperator
 
+_PROBE_STEPS = 8
+
 
 def power_iteration(
     operator: SymmetricOperator,
@@ -39,7 +41,10 @@ def power_iteration(
         k: Number of eigenpairs.
         tol: Relative residual at which the iteration moves on to the next pair.
         max_matvecs: Products shared evenly among the k pairs; at least two for each.
-        start: Vectors (n, m) to begin with, the i-th for the i-th pair; random ones follow. Default: random.
+        start: Vectors (n, m) to begin with, the i-th for the i-th pair; random ones follow. Default: random. Iterates
+            from a start without a part along a larger pair never meet that pair, so that a short Krylov space from a
+            random vector (at most eight further products) looks for one: pairs smaller than what it meets are not
+            converged.
         seed: Seed of the random start vectors.
         callback: Called as ``callback(num_matvecs, residual)`` after every product (for a progress bar); a true answer
             ends the search for the pair at hand and for all that follow.
@@ -86,7 +91,29 @@ def power_iteration(
             vector = direction / direction.norm()
         vectors[:, index], products[:, index] = (plane @ ritz)[:, 0], (images @ ritz)[:, 0]
     values, rotation = torch.linalg.eigh(_symmetric(vectors.T @ products))
-    return eigen_result(operator, vectors @ rotation, products @ rotation, values, num_matvecs, tol)
+    vectors, products, confirmed = vectors @ rotation, products @ rotation, None
+    if starts.shape[1]:
+        outside, spent = _largest_outside(operator, vectors, generator)
+        confirmed = values.abs() >= (1 - tol) * outside
+        num_matvecs += spent
+    return eigen_result(operator, vectors, products, values, num_matvecs, tol, confirmed=confirmed)
+
+
+def _largest_outside(operator: SymmetricOperator, found: Tensor, generator: torch.Generator) -> tuple[float, int]:
+    """Size of the largest Ritz value in a Krylov space from a random vector beside those found, and its products."""
+    n, k = found.shape
+    basis, images = found[:, :0], found[:, :0]
+    for _ in range(min(_PROBE_STEPS, n - k)):
+        direction = random_unit(operator, generator, torch.cat([found, basis], dim=1))
+        if images.shape[1]:
+            rest = orthogonalise(images[:, -1], torch.cat([found, basis], dim=1))
+            norm = rest.norm()
+            direction = rest / norm if norm > 1e-10 * images[:, -1].norm() else direction
+        basis = torch.cat([basis, direction[:, None]], dim=1)
+        images = torch.cat([images, product(operator, direction).double()[:, None]], dim=1)
+    if not basis.shape[1]:
+        return 0.0, 0
+    return float(torch.linalg.eigvalsh(_symmetric(basis.T @ images)).abs().max()), basis.shape[1]
 
 
 def _begin(operator: SymmetricOperator, start: Tensor, found: Tensor, generator: torch.Generator) -> Tensor:

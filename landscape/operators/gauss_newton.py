@@ -5,12 +5,18 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from landscape.batches import to_device
 from landscape.losses import Batch, logits_of
 from landscape.operators.graphs import Parts, RiskOperator
+from landscape.risk import EmpiricalRisk
+
+_ROUNDING = 1e-3
+"""Of two ways to the same gradient, as a share of it."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +87,39 @@ class GGNOperator(_JacobianOperator):
     J is the Jacobian of the model's logits z in theta; the loss's own Hessian acts on vectors of logits by a double
     backward pass and is never formed, so memory does not grow with the square of the vocabulary. Equal to the Hessian
     for a model that is linear in theta (Schraudolph 2002, Neural Computation 14(7), section 3). Arguments, memory
-    and errors: see `RiskOperator`.
+    and errors: see `RiskOperator`; a loss that reads more of the outputs than the logits is refused, too.
     """
+
+    def __init__(self, risk: EmpiricalRisk, *, check: bool = True, **options: Any) -> None:
+        super().__init__(risk, check=check, **options)
+        if check and risk.batches:
+            self._check_logits_alone()
+
+    def _check_logits_alone(self) -> None:
+        """Refuse a loss of more than the logits, an auxiliary one of a mixture's router say.
+
+        Raises:
+            ValueError: Its gradient is not what the logits pass on.
+        """
+        batch = to_device(self.risk.batches[0], self.device)
+        with torch.enable_grad():
+            outputs = self.risk.outputs(batch, self._parameters, rest=self._rest)
+            if isinstance(outputs, Tensor):  # nothing else to read
+                return
+            total = self.risk.losses_of(outputs, batch).sum()
+        logits = logits_of(outputs)
+        if not (total.requires_grad and logits.requires_grad):
+            return
+        options: dict[str, Any] = {"allow_unused": True, "materialize_grads": True}
+        (slope,) = torch.autograd.grad(total, logits, retain_graph=True, **options)
+        whole = torch.autograd.grad(total, self.leaves, retain_graph=True, **options)
+        passed_on = torch.autograd.grad(logits, self.leaves, slope, **options)
+        rest = torch.stack([(one - other).norm() for one, other in zip(whole, passed_on, strict=True)]).norm()
+        if rest > _ROUNDING * torch.stack([one.norm() for one in whole]).norm():
+            raise ValueError(
+                "loss: it reads more of the model's outputs than the logits, and the Gauss-Newton matrix is of what "
+                "the loss makes of the logits; use HessianOperator, or a loss without that part"
+            )
 
     def build(self, index: int) -> tuple[_Jacobian, Tensor] | None:
         """Jacobian of the logits, and the gradient of the batch's summed loss in them, with its graph."""
@@ -90,7 +127,8 @@ class GGNOperator(_JacobianOperator):
         logits = logits_of(outputs)
         if not (losses.requires_grad and logits.requires_grad):
             return None
-        summed = (losses * self.risk.weights[index]).sum()
+        with torch.enable_grad():
+            summed = (losses * self.risk.weights[index]).sum()
         (slope,) = torch.autograd.grad(summed, logits, create_graph=True)
         return _Jacobian.of(logits, self.leaves), slope
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from landscape.asking import expect_risk
 from landscape.batches import map_tensors, to_device
-from landscape.evaluation import exact_products
+from landscape.evaluation import exact_products, expect_gradients
 from landscape.operators.base import SymmetricOperator
 from landscape.operators.consistency import check_second_derivatives
 from landscape.risk import EmpiricalRisk
@@ -50,11 +50,12 @@ class RiskOperator(SymmetricOperator, Generic[Graph]):
         self, risk: EmpiricalRisk, *, theta: Tensor | None = None, graph_budget: int = 2**30, check: bool = True
     ) -> None:
         expect_risk(risk)
+        expect_gradients()
         self.risk = risk
         self.shape = (risk.num_params, risk.num_params)
         self.dtype, self.device = risk.dtype, risk.device
         self._rest = risk.rest()
-        self._parameters = risk.layout.leaves(risk.theta if theta is None else theta)
+        self._parameters = risk.layout.leaves(risk.theta if theta is None else theta.to(risk.dtype))
         self.leaves = tuple(self._parameters.values())
         if check:
             check_second_derivatives(type(self), risk, self.theta)
@@ -74,6 +75,8 @@ class RiskOperator(SymmetricOperator, Generic[Graph]):
                     break
                 self._kept.append(self.build(index))
             except RuntimeError as error:
+                if "saved tensor hooks" in str(error):
+                    break  # of a model that differentiates by torch.func itself nothing can be measured
                 if not _is_out_of_memory(error):
                     raise
                 del self._kept[-1:]  # leave room for the graph that is rebuilt for every product

@@ -30,7 +30,8 @@ class HessianOperator(RiskOperator[Parts]):
         _, losses = self.losses(index)
         if not losses.requires_grad:
             return None
-        summed = (losses * self.risk.weights[index]).sum()
+        with torch.enable_grad():
+            summed = (losses * self.risk.weights[index]).sum()
         return torch.autograd.grad(summed, self.leaves, create_graph=True, allow_unused=True)
 
     def pullback(self, graphs: Sequence[Parts], vector: Tensor) -> tuple[Sequence[Tensor], Sequence[Tensor]]:

@@ -50,7 +50,7 @@ class MSharpnessResult(Shown):
         rise: Mean of ``rises``, weighted by examples.
         stderr: Standard error of ``rise``, from the spread over chunks; NaN for a single chunk.
         rises: (chunks,) float64, the rise of each chunk's own loss.
-        chunk_sizes: Examples in each chunk.
+        chunk_sizes: Examples in each chunk; one none of whose labels counts is left out.
     """
 
     table: ClassVar[tuple[str, ...]] = ("rises", "chunk_sizes")
@@ -173,6 +173,8 @@ def m_sharpness(risk: EmpiricalRisk, rho: float, *, m: int, seed: int = 0) -> MS
     rises, sizes = [], []
     for chosen in order.split(m):
         mine = chosen[(chosen >= first) & (chosen < first + risk.num_examples)] - first
+        if not float(risk.ranks.all_sum(risk.example_weights[mine.to(risk.device)].double().sum())) > 0:
+            continue  # none of its labels counts
         chunk = risk.on(take_examples(risk, mine))
         gradient = chunk.gradient(theta)
         norm = float(gradient.double().norm())
@@ -180,7 +182,7 @@ def m_sharpness(risk: EmpiricalRisk, rho: float, *, m: int, seed: int = 0) -> MS
         rises.append(chunk.loss(theta + epsilon) - chunk.loss(theta))
         sizes.append(len(chosen))
     per_chunk = torch.tensor(rises, dtype=torch.float64)
-    shares = torch.tensor(sizes, dtype=torch.float64) / sum(counts)
+    shares = torch.tensor(sizes, dtype=torch.float64) / sum(sizes)
     rise = float(shares @ per_chunk)
     count = len(sizes)
     # With equal shares this is the standard deviation over the square root of the number of chunks.

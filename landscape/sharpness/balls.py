@@ -155,6 +155,13 @@ def ball_around(
     theta = risk.theta
     if relative:
         rho *= float(theta.abs().max() if norm == "linf" else theta.double().norm())
+    size = 1.0 if adaptive != "none" else float(theta.abs().max() if norm == "linf" else theta.double().norm())
+    least = torch.finfo(risk.dtype).eps * size
+    if 0 < rho < least:
+        raise ValueError(
+            f"rho: {rho:.3g} is below what {risk.dtype} resolves of weights of this size ({least:.1g}): theta + "
+            "epsilon would be rounding; use a larger radius, or EmpiricalRisk(dtype=torch.float64)"
+        )
     scale = None if adaptive == "none" else weight_scale(theta, risk.layout, by_filter=adaptive == "filter")
     shares = None
     if norm == "layerwise":

@@ -125,6 +125,12 @@ def captured_energy(block: Tensor, basis: Tensor) -> float:
 
 
 def _check_bases(*bases: Tensor) -> None:
+    for basis in bases:
+        if basis.ndim != 2:
+            raise ValueError(
+                f"basis: expected orthonormal columns, shape (n, k), got {tuple(basis.shape)}; use vector[:, None] for "
+                "one"
+            )
     if len({basis.shape[0] for basis in bases}) != 1:
         raise ValueError(f"bases: expected one ambient dimension, got shapes {[tuple(b.shape) for b in bases]}")
     for basis in bases:
@@ -161,7 +167,11 @@ class BasisSubspace:
 
     def project(self, vector: Tensor) -> Tensor:
         """The nearest vectors of the space to vectors (..., n)."""
-        return (vector @ self.basis) @ self.basis.T
+        if vector.shape[-1:] != self.basis.shape[:1]:
+            raise ValueError(f"vector: expected shape (..., {len(self.basis)}), got {tuple(vector.shape)}")
+        wide = torch.promote_types(vector.dtype, self.basis.dtype)
+        basis = self.basis.to(vector.device, wide)
+        return ((vector.to(wide) @ basis) @ basis.T).to(vector.dtype)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from landscape.batches import call_arguments, to_device
+from landscape.batches import call_arguments, map_tensors, to_device
 from landscape.risk import EmpiricalRisk
 
 
@@ -46,9 +46,18 @@ class RecomputedBatchNorm:
         for norm in self._norms:
             norm.reset_running_stats()
             norm.train()
-        for batch in self._risk.batches:
-            args, kwargs = call_arguments(to_device(batch, self._risk.device))
-            functional_call(self._risk.model, parameters, args, kwargs)
+        for index, batch in enumerate(self._risk.batches):
+            inputs = call_arguments(to_device(batch, self._risk.device))
+            args, kwargs = map_tensors(inputs, torch.clone)  # a forward pass may change its inputs
+            try:
+                functional_call(self._risk.model, parameters, args, kwargs)
+            except ValueError as error:
+                if "more than 1 value per channel" not in str(error):
+                    raise
+                raise ValueError(
+                    f"batch_norm: batch {index} has too few examples to take batch statistics from; use batches of "
+                    "more, or batch_norm='frozen'"
+                ) from error
         for norm in self._norms:
             norm.eval()
         return self._risk.loss(theta)

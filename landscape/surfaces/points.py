@@ -91,7 +91,7 @@ class PointLosses:
         return (ranks.all_sum(losses) / self._risk.total_weight).cpu() if self._together else None
 
     def _per_example(self, theta: Tensor) -> Tensor:
-        parameters = self._risk.layout.split(theta)
+        parameters = self._risk.layout.split(theta.to(self._risk.dtype))
         return torch.cat([self._risk.batch_losses(batch, parameters) for batch in self._risk.batches])
 
 
@@ -118,7 +118,12 @@ def _bytes_per_point(risk: EmpiricalRisk) -> int:
         return tensor.detach()  # an output that its own graph keeps would never be freed
 
     largest = risk.batches[risk.batch_sizes.index(max(risk.batch_sizes))]
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        losses = risk.batch_losses(largest, risk.layout.split(theta))  # alive, so that no storage is used twice
+    try:
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            losses = risk.batch_losses(largest, risk.layout.split(theta))  # alive, so that no storage is used twice
+    except RuntimeError as error:
+        if "saved tensor hooks" not in str(error):
+            raise
+        return _CPU_BUDGET  # of a model that differentiates by torch.func itself nothing can be measured
     del losses
     return sum(kept.values())

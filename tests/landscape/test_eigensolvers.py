@@ -152,7 +152,7 @@ def test_exact_eigenvectors_are_recognised() -> None:
     matrix = matrix_with([5.0, 4.0, 3.5, 3.0, 2.5, *np.linspace(2, 0, 50)])
     vectors = torch.linalg.eigh(matrix)[1].flip(1)[:, :5]
     warm = power_iteration(DenseOperator(matrix), 5, start=vectors)
-    assert warm.num_matvecs <= 10 and bool(warm.converged.all())
+    assert warm.num_matvecs == 5 + 8 and bool(warm.converged.all())  # one a pair, and the look outside
 
 
 def test_no_ghosts_after_many_steps() -> None:
