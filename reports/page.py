@@ -13,7 +13,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from analyses.records import read_json, read_records, write_atomically, write_json
+from analyses.records import RecordsError, read_json, read_records, write_atomically, write_json
 from reports.alignment_tables import alignment_table, angle_table, inside_table, module_table
 from reports.charts import charts_of, plotly_source
 from reports.claims import by_family, claim_interval, claims_table, details, summary
@@ -34,6 +34,7 @@ from reports.tables import (
     write_tables,
     write_text,
 )
+from reports.units import loss_unit, units_of
 
 
 def write_report(folder: Path) -> Path:
@@ -45,6 +46,11 @@ def write_report(folder: Path) -> Path:
     Returns:
         Path of ``report.html``.
     """
+    with units_of(folder):
+        return _written(folder)
+
+
+def _written(folder: Path) -> Path:
     records = read_records(folder / "records.parquet")
     claims = read_json(folder / "claims.json")
     figures = draw_all(records, rho=claims["rho"], folder=folder / "figures")
@@ -62,14 +68,14 @@ def write_report(folder: Path) -> Path:
         "agreement": agreement_table(records),
         "pyhessian": pyhessian_table(records),
         "claims": claims_table(claims["claims"]),
-        "correlations": correlation_table(_optional(folder / "correlations.json", [])),
+        "correlations": correlation_table(_optional(folder / "correlations.json")),
     }
     write_tables(tables, folder / "tables")
-    failures, diverged = (_optional(folder / f"{name}.json", []) for name in ("failures", "diverged"))
+    failures, diverged = (_optional(folder / f"{name}.json") for name in ("failures", "diverged"))
     num_runs = int((records["measure"] == "train_loss").sum())
     short = summary(claims, study=_study_name(records), runs=num_runs, failed=len(failures), diverged=len(diverged))
     write_json(folder / "summary.json", short)
-    settings, made = folder / "study.yaml", _optional(folder / "environment.json", [])
+    settings, made = folder / "study.yaml", _optional(folder / "environment.json")
     text = settings.read_text() if settings.exists() else ""
     if len(records):
         paragraph = methods_paragraph(yaml.safe_load(text) or {}, records, claims)
@@ -87,7 +93,7 @@ def write_report(folder: Path) -> Path:
         tables={name: rows_of(shown) for name, (shown, _) in tables.items()},
         failures=failures,
         diverged=diverged,
-        environments=[made] if isinstance(made, dict) else made,
+        environments=made,
         settings=text,
         num_runs=num_runs,
         searched_by=searched_by(records),
@@ -125,6 +131,7 @@ def _template(name: str) -> Template:
     )
     environment.filters |= {"significant": significant, "embed": _embed}
     environment.globals |= {"claim_interval": claim_interval, "quantity": quantity, "details": details}
+    environment.globals |= {"loss_unit": loss_unit()}
     environment.globals |= {"interval_bar": interval_bar, "slope_plot": slope_plot, "methods_option": methods_option}
     environment.globals |= {"plotly_source": lambda: Markup(plotly_source().replace("</script", r"<\/script"))}
     return environment.get_template(name)
@@ -143,5 +150,14 @@ def _embed(path: Path) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(path.with_suffix(".svg").read_bytes()).decode()
 
 
-def _optional(path: Path, default: Any) -> Any:
-    return read_json(path) if path.exists() else default
+def _optional(path: Path) -> list[dict[str, Any]]:
+    """The entries of a file of the folder, also of one that holds a single one; none where there is no file.
+
+    Raises:
+        RecordsError: It holds something else.
+    """
+    content = read_json(path) if path.exists() else []
+    entries = [content] if isinstance(content, dict) else content
+    if not isinstance(entries, list) or not all(isinstance(one, dict) for one in entries):
+        raise RecordsError(f"{path} cannot be read as what the study wrote: expected entries, got {content!r:.60}")
+    return entries

@@ -10,6 +10,7 @@ from reports.comparison import DESCRIPTION
 from reports.comparison.page import comparison_plans
 from reports.figures import FigureFile, draw_all, draw_plans
 from reports.style import FORMATS, styles_of
+from reports.units import units_of
 
 
 def redraw(folder: Path, names: Sequence[str], formats: Sequence[str] = FORMATS) -> list[Path]:
@@ -35,7 +36,8 @@ def redraw(folder: Path, names: Sequence[str], formats: Sequence[str] = FORMATS)
             command = "compare" if compared else "audit"
             raise ValueError(f"DIR: {folder} holds no {name}; run 'landscape {command}' first")
     only = None if list(names) == ["all"] else names
-    drawn = (_of_a_comparison if compared else _of_a_study)(folder, only, formats)
+    with units_of(folder):
+        drawn = (_of_a_comparison if compared else _of_a_study)(folder, only, formats)
     return [one.path.with_suffix(f".{suffix}") for one in drawn for suffix in formats]
 
 

@@ -38,7 +38,7 @@ from analyses.training.runs import environment
 from bilora.adapters import PRIMARY
 from landscape import EmpiricalRisk
 from landscape.batches import to_device
-from landscape.losses import Batch, PerExampleLoss
+from landscape.losses import Batch, PerExampleLoss, mse
 
 STUDY = "comparison"
 """Name in the records' column ``study``."""
@@ -122,7 +122,8 @@ def compare_minima(
             records, tuple(minima.names), work.plan.rho, work.failures, work.notes, own=tuple(work.own_quantities)
         )
         if out is not None:
-            text = yaml.safe_dump(settings.model_dump(mode="json") | {"minima": minima.names}, sort_keys=False)
+            said: dict[str, Any] = {"minima": minima.names} | ({"task": "regression"} if examples.loss is mse else {})
+            text = yaml.safe_dump(settings.model_dump(mode="json") | said, sort_keys=False)
             write_atomically(root / SETTINGS, lambda temporary: temporary.write_text(text))
             result.save(root, environment())
     return result

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ from torch import Tensor, nn
 
 from analyses.running.drafting import task_of
 from analyses.study import Study, StudyError
+from analyses.study.base import near
 from analyses.study.data_settings import DataKind
 from analyses.tasks import Task, build_task
 from analyses.tasks.own_data import OwnData
-from analyses.tasks.tables import read_table
+from analyses.tasks.tables import columns, read_table
 from landscape.batches import batch_size, map_tensors, read_batches
 from landscape.losses import Batch, PerExampleLoss, zero_one
 
@@ -112,22 +114,26 @@ class FileData:
         """The task whose tokens and classes are those of a model's folder or name."""
         table = read_table(self.data, "--data")
         settings = task_of(model, self.data, table, self.kind, self.inputs, self.label)
-        there = len(table[settings.inputs[0]])
-        if self.count is not None and not 1 <= self.count <= there:
-            raise StudyError(f"--examples: expected 1 to {there}, as many as {self.data} holds; got {self.count}")
+        if settings.inputs[0] not in columns(table):
+            meant = near(settings.inputs[0], columns(table)) or ";"
+            there = ", ".join(columns(table))
+            raise StudyError(f"--input: {self.data} has no column {settings.inputs[0]!r}{meant} it has {there}")
+        rows = len(table[settings.inputs[0]])
+        if self.count is not None and not 1 <= self.count <= rows:
+            raise StudyError(f"--examples: expected 1 to {rows}, as many as {self.data} holds; got {self.count}")
         beside = self.test or self.data  # a split with a place of its own takes nothing from the training examples
         places = {"train": self.data, "validation": beside, "test": beside}
         changed = settings.model_copy(update={"data": places, "max_length": self.max_length})
-        return OwnData(changed, self.count or min(there, MOST_EXAMPLES))
+        return OwnData(changed, self.count or min(rows, MOST_EXAMPLES))
 
     def examples(self, model: str) -> Examples:
         """The examples as a model reads them."""
         return _of_task(self.task(model), has_test=self.test is not None)
 
     def base(self, place: Path) -> nn.Module:
-        """The plain model under an adapter, with a head of the data's classes."""
+        """The plain model under an adapter, as it is; one without a head of its own gets one of the data's classes."""
         task = self.task(str(place))
-        return task.new_model(task.settings.head_seed)
+        return task.finished_model() or task.new_model(task.settings.head_seed)
 
 
 def examples_from_function(place: str) -> Examples:
@@ -156,7 +162,22 @@ def imported(place: str, option: str) -> Callable[[], Any]:
         raise StudyError(f"{option}: cannot import {place!r}, expected 'module:function': {error}") from error
     if not callable(found):
         raise StudyError(f"{option}: {place} is a {type(found).__name__}, expected a function")
-    return found
+    return partial(_called, found, place, option)
+
+
+def _called(function: Callable[[], Any], place: str, option: str) -> Any:
+    """What a function of the user's returns.
+
+    Raises:
+        StudyError: It raises something.
+    """
+    try:
+        return function()
+    except StudyError:
+        raise
+    except Exception as error:  # whatever the user's code does
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise StudyError(f"{option}: {place} raises {type(error).__name__}: {reason}") from error
 
 
 def _of_task(task: Task, *, has_test: bool) -> Examples:

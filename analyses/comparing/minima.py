@@ -76,6 +76,7 @@ def gather_minima(given: Mapping[str, Any], params: ParameterFilter | None, read
     for name in names:
         _check_finite(name, found[name].model)
         _check_alike(names[0], found[names[0]].model, name, found[name].model)
+        _check_labels_alike(names[0], found[names[0]].model, name, found[name].model)
     measured = _measured(found, params)
     return Minima({name: _narrowed(one, measured) for name, one in found.items()})
 
@@ -123,6 +124,18 @@ def _check_alike(first: str, model: nn.Module, name: str, other: nn.Module) -> N
                 f"minima: expected one architecture; {key} is {a} in {first!r} and {b} in {name!r}. Radii, distances "
                 "and paths of two architectures have nothing in common: inspect each alone"
             )
+
+
+def _check_labels_alike(first: str, model: nn.Module, name: str, other: nn.Module) -> None:
+    """Refuse two classifiers that call the same classes by other numbers: one set of labels cannot fit both."""
+    known = [getattr(getattr(one, "config", None), "label2id", None) or {} for one in (model, other)]
+    if known[0].keys() == known[1].keys() and known[0] != known[1]:
+        label = next(key for key, index in known[0].items() if known[1][key] != index)
+        raise StudyError(
+            f"minima: expected one order of the classes; {label!r} is number {known[0][label]} in {first!r} and "
+            f"{known[1][label]} in {name!r} (label2id in config.json), so that labels right for one are wrong for the "
+            "other"
+        )
 
 
 def _measured(found: Mapping[str, Minimum], params: ParameterFilter | None) -> tuple[str, ...]:

@@ -158,6 +158,8 @@ def _model_among(places: Sequence[str]) -> str:
     """The first folder of a Hugging Face model that the places name."""
     for place in places:
         base = place.rpartition("+")[0] if "+" in place and not Path(place).exists() else place
+        if (adapter := Path(base) / "adapter_config.json").is_file():
+            base = json.loads(adapter.read_text()).get("base_model_name_or_path") or base
         if (Path(base) / "config.json").is_file():
             return base
     raise StudyError(

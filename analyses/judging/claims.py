@@ -210,14 +210,19 @@ def _verdict(draft: _Draft, place: Adjusted) -> Verdict:
 
 
 def _counted(draft: _Draft) -> Verdict:
-    """Numbers that are counted have no error: the effect itself against the limit, or the limit times the margin."""
+    """Numbers that are counted have no error: how far the effect itself lies above the limit, against the margin."""
     evidence, direction = draft.evidence, draft.claim.direction
-    slack = evidence.margin if evidence.margin is not None else 1.0
+    if draft.claim.scale == "ratio":
+        slack = math.log(evidence.margin or 1.0)
+        above = math.log(evidence.effect / evidence.limit) if evidence.effect > 0 else -math.inf
+    else:
+        above, slack = evidence.effect - evidence.limit, evidence.margin or 0.0
+    rounding = 1e-9 * max(1.0, abs(evidence.limit))
     holds = {
-        "below": evidence.effect < evidence.limit,
-        "above": evidence.effect > evidence.limit,
-        "not_above": evidence.effect <= evidence.limit * slack * (1 + 1e-9),
-        "not_below": evidence.effect >= evidence.limit / slack * (1 - 1e-9),
-        "equivalent": abs(math.log(evidence.effect / evidence.limit)) <= math.log(slack) + 1e-9,
+        "below": above < -rounding,
+        "above": above > rounding,
+        "not_above": above <= slack + rounding,
+        "not_below": above >= -slack - rounding,
+        "equivalent": abs(above) <= slack + rounding,
     }[direction]
     return "supported" if holds else "contradicted"

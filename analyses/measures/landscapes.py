@@ -153,7 +153,8 @@ def measure_barriers(study: Study, folder: StudyFolder, progress: Progress) -> N
 
 
 def _of_all_weights(subject: Subject) -> EmpiricalRisk:
-    return EmpiricalRisk(subject.minimum.model, subject.batches(), params=lambda name: True, check=False)
+    loss = getattr(subject.task, "loss", None)
+    return EmpiricalRisk(subject.minimum.model, subject.batches(), loss, lambda name: True, check=False)
 
 
 def _unit(vector: Tensor) -> Tensor:

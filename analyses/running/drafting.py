@@ -23,6 +23,7 @@ from analyses.running.estimating import Estimate, estimate
 from analyses.running.executors import quieten
 from analyses.running.preparing import prepare
 from analyses.study import Cell, Study, StudyError, StudyFolder, parse_study
+from analyses.study.base import near
 from analyses.study.data_settings import DataKind, DataTask
 from analyses.tasks.own_data import OwnData
 from analyses.tasks.tables import Table, columns, read_table
@@ -104,7 +105,8 @@ def _text(values: dict[str, Any]) -> str:
     task = yaml.safe_dump(values["task"], sort_keys=False, allow_unicode=True)
     dumped = {key: yaml.safe_dump(values[key], default_flow_style=True).strip() for key in ("targets", "heads")}
     indented = "\n".join(f"  {line}" for line in task.splitlines())
-    return template.render(**values | dumped | {"task": indented})
+    unit = "squared units of the label" if values["task"]["name"] == "regression" else "nats"
+    return template.render(**values | dumped | {"task": indented, "loss_unit": unit})
 
 
 def _local(model: str) -> str:
@@ -133,6 +135,10 @@ def task_of(
         if found not in ("text_classification", "regression", "causal_lm", "seq2seq") or len(others) != 1:
             raise StudyError(f"--input: the columns of {data} are {', '.join(names)}; say which holds the input")
         inputs = others[0]
+    for option, given in (("--input", inputs), ("--label", label)):
+        if given is not None and given not in names:
+            meant = near(given, names) or ";"
+            raise StudyError(f"{option}: {data} has no column {given!r}{meant} it has {', '.join(names)}")
     if plain.target is not None and plain.target not in names and label is None:
         raise StudyError(f"--label: the columns of {data} are {', '.join(names)}; say which holds the label")
     return DataTask(name=found, model=model, data=data, input=inputs, label=label)

@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, FiniteFloat, model_validator
 
-from analyses.study.base import Positive, Settings
+from analyses.records.store import COLUMNS
+from analyses.study.base import Positive, Settings, near
 
 Family = Literal["outcome", "mechanism", "controls", "cost"]
 Direction = Literal["below", "above", "not_below", "not_above", "equivalent"]
@@ -75,6 +76,19 @@ class ClaimSpec(Settings):
             raise ValueError(f"margin: direction {self.direction} needs one")
         if self.scale == "share" and self.limit is None:
             raise ValueError("limit: scale share needs one")
+        least = {"ratio": 1.0}.get(self.scale, 0.0)
+        if isinstance(self.margin, float | int) and self.margin < least:
+            what = "a factor of at least 1 between ratios" if least else "a difference of at least 0"
+            raise ValueError(f"margin: expected {what}, got {self.margin:g}")
+        if self.scale == "ratio" and isinstance(self.limit, float | int) and self.limit <= 0:
+            raise ValueError(f"limit: expected a ratio above 0, got {self.limit:g}")
+        for name, rows in (("where", self.where), ("reference_where", self.reference_where or {})):
+            for column in rows:
+                if column not in COLUMNS:
+                    raise ValueError(
+                        f"{name}: the records have no column {column!r}{near(column, COLUMNS) or ';'} expected some of "
+                        f"{', '.join(COLUMNS)}"
+                    )
         return self
 
     @property

@@ -17,10 +17,21 @@ from analyses.records import read_json, write_json
 from analyses.study.base import StudyError
 from analyses.study.data_settings import DataKind, DataTask
 from analyses.tasks.base import Examples, Progress
-from analyses.tasks.encoding import classes_of, decoder_inputs, numbers_of, padded, pixels, tagged_tokens, texts_of
+from analyses.tasks.encoding import (
+    check_classes,
+    check_tagged,
+    classes_of,
+    decoder_inputs,
+    numbers_of,
+    padded,
+    pixels,
+    tagged_tokens,
+    texts_of,
+)
 from analyses.tasks.splits import by_groups, draw
-from analyses.tasks.tables import Table, columns, digest, read_table
+from analyses.tasks.tables import Table, class_names, columns, digest, read_table
 from landscape.losses import (
+    IGNORED,
     PerExampleLoss,
     cross_entropy,
     mse,
@@ -73,6 +84,7 @@ class OwnData:
         self.settings, self.train_size, self._draw = settings, train_size, draw
         self._kind = KINDS[settings.name]
         self.loss, self.error = self._kind.loss, self._kind.error
+        self._check_model()
         for table in self._tables.values():  # before any long work: missing texts, and splits that cannot be made
             self._check_inputs(table)
         self._parts  # noqa: B018
@@ -92,17 +104,47 @@ class OwnData:
                     )
         return tables
 
+    def _check_model(self) -> None:
+        """Refuse a model of another architecture than the task's, before anything is read with it."""
+        name, config = self.settings.name, self._config
+        decodes = bool(getattr(config, "is_encoder_decoder", False))
+        if name == "seq2seq" and (not decodes or getattr(config, "decoder_start_token_id", None) is None):
+            raise StudyError(
+                f"task.model: {self.settings.model} is no encoder-decoder with a decoder_start_token_id in its "
+                "config.json, which seq2seq needs"
+            )
+        if name != "seq2seq" and decodes:
+            raise StudyError(f"task.model: {self.settings.model} is an encoder-decoder; expected a model for {name}")
+
     def _check_inputs(self, table: Table) -> None:
-        if self.settings.name in ("image_classification", "token_classification"):
+        if self.settings.name == "image_classification":
             return
-        for column in self.settings.inputs:
-            texts_of(table[column][:], column)
+        if self.settings.name == "token_classification":
+            words, tags = self.settings.inputs[0], self.settings.target or ""
+            check_tagged(table[words][:], table[tags][:], words)
+            return
+        texts = [texts_of(table[column][:], column) for column in self.settings.inputs]
+        places = getattr(self._config, "max_position_embeddings", None)
+        if places and self.settings.max_length > places:
+            lengths = [len(ids) for ids in self._tokenizer(*texts, truncation=True, max_length=places + 1)["input_ids"]]
+            if max(lengths) > places:
+                raise StudyError(
+                    f"task.max_length: {self.settings.max_length} tokens are kept of a text, and row "
+                    f"{lengths.index(max(lengths)) + 1} has more than the {places} that {self.settings.model} has "
+                    f"places for; set it to {places} at most"
+                )
 
     @cached_property
     def _raw_labels(self) -> dict[str, list[Any]]:
         """The label column by table, as it stands there."""
         target = self.settings.target
-        return {} if target is None else {s: [_plain(one) for one in t[target]] for s, t in self._tables.items()}
+        if target is None:
+            return {}
+        found = {}
+        for split, table in self._tables.items():
+            names = class_names(table, target)
+            found[split] = [_named(_plain(label), names) for label in table[target]]
+        return found
 
     @cached_property
     def _labels(self) -> dict[str, list[Any]]:
@@ -114,11 +156,10 @@ class OwnData:
         if self.settings.name == "regression":
             return {split: numbers_of(values, target) for split, values in raw.items()}
         if self.settings.name == "seq2seq":
-            if self._config.decoder_start_token_id is None:
-                raise StudyError(f"task.model: {self.settings.model} has no decoder_start_token_id in its config.json")
             return {split: texts_of(values, target) for split, values in raw.items()}
         if self.settings.name == "token_classification":
-            return {split: [[self.classes[tag] for tag in tags] for tags in values] for split, values in raw.items()}
+            index = self.classes | {IGNORED: IGNORED}
+            return {split: [[index[tag] for tag in tags] for tags in values] for split, values in raw.items()}
         return {split: [self.classes[label] for label in values] for split, values in raw.items()}
 
     @cached_property
@@ -127,18 +168,29 @@ class OwnData:
         target = self.settings.target
         if not self._kind.classes or target is None:
             return {}
-        return classes_of(self._labelled, target, self._known(self._labelled))
+        labels = self._labelled
+        check_classes(labels, target)
+        return classes_of(labels, target, self._known(labels), class_names(self._tables["train"], target))
 
     @property
     def _labelled(self) -> list[Any]:
         """The labels of all examples, or of all their tokens."""
         labels = [label for table in self._raw_labels.values() for label in table]
-        return [tag for tags in labels for tag in tags] if self.settings.name == "token_classification" else labels
+        if self.settings.name != "token_classification":
+            return labels
+        return [tag for tags in labels for tag in tags if tag != IGNORED]
 
     def _known(self, labels: Sequence[Any]) -> dict[str, int]:
-        """The model's own labels, if it knows all of the data's by name."""
+        """The model's own labels, if it knows all of the data's: by name, or by number where it has no names."""
         known: dict[str, int] = getattr(self._config, "label2id", None) or {}
-        return known if all(str(label) in known for label in set(labels)) else {}
+        distinct = set(labels)
+        if all(str(label) in known for label in distinct):
+            return known
+        nameless = known == {f"LABEL_{index}": index for index in range(len(known))}
+        whole = all(isinstance(label, int) and not isinstance(label, bool) for label in distinct)
+        if nameless and whole and all(0 <= label < len(known) for label in distinct):
+            return {str(index): index for index in range(len(known))}
+        return {}
 
     @cached_property
     def _parts(self) -> dict[str, tuple[str, np.ndarray]]:
@@ -243,7 +295,16 @@ class OwnData:
                 f"task.model: {self.settings.model} has weights for {total - missing} of the model's {total} tensors; "
                 f"expected a model that fits task.name {self.settings.name}"
             )
+        if self.settings.name == "causal_lm":
+            _check_causal(model, self.settings.model)
         return model.eval()
+
+    def finished_model(self) -> PreTrainedModel | None:
+        """The model as it is, if it has weights for all its parts; none if one, a head say, would have to be drawn."""
+        auto = getattr(transformers, self._kind.auto)
+        with torch.random.fork_rng(devices=[]):
+            model, found = self._loaded(auto, output_loading_info=True, dtype=torch.float32)
+        return None if found["missing_keys"] else model.eval()
 
     def create_base(self, path: Path, progress: Progress) -> None:
         """Save the model with the head that every method starts from, and what the data were."""
@@ -284,6 +345,8 @@ class OwnData:
     def _loaded(self, kind: Any, **options: Any) -> Any:
         """`from_pretrained` of the task's model."""
         name = self.settings.model
+        if Path(name).is_file():
+            raise StudyError(f"task.model: {name} is a file; expected the folder of a model, {Path(name).parent} say")
         local = Path(name).is_dir()
         try:
             return kind.from_pretrained(
@@ -293,6 +356,30 @@ class OwnData:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             hint = "" if local else "; expected a local folder, or a name on the hub that can be reached from here"
             raise StudyError(f"task.model: cannot load {kind.__name__} from {name!r}: {reason}{hint}") from error
+
+
+@torch.no_grad()
+def _check_causal(model: PreTrainedModel, name: str) -> None:
+    """Refuse a language model whose prediction of a token sees the token.
+
+    Raises:
+        StudyError: A later token changes what is predicted before it.
+    """
+    ids = torch.tensor([[0, 1, 0, 1], [0, 1, 0, 0]])
+    first, second = model.eval()(input_ids=ids).logits[:, :2]
+    if not torch.allclose(first, second, rtol=1e-3, atol=1e-4 * float(first.abs().max())):
+        raise StudyError(
+            f"task.model: {name} predicts a token from those after it, too (is_decoder in its config.json?); expected "
+            "a causal language model"
+        )
+
+
+def _named(label: Any, names: Sequence[str]) -> Any:
+    """The name of a class that a number, or each in a list, stands for where there are names."""
+    if isinstance(label, list | tuple):
+        return [_named(one, names) for one in label]
+    is_number = isinstance(label, int) and not isinstance(label, bool)
+    return names[label] if names and is_number and 0 <= label < len(names) else label
 
 
 def _plain(value: Any) -> Any:

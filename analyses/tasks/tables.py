@@ -64,6 +64,14 @@ def columns(table: Table) -> list[str]:
     return list(getattr(table, "column_names", None) or table)
 
 
+def class_names(table: Table, column: str) -> list[str]:
+    """Names of the classes that a column's numbers stand for, in a data set that knows them; else none."""
+    feature = (getattr(table, "features", None) or {}).get(column)
+    while feature is not None and hasattr(feature, "feature"):  # of a list's entries
+        feature = feature.feature
+    return list(getattr(feature, "names", None) or [])
+
+
 def digest(place: str) -> str:
     """A checksum of a file's content, or of the names and sizes of a folder's files."""
     path = Path(place)
@@ -94,7 +102,8 @@ def _data_set(path: Path) -> Table:
             return datasets.load_from_disk(str(path), keep_in_memory=True)
         if (path / "dataset_dict.json").is_file():
             raise StudyError(
-                f"task.data: {path} holds several data sets; give the places by split, as {{train: {path}/train, …}}"
+                f"task.data: {path} holds several data sets; give one of its folders, {path}/train say, or in a study "
+                f"the places by split, {{train: {path}/train, …}}"
             )
         if not any(one.is_dir() for one in path.iterdir()):
             raise StudyError(f"task.data: {path} is a folder without folders of images; expected {_EXPECTED}")

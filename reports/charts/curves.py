@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 from reports.charts.base import Chart, marks, plot_data, titled
 from reports.figures.worst_case import searched_by
 from reports.style import mean_interval, method_order, method_style
+from reports.units import loss_unit
 
 _NAMES = {"full": "over all weights", "lora": "inside the run's LoRA space"}
 
@@ -61,10 +62,10 @@ def _plot(rises: pd.DataFrame, title: str) -> dict[str, object]:
                 "arrayminus": (centre * (1 - np.exp(-half))).tolist(), "color": method_style(method).colour,
                 "thickness": 1,
             },
-            hovertemplate="rho %{x:g}: %{y:.3g} nats<extra>%{fullData.name}</extra>",
+            hovertemplate="rho %{x:g}: %{y:.3g} " + loss_unit() + "<extra>%{fullData.name}</extra>",
         )  # fmt: skip
     radii = sorted(rises["rho"].unique())
     figure.update_xaxes(type="log", title="radius rho", tickvals=radii, ticktext=[f"{rho:g}" for rho in radii])
-    figure.update_yaxes(type="log", title="rise (nats)")
+    figure.update_yaxes(type="log", title=f"rise ({loss_unit()})")
     titled(figure, title)
     return plot_data(figure)

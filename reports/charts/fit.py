@@ -11,6 +11,7 @@ from analyses.records import is_rise
 from analyses.records.front import on_front
 from reports.charts.base import Chart, marks, plot_data, titled
 from reports.style import method_order
+from reports.units import loss_unit
 
 _RUN = ["method", "train_size", "seed"]
 
@@ -68,7 +69,7 @@ def _plot(points: pd.DataFrame, words: str, title: str, *, front: bool) -> list[
                 x=best["fit"].tolist(), y=best["rise"].tolist(), mode="lines", showlegend=False, hoverinfo="skip",
                 line=look["line"] | {"width": 1}, legendgroup=look["legendgroup"],
             )  # fmt: skip
-    figure.update_xaxes(type="log", title=f"{words} (nats)")
-    figure.update_yaxes(type="log", title="worst-case rise (nats)")
+    figure.update_xaxes(type="log", title=f"{words} ({loss_unit()})")
+    figure.update_yaxes(type="log", title=f"worst-case rise ({loss_unit()})")
     titled(figure, title)
     return [plot_data(figure)]

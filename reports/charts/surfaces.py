@@ -11,6 +11,7 @@ import plotly.graph_objects as go
 from reports.charts.base import Chart, plot_data
 from reports.figures.surfaces import loss_grids, loss_limits
 from reports.style import method_style
+from reports.units import loss_unit
 
 _TELLING = ("full", "sam", "lora", "lora_sam", "lora_sam_full", "bilora", "bilora_fresh", "bilora_stale")
 _MOST = 6
@@ -35,7 +36,7 @@ def surfaces_chart(records: pd.DataFrame) -> Chart | None:
             go.Surface(
                 x=grid.index.tolist(), y=grid.columns.tolist(), z=np.log10(losses.clip(low, high)).tolist(),
                 customdata=losses.tolist(), **scale,
-                hovertemplate="inside %{x:.3g}, outside %{y:.3g}: %{customdata:.3g} nats<extra></extra>",
+                hovertemplate="inside %{x:.3g}, outside %{y:.3g}: %{customdata:.3g} " + loss_unit() + "<extra></extra>",
             )
         )  # fmt: skip
         height = {"range": [np.log10(low), np.log10(high)], "tickvals": np.log10(ticks).tolist()}
@@ -54,7 +55,7 @@ def surfaces_chart(records: pd.DataFrame) -> Chart | None:
         "Training loss over two unit directions through each minimum: the worst case found inside the run's LoRA space "
         "and the part of the full space's worst case outside it. One logarithmic scale of heights and colours; turning "
         "one turns all.",
-        f"Surfaces of {len(telling)} minima; losses from {low:.2g} to {high:.2g} nats.",
+        f"Surfaces of {len(telling)} minima; losses from {low:.2g} to {high:.2g} {loss_unit()}.",
         plots,
         linked=True,
     )

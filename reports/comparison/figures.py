@@ -10,6 +10,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from reports.style import ONE_COLUMN, TWO_COLUMNS, method_order, method_style, panels, plot_context
+from reports.units import loss_unit
 
 UNITS = {
     "l2": "rho (norm of the change)",
@@ -18,7 +19,6 @@ UNITS = {
     "filter": "rho (changes over the rows' norms)",
 }
 _MOST_PANELS = 10
-_RISE = "worst-case loss rise (nats)"
 
 
 def plot_rises(records: pd.DataFrame, *, ball: str = "l2", ax: Axes | None = None) -> Axes:
@@ -45,7 +45,7 @@ def plot_rises(records: pd.DataFrame, *, ball: str = "l2", ax: Axes | None = Non
     ax.set_xticks(radii, [f"{radius:g}" for radius in radii])
     ax.minorticks_off()
     ax.set_xlabel(UNITS[ball])
-    ax.set_ylabel(_RISE)
+    ax.set_ylabel(f"worst-case loss rise ({loss_unit()})")
     return ax
 
 
@@ -58,7 +58,7 @@ def plot_balls(records: pd.DataFrame) -> Figure:
         for ax, ball in zip(axes[0], balls, strict=True):
             plot_rises(records, ball=ball, ax=ax)
             ax.set_title(f"{ball} ball")
-            ax.set_ylabel(_RISE if ax is axes[0, 0] else "")
+            ax.set_ylabel(f"worst-case loss rise ({loss_unit()})" if ax is axes[0, 0] else "")
         _legend(figure, axes[0, 0])
     return figure
 
@@ -102,7 +102,7 @@ def plot_paths(records: pd.DataFrame) -> Figure:
                 ax.plot(place, end, color=style.colour, marker=style.marker, ms=style.marker_size)
             ax.set_title(f"{method_style(a).label} to\n{method_style(b).label}")
             ax.set_xlabel("position")
-        figure.supylabel("training loss (nats)", fontsize=8)
+        figure.supylabel(f"training loss ({loss_unit()})", fontsize=8)
         _legend(figure, axes[0])
     return figure
 
@@ -129,7 +129,7 @@ def plot_plane(records: pd.DataFrame) -> Figure:
         ax.set_title(f"{share:.0%} of the variance")
         ax.set_xlabel("first principal component")
         ax.set_ylabel("second")
-        figure.colorbar(filled, ax=ax, label="training loss (nats)", ticks=levels[::4], format="{x:.2g}")
+        figure.colorbar(filled, ax=ax, label=f"training loss ({loss_unit()})", ticks=levels[::4], format="{x:.2g}")
         _legend(figure, ax)
     return figure
 

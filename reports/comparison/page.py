@@ -19,6 +19,7 @@ from reports.page import render, rows_of
 from reports.sharpness_tables import few_examples, search_table
 from reports.style import styles_of
 from reports.tables import write_tables
+from reports.units import units_of
 
 
 def write_comparison(folder: Path) -> Path:
@@ -31,10 +32,13 @@ def write_comparison(folder: Path) -> Path:
     Returns:
         Path of ``report.html``.
     """
-    records, described = read_records(folder / "records.parquet"), read_json(folder / DESCRIPTION)
+    records, described = (
+        read_records(folder / "records.parquet"),
+        read_json(folder / DESCRIPTION, "names", "rho", "failures", "notes"),
+    )
     names = described["names"]
     settings = folder / "comparison.yaml"
-    with styles_of(names):
+    with styles_of(names), units_of(folder):
         figures = draw_plans(comparison_plans(records), folder / "figures")
         tables = {
             "summary": shown_summary(records, names, described.get("own", ())),
@@ -54,7 +58,7 @@ def write_comparison(folder: Path) -> Path:
             figures=figures,
             tables={name: rows_of(shown) for name, (shown, _) in tables.items()},
             num_examples=int(records["train_size"].iloc[0]) if len(records) else 0,
-            environments=[read_json(folder / "environment.json")],
+            environments=[read_json(made)] if (made := folder / "environment.json").is_file() else [],
             settings=settings.read_text() if settings.exists() else "",
         )
     path = folder / "report.html"

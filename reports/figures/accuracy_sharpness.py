@@ -11,6 +11,7 @@ from matplotlib.lines import Line2D
 from analyses.records import is_rise
 from reports.figures.rows import readable
 from reports.style import ONE_COLUMN, geometric_interval, method_order, method_style, panels, plot_context
+from reports.units import loss_unit
 
 
 def plot_accuracy_sharpness(records: pd.DataFrame, *, rho: float) -> Figure:
@@ -30,7 +31,7 @@ def plot_accuracy_sharpness(records: pd.DataFrame, *, rho: float) -> Figure:
         for ax, size in zip(axes, sizes, strict=True):
             _draw_size(ax, runs[runs["train_size"] == size])
             readable(ax)
-            ax.set_xlabel(f"worst-case loss rise at rho = {rho:g} (nats)")
+            ax.set_xlabel(f"worst-case loss rise at rho = {rho:g} ({loss_unit()})")
             if len(sizes) > 1:
                 ax.set_title(f"{size} training examples")
             ax.set_ylabel("test accuracy (%)")

@@ -8,6 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from reports.style import TWO_COLUMNS, method_order, method_style, plot_context
+from reports.units import loss_unit
 
 _TELLING = 1.1
 
@@ -40,7 +41,7 @@ def plot_profiles(records: pd.DataFrame) -> Figure:
             ax.set_title(direction)
             ax.set_yscale("log")
             ax.set_xlabel("distance from minimum")
-        axes[0, 0].set_ylabel("training loss (nats)")
+        axes[0, 0].set_ylabel(f"training loss ({loss_unit()})")
         handles, labels = axes[0, 0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=5)
     return figure

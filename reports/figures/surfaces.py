@@ -9,6 +9,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from reports.style import TWO_COLUMNS, method_order, method_style, panels, plot_context
+from reports.units import loss_unit
 
 _COLUMNS = 5
 _ACROSS = "weight change inside the LoRA subspace"
@@ -38,7 +39,7 @@ def plot_contours(records: pd.DataFrame) -> Figure:
             ax.plot(0, 0, marker="+", color="white")
             ax.set_title(method_style(method).label.replace(" (", "\n("))
             ax.set_aspect("equal")
-        figure.colorbar(filled, ax=axes, label="training loss (nats)", ticks=levels[::4], format="{x:.2g}")
+        figure.colorbar(filled, ax=axes, label=f"training loss ({loss_unit()})", ticks=levels[::4], format="{x:.2g}")
         figure.supxlabel(_ACROSS, fontsize=8)
         figure.supylabel(_UP, fontsize=8)
     return figure
@@ -67,7 +68,7 @@ def plot_surfaces(records: pd.DataFrame) -> Figure:
             ax.set_ylabel("outside", labelpad=-8)
             ax.tick_params(labelsize=5, pad=-3)
             ax.set_box_aspect(None, zoom=0.9)
-        figure.text(0.5, 0.02, "height: log10 of the training loss (nats)", ha="center", fontsize=7)
+        figure.text(0.5, 0.02, f"height: log10 of the training loss ({loss_unit()})", ha="center", fontsize=7)
     return figure
 
 

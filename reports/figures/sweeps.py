@@ -18,6 +18,7 @@ from reports.style import (
     method_style,
     plot_context,
 )
+from reports.units import loss_unit
 
 RANK = "adapter_rank"
 """Measure of the rank of a run's adapter."""
@@ -46,7 +47,7 @@ def plot_sweep(swept: pd.DataFrame, *, rho: float, xlabel: str) -> Figure:
     """
     panels = [
         (swept[swept["measure"] == "test_accuracy"], 100.0, "test accuracy (%)", "linear"),
-        (swept[is_rise(swept, "full", rho)], 1.0, f"worst-case rise at rho = {rho:g} (nats)", "log"),
+        (swept[is_rise(swept, "full", rho)], 1.0, f"worst-case rise at rho = {rho:g} ({loss_unit()})", "log"),
     ]
     with plot_context():
         figure, axes = plt.subplots(1, 2, figsize=(TWO_COLUMNS, 2.7))

@@ -8,6 +8,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from reports.style import method_order, method_style, panels, plot_context
+from reports.units import loss_unit
 
 _COLUMNS = 4
 
@@ -43,7 +44,7 @@ def plot_trajectories(records: pd.DataFrame) -> Figure:
             ax.plot(0, 0, color="white", marker="*", ms=7)
             shares = own.loc[own["measure"] == "trajectory_variance", "value"]
             ax.set_title(f"{method_style(method).label}\n{shares.sum():.0%} of the variance")
-        figure.colorbar(filled, ax=axes, label="training loss (nats)", ticks=levels[::4], format="{x:.2g}")
+        figure.colorbar(filled, ax=axes, label=f"training loss ({loss_unit()})", ticks=levels[::4], format="{x:.2g}")
         figure.supxlabel("first principal component of the weights", fontsize=8)
         figure.supylabel("second", fontsize=8)
     return figure

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from analyses.records import is_rise
 from reports.figures.rows import draw_row, label_rows, readable
 from reports.style import TWO_COLUMNS, geometric_interval, method_order, method_style, panels, plot_context
+from reports.units import loss_unit
 
 PANELS = {"full": "full space", "lora": "LoRA subspace of the run"}
 REFERENCE = "lora"
@@ -44,7 +45,7 @@ def _rows(rises: pd.DataFrame) -> Figure:
         for place, method in enumerate(reversed(methods)):
             draw_row(ax, own.loc[own["method"] == method, "value"], method, place)
         ax.set_title(PANELS[space])
-        ax.set_xlabel(f"worst-case rise at rho = {own['rho'].iloc[0]:g} (nats)")
+        ax.set_xlabel(f"worst-case rise at rho = {own['rho'].iloc[0]:g} ({loss_unit()})")
         readable(ax)
     label_rows(axes[0, 0], methods)
     return figure
@@ -70,7 +71,7 @@ def _curves(rises: pd.DataFrame, rho: float) -> Figure:
     axes[0].set_xticks(radii, [f"{radius:g}" for radius in radii], rotation=45 if len(radii) > 4 else 0)
     _logarithmic(axes, rises["value"])
     figure.supxlabel("radius rho of the ball (norm of the weight change)", fontsize=8)
-    figure.supylabel("worst-case rise (nats)", fontsize=8)
+    figure.supylabel(f"worst-case rise ({loss_unit()})", fontsize=8)
     return figure
 
 

@@ -42,3 +42,7 @@ def with_test() -> dict[str, Any]:
 
 def not_callable() -> str:
     return "no batches"
+
+
+def breaking() -> None:
+    raise KeyError("gone")

@@ -99,6 +99,34 @@ def test_adapters_on_a_base_are_their_merged_model(places: Path, tmp_path: Path)
     assert both["adapter0"]["weight_norm"] < merged["merged"]["weight_norm"]  # the adapted layers against all
 
 
+def test_an_adapter_that_changes_nothing_is_its_base_with_the_bases_own_head(places: Path, tmp_path: Path) -> None:
+    base = bert(tmp_path / "bert", num_labels=3)
+    model = get_peft_model(
+        AutoModelForSequenceClassification.from_pretrained(base), LoraConfig(target_modules=["query"])
+    )
+    model.save_pretrained(tmp_path / "adapter")
+    frame = reviews(40).assign(label=lambda one: (one["label"] == "fresh") + 1)  # of its three classes the last two
+    frame.to_csv(tmp_path / "data.csv", index=False)
+    files = ("--data", tmp_path / "data.csv", "--what", "fit")
+    whole = compared(base, *files, out=tmp_path / "whole")["bert"]
+    for number, adapter in enumerate((f"{base}+{tmp_path / 'adapter'}", f"a={tmp_path / 'adapter'}")):
+        (merged,) = compared(adapter, *files, out=tmp_path / str(number)).values()
+        assert merged["train_loss"] == pytest.approx(whole["train_loss"], rel=1e-6)
+        assert merged["train_accuracy"] == whole["train_accuracy"]
+
+
+def test_classifiers_that_number_their_classes_differently_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reviews(40).to_csv(tmp_path / "data.csv", index=False)
+    for order in (("rotten", "fresh"), ("fresh", "rotten")):
+        names = {"label2id": {name: i for i, name in enumerate(order)}, "id2label": dict(enumerate(order))}
+        bert(tmp_path / order[0], **names)
+    given = [str(tmp_path / "rotten"), str(tmp_path / "fresh"), "--data", str(tmp_path / "data.csv"), "--what", "fit"]
+    assert main(["compare", *given]) == 2
+    assert "one order of the classes; 'fresh' is number 1 in 'rotten' and 0 in 'fresh'" in capsys.readouterr().err
+
+
 def test_an_adapter_is_measured_by_its_own_command(places: Path, capsys: pytest.CaptureFixture[str]) -> None:
     parts = [str(places / name) for name in ("adapter0", "bert", "train.csv")]
     where = ["--adapter", parts[0], "--base", parts[1], "--data", parts[2]]
@@ -126,6 +154,14 @@ def test_an_adapter_is_measured_by_its_own_command(places: Path, capsys: pytest.
         (["net0.safetensors", *FACTORY, *DATA, "--preset", "digits"], "--data, --preset: give one of them"),
         (["wide.pt", "--weights-only", *FACTORY, *DATA], "it has in another shape 2.bias"),
         (["net0.safetensors", "net0.safetensors", *FACTORY, *DATA], "expected different names"),
+        (
+            ["net0.safetensors", *FACTORY, "--data", f"{NETS}:breaking"],
+            f"--data: {NETS}:breaking raises KeyError: 'gone'",
+        ),
+        (
+            ["bert", "--data", "train.csv", "--input", "txt"],
+            "--input: train.csv has no column 'txt'; did you mean 'text'?",
+        ),
         (["train.csv", *DATA], "train.csv is of no known kind"),
         (["adapter0", "--data", "nothing.csv"], "nothing.csv"),
         (["bert+merged", "--data", "train.csv"], "merged has no adapter_config.json"),

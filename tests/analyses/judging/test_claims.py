@@ -262,6 +262,66 @@ def test_a_claim_that_cannot_be_judged_is_refused(changes: dict[str, Any], messa
         ClaimFile.model_validate(MINE | {"claims": [MINE["claims"][0] | changes]})
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"scale": "ratio", "direction": "not_above", "margin": 0.5}, "margin: expected a factor of at least 1"),
+        ({"scale": "ratio", "direction": "equivalent", "margin": -1.0}, "margin: expected a factor of at least 1"),
+        ({"scale": "ratio", "limit": -1.0}, "limit: expected a ratio above 0, got -1"),
+        ({"scale": "ratio", "limit": 0.0}, "limit: expected a ratio above 0, got 0"),
+        (
+            {"scale": "difference", "direction": "equivalent", "margin": -0.1},
+            "margin: expected a difference of at least 0",
+        ),
+        (
+            {"where": {"subspce": "full"}},
+            r"where: the records have no column 'subspce'; did you mean 'subspace'\? expected",
+        ),
+        ({"reference_where": {"layr": "all"}}, "reference_where: the records have no column 'layr'"),
+    ],
+)
+def test_thresholds_and_rows_that_mean_nothing_are_refused(changes: dict[str, Any], message: str) -> None:
+    claim = {
+        "name": "own", "sentence": "{a} is below {b}", "measure": "test_loss", "subject": "a", "reference": "b",
+        "scale": "difference", "direction": "below",
+    }  # fmt: skip
+    with pytest.raises(ValidationError, match=message):
+        ClaimFile.model_validate({"claims": [claim | changes], "labels": {"a": "A", "b": "B"}})
+
+
+@pytest.mark.parametrize(
+    ("scale", "direction", "limit", "margin", "holds"),
+    [
+        ("difference", "below", None, None, True),
+        ("difference", "above", None, None, False),
+        ("difference", "not_above", None, 0.1, True),
+        ("difference", "not_below", None, 0.1, False),
+        ("difference", "not_below", None, 1e7, True),
+        ("difference", "equivalent", None, 0.1, False),
+        ("difference", "equivalent", -1e6, 0.1, True),
+        ("ratio", "equivalent", 0.5, 1.0, True),
+        ("ratio", "equivalent", None, 1.5, False),
+        ("ratio", "not_below", None, 2.0, True),
+        ("ratio", "below", 0.5, None, False),
+    ],
+)
+def test_counted_claims_of_every_kind(
+    scale: str, direction: str, limit: float | None, margin: float | None, holds: bool
+) -> None:
+    """LoRA counts 1e6 FLOPs a step, and its reference twice as many."""
+    records = made_up({"lora": 1.0, "bilora": 1.0})
+    records.loc[(records["measure"] == "step_flops") & (records["method"] == "bilora"), "value"] = 2e6
+    claim = {
+        "name": "own", "sentence": "{a} costs less than {b}", "measure": "step_flops", "subject": "a", "reference": "b",
+        "scale": scale, "direction": direction, "limit": limit, "margin": margin, "family": "cost",
+    }  # fmt: skip
+    file = ClaimFile.model_validate(
+        {"claims": [claim], "roles": {"a": "lora", "b": "bilora"}, "labels": {"a": "A", "b": "B"}}
+    )
+    (judged,) = judge(records, ClaimSettings(rho=0.1, file=file))
+    assert judged.verdict == ("supported" if holds else "contradicted")
+
+
 def test_the_bundled_claims_are_whole() -> None:
     claims = claim_file(SETTINGS).claims
     assert len({claim.name for claim in claims}) == len(claims) >= 25

@@ -204,7 +204,7 @@ def test_an_image_folder_is_resized_to_the_models_size(tmp_path: Path) -> None:
     example = own.dataset("train")[0]
     assert example["pixel_values"].shape == (3, 8, 8)
     torch.testing.assert_close(example["pixel_values"], torch.full((3, 8, 8), 0.8 if example["labels"] else 0.2))
-    assert own.classes == {0: 0, 1: 1}
+    assert own.classes == {"dark": 0, "light": 1}
     assert EmpiricalRisk(own.new_model(0), own.batches("train"), own.loss).loss() > 0
 
 
