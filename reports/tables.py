@@ -15,6 +15,7 @@ from analyses.records import is_rise, write_atomically
 from analyses.records.derive import eigenvalues_by_sign
 from reports.best import significantly_best
 from reports.style import mean_interval, method_order, method_style
+from reports.units import NATS, loss_unit
 
 NOTHING, UNBOUNDED, BOLD = "–", "unbounded", "**"
 ALGORITHMS = ("lanczos", "power_iteration", "pyhessian")
@@ -236,7 +237,7 @@ def quantity(value: float | None, unit: str | None) -> str:
     number = significant(value)
     if number in (NOTHING, UNBOUNDED):
         return number
-    return f"{number} ×" if unit == "ratio" else f"{number} {unit}"
+    return f"{number} ×" if unit == "ratio" else f"{number} {(unit or '').replace(NATS, loss_unit())}".rstrip()
 
 
 def interval(low: float | None, high: float | None) -> str:
