@@ -29,12 +29,15 @@ class DataTask(Settings):
             saved Hugging Face data set; or such places by split, ``train`` and optionally ``validation`` and ``test``.
             A split without a place of its own is drawn from ``train``.
         input: Column of the input, or two for pairs of texts. Default ``text``, ``tokens`` or ``image``.
-        label: Column of the label. Default ``label``, ``tags`` or ``target``; causal models need none.
+        label: Column of the label. Default ``label``, ``tags`` or ``target``; causal models need none. Classes have the
+            numbers that the model's ``label2id`` gives their names, where it knows all of them; whole numbers that a
+            head without names has stand for themselves; else the data set's own order of names counts, or the sorted
+            one, and the model gets a new head. Tags of -100 are left out.
         group: Column whose equal values stay in one split (one film, one patient).
         validation_size: Examples for validation (for tuning only). Default: all of its own place, else a tenth of the
             examples.
         test_size: Examples for testing. Default: all of its own place, else a fifth of the examples.
-        max_length: Tokens kept of each text.
+        max_length: Tokens kept of each text, at most as many as the model has places for if a text is as long.
         split_seed: Of the split.
         head_seed: Of the weights that the model does not have yet, a new head's say.
         trust_remote_code: Whether code that comes with the model or its tokenizer may run.
