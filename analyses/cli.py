@@ -148,6 +148,8 @@ def train(options: Namespace) -> int:
         raise StudyError(
             f"--method: the study has {', '.join(study.methods)}; got {cell.method!r}{near(cell.method, study.methods)}"
         )
+    if cell.seed < 0:
+        raise StudyError(f"--seed: expected a whole number of at least 0, got {cell.seed}")
     check(study.model_copy(update={"train_sizes": [cell.train_size]}))
     with exclusive(study, folder):
         prepare(study, folder)

@@ -124,7 +124,10 @@ class FileData:
         beside = self.test or self.data  # a split with a place of its own takes nothing from the training examples
         places = {"train": self.data, "validation": beside, "test": beside}
         changed = settings.model_copy(update={"data": places, "max_length": self.max_length})
-        return OwnData(changed, self.count or min(rows, MOST_EXAMPLES))
+        try:
+            return OwnData(changed, self.count or min(rows, MOST_EXAMPLES))
+        except StudyError as error:
+            raise StudyError(_as_options(str(error))) from error
 
     def examples(self, model: str) -> Examples:
         """The examples as a model reads them."""
@@ -134,6 +137,25 @@ class FileData:
         """The plain model under an adapter, as it is; one without a head of its own gets one of the data's classes."""
         task = self.task(str(place))
         return task.finished_model() or task.new_model(task.settings.head_seed)
+
+
+_OPTIONS = {
+    "task.data.train": "--data",
+    "task.data.validation": "--test",
+    "task.data.test": "--test",
+    "task.data": "--data",
+    "task.input": "--input",
+    "task.label": "--label",
+    "task.name": "--task",
+    "task.model": "--tokenizer",
+}
+
+
+def _as_options(message: str) -> str:
+    """A message on a study's keys, with the command line's options in their place."""
+    for key, option in _OPTIONS.items():
+        message = message.replace(f"{key}:", f"{option}:").replace(f" {key},", f" {option},")
+    return message
 
 
 def examples_from_function(place: str) -> Examples:

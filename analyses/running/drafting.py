@@ -127,6 +127,10 @@ def task_of(
         StudyError: Kind or columns cannot be told from it.
     """
     names = columns(table)
+    if len(names) == 1 and any(mark in names[0] for mark in ";\t|"):
+        raise StudyError(
+            f"--data: {data} has one column, {names[0]!r}; expected commas between columns, or tabs in a .tsv"
+        )
     found = kind or _kind(table, label)
     plain = DataTask(name=found, model=model, data=data, input=inputs, label=label)
     texts = [name for name in names if isinstance(table[name][0], str)]

@@ -27,7 +27,8 @@ class DataTask(Settings):
         model: Folder of a Hugging Face model with its tokenizer or image processor, or a name on the hub.
         data: A file (CSV, JSON lines, Parquet, ``.npz`` with images), an image folder with one folder a class, or a
             saved Hugging Face data set; or such places by split, ``train`` and optionally ``validation`` and ``test``.
-            A split without a place of its own is drawn from ``train``.
+            A split without a place of its own is drawn from ``train``. Relative places, the model's too, count from the
+            folder where the command runs.
         input: Column of the input, or two for pairs of texts. Default ``text``, ``tokens`` or ``image``.
         label: Column of the label. Default ``label``, ``tags`` or ``target``; causal models need none. Classes have the
             numbers that the model's ``label2id`` gives their names, where it knows all of them; whole numbers that a

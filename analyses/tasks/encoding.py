@@ -81,7 +81,9 @@ def texts_of(values: Sequence[Any], column: str) -> list[str]:
     """
     for row, value in enumerate(values, 1):
         if not isinstance(value, str) or not value.strip():
-            raise StudyError(f"task.input: row {row} of column {column!r} holds {value!r}; expected text in every row")
+            raise StudyError(
+                f"task.input: row {row} of column {column!r} holds {_shown(value)}; expected text in every row"
+            )
     return list(values)
 
 

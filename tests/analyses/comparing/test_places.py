@@ -162,6 +162,7 @@ def test_an_adapter_is_measured_by_its_own_command(places: Path, capsys: pytest.
             ["bert", "--data", "train.csv", "--input", "txt"],
             "--input: train.csv has no column 'txt'; did you mean 'text'?",
         ),
+        (["bert", "--data", "train.csv", "--test", "gone.csv"], "--test: gone.csv does not exist"),
         (["train.csv", *DATA], "train.csv is of no known kind"),
         (["adapter0", "--data", "nothing.csv"], "nothing.csv"),
         (["bert+merged", "--data", "train.csv"], "merged has no adapter_config.json"),

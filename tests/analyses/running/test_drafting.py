@@ -98,6 +98,11 @@ def test_what_cannot_be_told_is_asked_for(tmp_path: Path, capsys: pytest.Capture
         draft(model, str(data))
     with pytest.raises(StudyError, match="--label: there is no column 'stars'"):
         draft(model, str(data), label="stars")
+    with pytest.raises(StudyError, match=r"--input: .* has no column 'sentense'; did you mean 'sentence'\? it has"):
+        draft(model, str(data), inputs="sentense", label="label")
+    reviews().to_csv(data, index=False, sep=";")
+    with pytest.raises(StudyError, match=r"--data: .* has one column, 'text;label.*expected commas between columns"):
+        draft(model, str(data))
     assert main(["init", "--model", model, "--out", str(tmp_path / "x.yaml")]) == 2
     assert "--model, --data: give both" in capsys.readouterr().err
     (tmp_path / "x.yaml").write_text("")
