@@ -25,6 +25,7 @@ from landscape import (
     worst_case_sharpness,
 )
 from landscape.operators import DenseOperator
+from tests.landscape.test_consistency import CubeOnce
 
 DRAW = torch.Generator().manual_seed(0)
 X, Y = torch.randn(10, 3, generator=DRAW), torch.arange(10) % 2
@@ -43,17 +44,6 @@ def differences(risk: EmpiricalRisk, step: float = 1e-6) -> Tensor:
     ).double()
 
 
-class CubeOfDetached(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.x = x.detach()
-        return x**3
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return 3 * ctx.x**2 * gradient
-
-
 class Broken(nn.Module):
     def __init__(self, state: bool = False, time_first: bool = False) -> None:
         super().__init__()
@@ -65,7 +55,7 @@ class Broken(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         size = x.shape[1 if self.time_first else 0]
         start = torch.zeros(1, size, 4, dtype=None if self.state else x.dtype)  # float32 whatever the model is
-        return self.b(self.rnn(CubeOfDetached.apply(self.a(x)), start)[1][-1])
+        return self.b(self.rnn(CubeOnce.apply(self.a(x)), start)[1][-1])
 
 
 def test_a_selection_is_checked_for_itself() -> None:
@@ -76,7 +66,7 @@ def test_a_selection_is_checked_for_itself() -> None:
             self.a, self.b = nn.Linear(3, 4), nn.Linear(4, 2)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.b(CubeOfDetached.apply(self.a(x)))
+            return self.b(CubeOnce.apply(self.a(x)))
 
     head = EmpiricalRisk(Late().double(), [(X.double(), Y)], params="^b")
     HessianOperator(head)  # whose second derivatives are right
