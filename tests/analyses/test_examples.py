@@ -16,7 +16,7 @@ from analyses.study import Study, load_preset, load_study, preset_names
 from analyses.study.measure_settings import WorstCaseSettings
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-OLDER = {"digits-ablation", "digits-lowdata", "minilm-sentiment"}
+OLDER = {"digits-lowdata", "minilm-sentiment"}
 
 
 @pytest.mark.parametrize("name", preset_names())
