@@ -28,7 +28,7 @@ from landscape.evaluation import (
     renormed_embeddings,
     written_parameters,
 )
-from landscape.losses import Batch, PerExampleLoss, cross_entropy
+from landscape.losses import Batch, LabelLoss, PerExampleLoss, cross_entropy, targets_of
 from landscape.params import Layout, ParameterFilter, select_parameters, transposed_weights
 from landscape.torch_losses import per_example
 
@@ -169,6 +169,11 @@ class EmpiricalRisk:
         weights: Tensor = weigh(batch)
         expected = (batch_size(batch),)
         if not isinstance(weights, Tensor) or weights.shape != expected:
+            if isinstance(self.loss_function, LabelLoss):
+                raise ValueError(
+                    f"labels: expected those of {expected[0]} examples in batch {index}, got labels of shape "
+                    f"{tuple(targets_of(batch).shape)}"
+                )
             got = f"shape {tuple(weights.shape)}" if isinstance(weights, Tensor) else type(weights).__name__
             raise ValueError(f"loss: expected loss.weights(batch) of shape {expected}, one an example, got {got}")
         if not bool((weights.isfinite() & (weights >= 0)).all()):

@@ -106,15 +106,11 @@ def _of_module(loss: Any) -> PerExampleLoss:
             "reduction='mean'"
         )
     kind = type(loss)  # what a class derived from one of torch's computes is its own matter
-    if kind in (nn.CrossEntropyLoss, nn.NLLLoss):
-        if loss.ignore_index != IGNORED:
-            raise ValueError(
-                f"loss: expected ignore_index={IGNORED}, got {loss.ignore_index}; mark labels by {IGNORED}"
-            )
-        if kind is nn.NLLLoss:
-            if loss.weight is not None:
-                raise ValueError(f"loss: {name} averages by its class weights; use nn.CrossEntropyLoss of logits")
-            return LabelLoss(_negative_log_likelihood)
+    if kind in (nn.CrossEntropyLoss, nn.NLLLoss) and loss.ignore_index != IGNORED:
+        raise ValueError(f"loss: expected ignore_index={IGNORED}, got {loss.ignore_index}; mark labels by {IGNORED}")
+    if kind is nn.NLLLoss and loss.weight is None:
+        return LabelLoss(_negative_log_likelihood)
+    if kind is nn.CrossEntropyLoss:
         plain = loss.weight is None and loss.label_smoothing == 0
         return cross_entropy if plain else cross_entropy_of(loss.weight, label_smoothing=loss.label_smoothing)
     if kind is nn.MSELoss:
