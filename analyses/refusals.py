@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import errno
+import os
+import select
 import sys
 from collections.abc import Callable
 
 from safetensors import SafetensorError
 
 _OUTSIDE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE)
-NO_FILE, INTERRUPTED = 3, 130
+NO_FILE, INTERRUPTED, NO_READER = 3, 130, 141
 
 
 def guarded(command: Callable[[], int]) -> int:
-    """A command's status; where the machine refuses or the user interrupts, one sentence and a status of its own."""
+    """A command's status; where the machine refuses or the user interrupts, one sentence and a status of its own.
+
+    Who reads what is printed may stop early (``| head``): that ends the command without a word.
+    """
     try:
-        return command()
+        status = command()
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        if not _nobody_reads():
+            raise
+        return NO_READER
     except (OSError, SafetensorError) as error:
         refused = refusal(error)
         if refused is None:
@@ -29,6 +40,16 @@ def guarded(command: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print("\nlandscape: interrupted; the same command goes on from here", file=sys.stderr)
         return INTERRUPTED
+
+
+def _nobody_reads() -> bool:
+    """Whether the output's other end is closed; then what is left of it goes nowhere."""
+    ends = select.poll()
+    ends.register(sys.stdout.fileno(), 0)
+    closed = any(event & (select.POLLERR | select.POLLHUP) for _, event in ends.poll(0))
+    if closed:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return closed
 
 
 def refusal(error: Exception) -> str | None:
