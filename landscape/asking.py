@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from numbers import Integral
 from typing import Any
 
 from torch import Tensor, nn
@@ -42,6 +43,16 @@ def expect_vector(name: str, vector: Any, size: int) -> None:
     elif isinstance(vector, list | tuple):
         fix = "; pass torch.tensor(values)"
     raise ValueError(f"{name}: expected a tensor of shape ({size},), one entry per selected weight, got {got}{fix}")
+
+
+def expect_count(name: str, value: Any) -> None:
+    """Refuse what is no whole number of at least 1.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name}: expected a count of at least 1, got {value!r}")
 
 
 def expect_number(name: str, value: Any, *, instead: str = "") -> None:

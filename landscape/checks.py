@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.parameter import UninitializedParameter
 
 from landscape.batches import map_tensors, takes_labels, tensors_of, to_device
 from landscape.evaluation import measuring
@@ -17,8 +18,16 @@ from landscape.losses import Batch, check_targets
 if TYPE_CHECKING:
     from landscape.risk import EmpiricalRisk
 
+_NUDGE, _SEEN = 1e-3, 1e-5
+"""Relative change of a weight to which a loss is asked to answer, and of the loss beyond rounding."""
 _SAME_LOSS = 1e-3
 """Relative difference to which two ways of computing one loss agree."""
+
+
+_CHECKPOINTS = (
+    "model: it checkpoints activations in eval mode, so that a backward pass would run parts of it again when its own "
+    "weights are back; switch that off (gradient_checkpointing_disable())"
+)
 
 
 def check_model(model: nn.Module, l2: float) -> None:
@@ -35,6 +44,9 @@ def check_model(model: nn.Module, l2: float) -> None:
             f"model: expected a module in Python, got TorchScript's {type(model).__name__}, which cannot be evaluated "
             "at given weights; pass the module that it was made from"
         )
+    lazy = [name for name, weight in model.named_parameters() if isinstance(weight, UninitializedParameter)]
+    if lazy:
+        raise ValueError(f"model: {lazy[0]} has no shape yet; run the model once, so that its lazy modules take theirs")
     if not math.isfinite(l2):
         raise ValueError(f"l2: expected a finite number, got {l2}")
 
@@ -168,14 +180,61 @@ def _check_reads_theta_only(risk: EmpiricalRisk, batch: Batch) -> None:
     except RuntimeError as error:
         if str(error) != message:
             raise
-        raise ValueError(
-            "model: it checkpoints activations in eval mode, so that a backward pass would run parts of it again "
-            "when its own weights are back; switch that off (gradient_checkpointing_disable())"
-        ) from None
+        raise ValueError(_CHECKPOINTS) from None
+    if _runs_again(total):
+        raise ValueError(_CHECKPOINTS)
     if total.requires_grad and own:
-        gradients = torch.autograd.grad(total, own, allow_unused=True)
+        gradients = torch.autograd.grad(total, own, allow_unused=True, retain_graph=True)
         if any(gradient is not None for gradient in gradients):
             raise ValueError(
                 "loss: it reads the model's own parameters (a weight penalty?) and not those at which it is "
                 "evaluated, so that its derivatives would miss that part; leave it out and pass l2=c for c · |theta|²"
             )
+    _check_reached(risk, batch, parameters, total)
+
+
+@torch.no_grad()
+def _check_reached(risk: EmpiricalRisk, batch: Batch, parameters: Mapping[str, Tensor], total: Tensor) -> None:
+    """A weight that no gradient reaches may not move the loss.
+
+    Raises:
+        ValueError: One does: a part of the model is computed without a graph.
+    """
+    if not total.requires_grad:
+        return
+    gradients = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
+    unreached = [name for name, gradient in zip(parameters, gradients, strict=True) if gradient is None]
+    generator = torch.Generator().manual_seed(0)
+    moved = {}
+    for name in unreached:
+        weight = parameters[name].detach()
+        signs = torch.randint(0, 2, weight.shape, generator=generator).to(weight) * 2 - 1
+        moved[name] = weight + _NUDGE * signs * (weight.abs() + 0.1)
+
+    def answers(names: Iterable[str]) -> bool:
+        """Whether the loss does when these weights move."""
+        there = dict(parameters) | {name: moved[name] for name in names}
+        change = risk.batch_losses(batch, there, order=0).sum() - total
+        return bool(change.abs() > _SEEN * total.abs())
+
+    if unreached and answers(unreached):
+        name = next((name for name in unreached if answers([name])), unreached[0])
+        raise ValueError(
+            f"model: the loss depends on {name}, but no gradient reaches it: a part of the model is detached, runs "
+            "under no_grad or is checkpointed there, so that derivatives would miss it; mend that part, leave the weight out "
+            "by params, or pass check=False to take it as constant"
+        )
+
+
+def _runs_again(total: Tensor) -> bool:
+    """Whether a graph holds a part that reentrant checkpointing computed without one."""
+    seen, waiting = set(), [total.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        if "CheckpointFunction" in node.name():
+            return True
+        seen.add(node)
+        waiting += [after for after, _ in node.next_functions]
+    return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Integral
 from typing import ClassVar, Literal
 
 import torch
@@ -160,7 +161,7 @@ def m_sharpness(risk: EmpiricalRisk, rho: float, *, m: int, seed: int = 0) -> MS
     if not (rho >= 0 and math.isfinite(rho)):
         raise ValueError(f"rho: expected a finite radius >= 0, got {rho}")
     counts = risk.ranks.counts(risk.num_examples)
-    if not 1 <= m <= sum(counts):
+    if not isinstance(m, Integral) or not 1 <= m <= sum(counts):
         raise ValueError(f"m: expected 1 <= m <= N = {sum(counts)} examples, got {m}")
     if has_rows(risk) and not can_take_examples(risk):
         raise ValueError(

@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from landscape.asking import expect_number, expect_risk, expect_vector
+from landscape.asking import expect_count, expect_number, expect_risk, expect_vector
 from landscape.risk import EmpiricalRisk
 from landscape.sharpness.ascent import Climb
 from landscape.sharpness.balls import Adaptive, Ball, Norm, ball_around
@@ -18,6 +18,7 @@ from landscape.sharpness.result import OwnWorstCases, SharpnessResult, search_ga
 from landscape.sharpness.search import Effort, Search
 from landscape.sharpness.shelf import Kept, Shelf, Storage, held
 from landscape.sharpness.surroundings import Surroundings
+from landscape.showing import kind_of
 from landscape.subspaces import BasisSubspace, Subspace
 
 
@@ -315,16 +316,16 @@ def _largest(tables: Iterable[Mapping[_Key, float]]) -> dict[_Key, float]:
 
 
 def _check_effort(steps: int, restarts: int, screened: int, max_passes: int, agreement: float) -> None:
-    if steps < 1 or restarts < 1:
-        raise ValueError(f"steps, restarts: expected counts of at least 1, got {steps} and {restarts}")
-    for name, count in {"screened": screened, "max_passes": max_passes}.items():
-        if count < 1:
-            raise ValueError(f"{name}: expected a count of at least 1, got {count}")
+    counts = {"steps": steps, "restarts": restarts, "screened": screened, "max_passes": max_passes}
+    for name, count in counts.items():
+        expect_count(name, count)
     if not 0 <= agreement < 1:
         raise ValueError(f"agreement: expected a share of the rise, 0 <= agreement < 1, got {agreement}")
 
 
 def _check_starts(risk: EmpiricalRisk, starts: Mapping[str, Tensor]) -> None:
+    if not isinstance(starts, Mapping):
+        raise ValueError(f"starts: expected directions by name, got {kind_of(starts)}; pass {{'mine': direction}}")
     for name, direction in starts.items():
         expect_vector(f"starts[{name!r}]", direction, risk.num_params)
         if not bool(direction.isfinite().all()):

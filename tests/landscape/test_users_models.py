@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -21,6 +22,7 @@ from landscape import (
     linear_path,
     loss_line,
     losses_at,
+    m_sharpness,
     power_iteration,
     worst_case_sharpness,
 )
@@ -311,6 +313,66 @@ def test_models_that_differentiate_themselves() -> None:
     assert HessianOperator(risk).kept_batches == 0
     assert loss_line(risk, risk.theta, [0.0, 0.1]).losses.isfinite().all()
     assert worst_case_sharpness(risk, 0.1, steps=2, restarts=1, max_passes=1).rise > 0
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpointed_models_are_refused(reentrant: bool) -> None:
+    class Checkpointed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = net()
+
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = torch.utils.checkpoint.checkpoint(self.inner[0], x.requires_grad_(), use_reentrant=reentrant)
+            return self.inner[1:](hidden)
+
+    with pytest.raises(ValueError, match="model: it checkpoints activations in eval mode"):
+        EmpiricalRisk(Checkpointed(), [(X, Y)])
+
+
+def test_weights_that_no_gradient_reaches_may_not_move_the_loss() -> None:
+    class Lost(nn.Module):
+        def __init__(self, how: str) -> None:
+            super().__init__()
+            self.inner, self.how = net(), how
+            self.spare = nn.Linear(2, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.how == "checkpoint":  # of inputs that need no gradient
+                hidden = torch.utils.checkpoint.checkpoint(self.inner[0], x, use_reentrant=True)
+            elif self.how == "no_grad":
+                with torch.no_grad():
+                    hidden = self.inner[0](x)
+            else:
+                hidden = self.inner[0](x).detach()
+            return self.inner[1:](hidden)
+
+    for how in ("checkpoint", "no_grad", "detach"):
+        with pytest.raises(
+            ValueError, match=r"model: the loss depends on inner\.0\.weight, but no gradient reaches it"
+        ):
+            EmpiricalRisk(Lost(how), [(X, Y)])
+        head = EmpiricalRisk(Lost(how), [(X, Y)], params=r"inner\.2|spare")  # spare is used by nothing
+        assert float(head.gradient().norm()) > 0
+
+
+def test_modules_without_shapes_are_told_to_run_once() -> None:
+    lazy = nn.Sequential(nn.LazyLinear(4), nn.Linear(4, 2))
+    with pytest.raises(ValueError, match=r"model: 0\.weight has no shape yet; run the model once"):
+        EmpiricalRisk(lazy, [(X, Y)])
+    lazy(X)
+    assert EmpiricalRisk(lazy, [(X, Y)]).loss() > 0
+
+
+def test_counts_are_whole_and_starts_have_names() -> None:
+    risk = EmpiricalRisk(net(), [(X, Y)])
+    for name in ("steps", "restarts", "screened", "max_passes"):
+        with pytest.raises(ValueError, match=f"{name}: expected a count of at least 1, got 2.5"):
+            worst_case_sharpness(risk, 0.1, **{name: 2.5})
+    with pytest.raises(ValueError, match=r"starts: expected directions by name, got a list"):
+        worst_case_sharpness(risk, 0.1, starts=[risk.theta])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"m: expected 1 <= m <= N = 10 examples, got 2\.0"):
+        m_sharpness(risk, 0.1, m=2.0)  # type: ignore[arg-type]
 
 
 def test_packed_sequences_and_named_tuples_stay_what_they_are() -> None:

@@ -321,8 +321,8 @@ def test_bad_radii(rho: float) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"steps": 0}, "steps, restarts"),
-        ({"restarts": 0}, "steps, restarts"),
+        ({"steps": 0}, "steps: expected a count"),
+        ({"restarts": 0}, "restarts: expected a count"),
         ({"screened": 0}, "screened"),
         ({"max_passes": 0}, "max_passes"),
         ({"agreement": 1.0}, "agreement"),
