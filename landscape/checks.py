@@ -221,8 +221,8 @@ def _check_reached(risk: EmpiricalRisk, batch: Batch, parameters: Mapping[str, T
         name = next((name for name in unreached if answers([name])), unreached[0])
         raise ValueError(
             f"model: the loss depends on {name}, but no gradient reaches it: a part of the model is detached, runs "
-            "under no_grad or is checkpointed there, so that derivatives would miss it; mend that part, leave the weight "
-            "out by params, or pass check=False to take it as constant"
+            "under no_grad or is checkpointed there, so that derivatives would miss it; mend that part, leave it out "
+            "by params, or pass check=False to take it as constant"
         )
 
 
