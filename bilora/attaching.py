@@ -186,7 +186,7 @@ def _check_targets(model: nn.Module, lora: LoraConfig, config: BiLoraConfig) -> 
                 raise ValueError(
                     f"{setting}: rank {value} exceeds the dimensions of {name} {shape}; use at most {smallest}"
                 )
-        if (other := _sharing(model, name)) and config.primary in MOVES_THE_BASE:
+        if config.primary in MOVES_THE_BASE and (other := _sharing(model, name)):
             raise ValueError(
                 f"primary: {config.primary} takes its first product out of the frozen weight, and that of {name} is "
                 f"{other}'s too; expected a kind that leaves it alone, such as lora, or untied weights"

@@ -28,8 +28,9 @@ def moved_buffers(model: nn.Module) -> dict[str, Tensor]:
 
 
 def save_buffers(model: nn.Module, directory: Path) -> bool:
-    """Write the moved ones into a folder, if there are any, and say whether."""
+    """Write the moved ones into a folder, if there are any, and say whether; a file of an earlier save goes."""
     moved = moved_buffers(model)
+    (directory / BUFFERS).unlink(missing_ok=True)
     if moved:
         save_file({name: buffer.contiguous() for name, buffer in moved.items()}, directory / BUFFERS)
     return bool(moved)

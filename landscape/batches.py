@@ -23,10 +23,15 @@ def call_arguments(batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return ((), dict(batch[0])) if isinstance(batch[0], Mapping) else ((batch[0],), {})
 
 
+def names_labels(model: nn.Module) -> bool:
+    """Whether the model has labels among its arguments, from which it computes a loss of its own."""
+    return "labels" in inspect.signature(model.forward).parameters
+
+
 def takes_labels(model: nn.Module) -> bool:
-    """Whether the model can be given labels, from which it computes a loss of its own."""
-    parameters = inspect.signature(model.forward).parameters
-    return "labels" in parameters or any(one.kind is one.VAR_KEYWORD for one in parameters.values())
+    """Whether the model can be given labels, also as one of any keywords that it may pass on."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    return names_labels(model) or any(one.kind is one.VAR_KEYWORD for one in parameters)
 
 
 def batch_size(batch: Batch) -> int:
@@ -54,6 +59,7 @@ def batch_size(batch: Batch) -> int:
 
 
 def tensors_of(part: Any) -> Iterator[Tensor]:
+    """All tensors in nested mappings and sequences, in their order."""
     if isinstance(part, Tensor):
         yield part
     elif isinstance(part, Mapping):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.parameter import UninitializedParameter
 
-from landscape.batches import map_tensors, takes_labels, tensors_of, to_device
+from landscape.batches import map_tensors, names_labels, takes_labels, tensors_of, to_device
 from landscape.evaluation import measuring
 from landscape.losses import Batch, check_targets
 
@@ -146,8 +146,10 @@ def check_loss(risk: EmpiricalRisk, *, is_default: bool) -> None:
     with measuring(risk.model, 0):
         try:
             outputs = functional_call(risk.model, risk.state() | parameters, (), dict(map_tensors(batch, torch.clone)))
-        except (TypeError, RuntimeError, ValueError):  # keywords that it passes on to somebody who takes no labels
-            return
+        except (TypeError, RuntimeError, ValueError):
+            if names_labels(risk.model):
+                raise
+            return  # it passes keywords on to somebody who takes no labels
     reported = getattr(outputs, "loss", None)
     if reported is None:
         return

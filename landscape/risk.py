@@ -105,9 +105,9 @@ class EmpiricalRisk:
             raise ValueError(
                 f"dtype: expected torch.float32 or torch.float64, whose rounding is not the result, got {dtype}"
             )
-        if own.is_complex:
+        if turned := [name for name, weight in selected.items() if weight.is_complex()]:
             raise ValueError(
-                f"params: {next(iter(selected))} is complex, and the mean loss is taken as a function of real numbers; "
+                f"params: {turned[0]} is complex, and the mean loss is taken as a function of real numbers; "
                 "choose real weights by params, or store real and imaginary parts as weights of their own"
             )
         self.dtype = dtype or (torch.float32 if own in _LOW_PRECISION else own)

@@ -92,7 +92,9 @@ def power_iteration(
         vectors[:, index], products[:, index] = (plane @ ritz)[:, 0], (images @ ritz)[:, 0]
     values, rotation = torch.linalg.eigh(_symmetric(vectors.T @ products))
     vectors, products, confirmed = vectors @ rotation, products @ rotation, None
-    if starts.shape[1]:
+    if stopped and starts.shape[1]:
+        confirmed = torch.zeros_like(values, dtype=torch.bool)  # nobody has looked outside
+    elif starts.shape[1]:
         outside, spent = _largest_outside(operator, vectors, generator)
         confirmed = values.abs() >= (1 - tol) * outside
         num_matvecs += spent
