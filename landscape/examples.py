@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.func import grad_and_value, vmap
 
+from landscape.batches import tensors_of
 from landscape.evaluation import exact_products
 from landscape.losses import Batch
 from landscape.risk import EmpiricalRisk
@@ -59,7 +60,7 @@ def can_take_examples(risk: EmpiricalRisk) -> bool:
 def has_rows(risk: EmpiricalRisk) -> bool:
     """Whether the first axis of every tensor of every batch is as long as the batch has examples."""
     sizes = zip(risk.batches, risk.batch_sizes, strict=True)
-    return all(tensor.shape[:1] == (size,) for batch, size in sizes for tensor in _tensors(batch))
+    return all(tensor.shape[:1] == (size,) for batch, size in sizes for tensor in tensors_of(batch))
 
 
 def own_gradients(risk: EmpiricalRisk, chosen: Tensor) -> Iterator[tuple[Tensor, PointwiseGradient]]:
@@ -108,7 +109,7 @@ class PointwiseGradient:
             example = _by_part(lambda parts: next(values)[None] if isinstance(parts[0], Tensor) else parts[0], [batch])
             return self._risk.batch_losses(example, self._risk.layout.split(point))[0]
 
-        batch, tensors = self._batch, list(_tensors(self._batch))
+        batch, tensors = self._batch, list(tensors_of(self._batch))
         try:
             with exact_products():
                 gradients, losses = vmap(grad_and_value(loss))(points, tensors)
@@ -178,10 +179,3 @@ def _by_part(function: Callable[[Sequence[Any]], Any], batches: Sequence[Any]) -
     if isinstance(first, (tuple, list)):
         return tuple(_by_part(function, parts) for parts in zip(*batches, strict=True))
     return function(batches)
-
-
-def _tensors(batch: Batch) -> Iterator[Tensor]:
-    """The tensors of a batch, in the order in which `_by_part` visits them."""
-    found: list[Tensor] = []
-    _by_part(lambda parts: found.append(parts[0]) if isinstance(parts[0], Tensor) else None, [batch])
-    yield from found
