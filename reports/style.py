@@ -16,10 +16,8 @@ from typing import Any
 
 import matplotlib as mpl
 import matplotlib.colors
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy import stats
 
@@ -209,15 +207,6 @@ def geometric_interval(values: pd.Series | Iterable[float]) -> tuple[float, floa
     """
     centre, half = mean_interval(np.log(np.asarray(list(values), dtype=float)))
     return float(np.exp(centre)), float(np.exp(centre - half)), float(np.exp(centre + half))
-
-
-def panels(count: int, columns: int, height: float, **options: Any) -> tuple[Figure, list[Axes]]:
-    """A page-wide grid with as many panels as asked for, ``height`` inches a row; the places left over are empty."""
-    rows = math.ceil(count / columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(TWO_COLUMNS, 0.6 + height * rows), squeeze=False, **options)
-    for ax in axes.flat[count:]:
-        ax.set_visible(False)
-    return figure, list(axes.flat[:count])
 
 
 FORMATS = ("pdf", "svg", "png")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
-from matplotlib.figure import Figure
 
-from reports.style import ONE_COLUMN, TWO_COLUMNS, method_order, method_style, panels, plot_context
+from reports.canvas import Canvas, grid, legend_below, legend_of, one_axes, panels
+from reports.style import ONE_COLUMN, TWO_COLUMNS, method_order, method_style, plot_context
 from reports.units import loss_unit
 
 UNITS = {
@@ -29,7 +28,7 @@ def plot_rises(records: pd.DataFrame, *, ball: str = "l2", ax: Axes | None = Non
         ball: Shape, in whose units the radii are.
         ax: Where to draw; default a new figure.
     """
-    ax = plt.subplots(figsize=(ONE_COLUMN, 2.6))[1] if ax is None else ax
+    ax = one_axes(ax, (ONE_COLUMN, 2.6))
     chosen = records[(records["measure"] == "worst_case_rise") & (records["ball"] == ball)]
     chosen = chosen[chosen["subspace"] == "full"].sort_values("rho")
     for name in method_order(chosen["method"]):
@@ -49,26 +48,36 @@ def plot_rises(records: pd.DataFrame, *, ball: str = "l2", ax: Axes | None = Non
     return ax
 
 
-def plot_balls(records: pd.DataFrame) -> Figure:
-    """`plot_rises` in a panel for every shape of ball."""
+def plot_balls(records: pd.DataFrame, *, canvas: Canvas | None = None) -> Canvas:
+    """`plot_rises` in a panel for every shape of ball.
+
+    Args:
+        records: Of a comparison.
+        canvas: Figure or subfigure to draw in; default a new figure.
+    """
     there = set(records.loc[records["measure"] == "worst_case_rise", "ball"])
     balls = [ball for ball in UNITS if ball in there]
     with plot_context():
-        figure, axes = plt.subplots(1, len(balls), figsize=(TWO_COLUMNS, 2.6), sharey=True, squeeze=False)
+        canvas, axes = grid(1, len(balls), (TWO_COLUMNS, 2.6), canvas, sharey=True)
         for ax, ball in zip(axes[0], balls, strict=True):
             plot_rises(records, ball=ball, ax=ax)
             ax.set_title(f"{ball} ball")
             ax.set_ylabel(f"worst-case loss rise ({loss_unit()})" if ax is axes[0, 0] else "")
-        _legend(figure, axes[0, 0])
-    return figure
+        _legend(canvas, axes[0, 0])
+    return canvas
 
 
-def plot_density(records: pd.DataFrame) -> Figure:
-    """Density of the Hessian's eigenvalues with its standard error over probes, six decades of it."""
+def plot_density(records: pd.DataFrame, *, canvas: Canvas | None = None) -> Canvas:
+    """Density of the Hessian's eigenvalues with its standard error over probes, six decades of it.
+
+    Args:
+        records: Of a comparison.
+        canvas: Figure or subfigure to draw in; default a new figure.
+    """
     chosen = records[records["measure"] == "spectral_density"]
     names = method_order(chosen["method"])
     with plot_context():
-        figure, axes = panels(len(names), 3, 1.5, sharex=True, sharey=True)
+        canvas, axes = panels(len(names), 3, 1.5, canvas, sharex=True, sharey=True)
         for ax, name in zip(axes, names, strict=True):
             own, style = chosen[chosen["method"] == name], method_style(name)
             at, height = own["alpha"].to_numpy(float), own["value"].to_numpy(float)
@@ -79,17 +88,22 @@ def plot_density(records: pd.DataFrame) -> Figure:
             ax.set_yscale("log")
         top = chosen["value"].max()
         axes[0].set_ylim(top * 1e-6, 2 * top)
-        figure.supxlabel("Hessian eigenvalue", fontsize=8)
-        figure.supylabel("density", fontsize=8)
-    return figure
+        canvas.supxlabel("Hessian eigenvalue", fontsize=8)
+        canvas.supylabel("density", fontsize=8)
+    return canvas
 
 
-def plot_paths(records: pd.DataFrame) -> Figure:
-    """Loss along the straight line (dotted) and the trained curve (solid) between minima, a panel a pair."""
+def plot_paths(records: pd.DataFrame, *, canvas: Canvas | None = None) -> Canvas:
+    """Loss along the straight line (dotted) and the trained curve (solid) between minima, a panel a pair.
+
+    Args:
+        records: Of a comparison.
+        canvas: Figure or subfigure to draw in; default a new figure.
+    """
     chosen = records[records["measure"] == "path_loss"]
     pairs = list(dict.fromkeys(zip(chosen["method"], chosen["other"], strict=True)))[:_MOST_PANELS]
     with plot_context():
-        figure, axes = panels(len(pairs), 5, 1.35, sharex=True)
+        canvas, axes = panels(len(pairs), 5, 1.35, canvas, sharex=True)
         for ax, (a, b) in zip(axes, pairs, strict=True):
             own = chosen[(chosen["method"] == a) & (chosen["other"] == b)]
             for kind, line in {"straight line": ":", "curve": "-"}.items():
@@ -102,38 +116,47 @@ def plot_paths(records: pd.DataFrame) -> Figure:
                 ax.plot(place, end, color=style.colour, marker=style.marker, ms=style.marker_size)
             ax.set_title(f"{method_style(a).label} to\n{method_style(b).label}")
             ax.set_xlabel("position")
-        figure.supylabel(f"training loss ({loss_unit()})", fontsize=8)
-        _legend(figure, axes[0])
-    return figure
+        canvas.supylabel(f"training loss ({loss_unit()})", fontsize=8)
+        _legend(canvas, axes[0])
+    return canvas
 
 
-def plot_plane(records: pd.DataFrame) -> Figure:
-    """The loss over the plane of the minima's first two principal components, and the minima on it."""
+def plot_plane(records: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+    """The loss over the plane of the minima's first two principal components, and the minima on it.
+
+    Args:
+        records: Of a comparison.
+        ax: Where to draw; default a new figure.
+    """
     grid = records[records["measure"] == "plane_loss"].pivot_table(index="alpha", columns="beta", values="value")
     there = records[records["measure"] == "plane_minimum"].set_index("method")
     share = records.loc[records["measure"] == "plane_variance", "value"].sum()
     finite = grid.to_numpy()[np.isfinite(grid.to_numpy()) & (grid.to_numpy() > 0)]
     levels = np.geomspace(finite.min(), finite.max() * (1 + 1e-9), 21)
     with plot_context():
-        figure, ax = plt.subplots(figsize=(ONE_COLUMN, 3.1))
+        given, ax = ax, one_axes(ax, (ONE_COLUMN, 3.1))
         filled = ax.contourf(
             grid.index, grid.columns, grid.to_numpy().T, levels=levels, norm=LogNorm(), cmap="viridis", extend="both"
         )
         for name in method_order(there.index):
             style = method_style(name)
+            at = there.loc[[name]]
             ax.plot(
-                there.loc[name, "alpha"], there.loc[name, "beta"], color=style.colour, marker=style.marker, ls="none",
+                at["alpha"], at["beta"], color=style.colour, marker=style.marker, ls="none",
                 ms=style.marker_size + 2, mec="white", mew=0.7, label=style.label,
             )  # fmt: skip
         ax.set_aspect("equal")
         ax.set_title(f"{share:.0%} of the variance")
         ax.set_xlabel("first principal component")
         ax.set_ylabel("second")
-        figure.colorbar(filled, ax=ax, label=f"training loss ({loss_unit()})", ticks=levels[::4], format="{x:.2g}")
-        _legend(figure, ax)
-    return figure
+        ax.figure.colorbar(filled, ax=ax, label=f"training loss ({loss_unit()})", ticks=levels[::4], format="{x:.2g}")
+        legend_of(ax, given, _columns(ax))
+    return ax
 
 
-def _legend(figure: Figure, ax: Axes) -> None:
-    handles, labels = ax.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(5, max(1, len(labels))))
+def _legend(canvas: Canvas, ax: Axes) -> None:
+    legend_below(canvas, [ax], _columns(ax))
+
+
+def _columns(ax: Axes) -> int:
+    return min(5, max(1, len(ax.get_legend_handles_labels()[1])))

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
-from matplotlib.figure import Figure
+from matplotlib.axes import Axes
 
 from analyses.records import is_rise, write_atomically
+from reports.canvas import Canvas, figure_of
 from reports.figures.accuracy_sharpness import plot_accuracy_sharpness
 from reports.figures.alignment import CAPTURED, plot_alignment, shown_methods
 from reports.figures.alignment_map import plot_alignment_map
@@ -47,7 +48,7 @@ class Plan:
     name: str
     chosen: pd.DataFrame
     caption: str
-    draw: Callable[[], Figure]
+    draw: Callable[[], Canvas | Axes]
 
 
 def draw_all(
@@ -97,7 +98,7 @@ def draw_plans(
     drawn = []
     for plan in possible:
         if only is None or plan.name in only:
-            figure = plan.draw()
+            figure = figure_of(plan.draw())
             drawn.append(FigureFile(plan.name, plan.caption, save_figure(figure, folder, plan.name, formats)))
             plt.close(figure)
             numbers = figure_numbers(plan.chosen)

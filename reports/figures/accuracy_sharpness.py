@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analyses.records import is_rise
+from reports.canvas import Canvas, grid, legend_below, panels
 from reports.figures.rows import readable
-from reports.style import ONE_COLUMN, geometric_interval, method_order, method_style, panels, plot_context
+from reports.style import ONE_COLUMN, geometric_interval, method_order, method_style, plot_context
 from reports.units import loss_unit
 
 
-def plot_accuracy_sharpness(records: pd.DataFrame, *, rho: float) -> Figure:
-    """One faint point a run and a large mark for each method, at the geometric mean of its rises; a panel a size."""
+def plot_accuracy_sharpness(records: pd.DataFrame, *, rho: float, canvas: Canvas | None = None) -> Canvas:
+    """One faint point a run and a large mark for each method, at the geometric mean of its rises; a panel a size.
+
+    Args:
+        records: Long-form records.
+        rho: Radius of the rise.
+        canvas: Figure or subfigure to draw in; default a new figure.
+    """
     rises = records[is_rise(records, "full", rho)]
     keys = ["method", "train_size", "seed"]
     accuracy = records[records["measure"] == "test_accuracy"].set_index(keys)["value"].rename("accuracy")
@@ -24,10 +29,9 @@ def plot_accuracy_sharpness(records: pd.DataFrame, *, rho: float) -> Figure:
     sizes = sorted(runs["train_size"].unique())
     with plot_context():
         if len(sizes) == 1:
-            figure, ax = plt.subplots(figsize=(ONE_COLUMN, 3.6))
-            axes = [ax]
+            canvas, (axes,) = grid(1, 1, (ONE_COLUMN, 3.6), canvas)
         else:
-            figure, axes = panels(len(sizes), min(3, len(sizes)), 2.2, sharex=True)
+            canvas, axes = panels(len(sizes), min(3, len(sizes)), 2.2, canvas, sharex=True)
         for ax, size in zip(axes, sizes, strict=True):
             _draw_size(ax, runs[runs["train_size"] == size])
             readable(ax)
@@ -35,9 +39,8 @@ def plot_accuracy_sharpness(records: pd.DataFrame, *, rho: float) -> Figure:
             if len(sizes) > 1:
                 ax.set_title(f"{size} training examples")
             ax.set_ylabel("test accuracy (%)")
-        handles, labels = axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=2 if len(sizes) == 1 else 5)
-    return figure
+        legend_below(canvas, [axes[0]], 2 if len(sizes) == 1 else 5)
+    return canvas
 
 
 def _draw_size(ax: Axes, runs: pd.DataFrame) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
+from matplotlib.axes import Axes
 
+from reports.canvas import legend_of, one_axes
 from reports.style import ONE_COLUMN, TWO_COLUMNS, mean_interval, method_order, method_style, plot_context
 
 CAPTURED = ("captured_energy", "captured_energy_null", "captured_energy_optimum")
@@ -17,8 +17,13 @@ LEGIBLE = 5
 """Methods beyond which the marks of neighbouring layers would run into each other."""
 
 
-def plot_alignment(records: pd.DataFrame) -> Figure:
-    """Captured share by block, mean over its layers, the dominant eigenvectors and seeds, against null and optimum."""
+def plot_alignment(records: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+    """Captured share by block, mean over its layers, the dominant eigenvectors and seeds, against null and optimum.
+
+    Args:
+        records: Long-form records with the measures `CAPTURED` by layer.
+        ax: Where to draw; default a new figure.
+    """
     chosen = records[(records["subspace"] == "column") & (records["layer"] != "all")]
     chosen = chosen[chosen["measure"].isin(CAPTURED)]
     chosen = chosen.assign(block=chosen["layer"].map(block_name))
@@ -26,7 +31,7 @@ def plot_alignment(records: pd.DataFrame) -> Figure:
     blocks = list(dict.fromkeys(chosen["block"]))
     positions = np.arange(len(blocks))
     with plot_context():
-        figure, ax = plt.subplots(figsize=(ONE_COLUMN if len(blocks) <= _NARROW else TWO_COLUMNS, 3.0))
+        given, ax = ax, one_axes(ax, (ONE_COLUMN if len(blocks) <= _NARROW else TWO_COLUMNS, 3.0))
         for index, method in enumerate(methods):
             own = chosen[chosen["method"] == method]
             shares = own[own["measure"] == "captured_energy"]
@@ -57,8 +62,8 @@ def plot_alignment(records: pd.DataFrame) -> Figure:
         ax.set_ylim(min(0.0, low), max(1.02, high))
         ax.set_ylabel("captured share")
         ax.set_xlabel("block of the model")
-        figure.legend(loc="outside lower center", ncols=2 if len(blocks) <= _NARROW else 3)
-    return figure
+        legend_of(ax, given, 2 if len(blocks) <= _NARROW else 3)
+    return ax
 
 
 def shown_methods(records: pd.DataFrame) -> list[str]:

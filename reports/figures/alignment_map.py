@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
+from reports.canvas import Canvas, grid
 from reports.figures.alignment import short_name
 from reports.style import TWO_COLUMNS, method_style, plot_context
 
 SHOWN = ("lora", "lora_sam", "bilora")
 
 
-def plot_alignment_map(records: pd.DataFrame) -> Figure:
+def plot_alignment_map(records: pd.DataFrame, *, canvas: Canvas | None = None) -> Canvas:
     """A panel a method: layers across, eigenvectors up; crosses mark shares at or below the random expectation.
 
     Args:
         records: Long-form records with ``captured_energy`` and ``captured_energy_null`` rows by layer.
+        canvas: Figure or subfigure to draw in; default a new figure.
     """
     chosen = records[(records["subspace"] == "column") & (records["layer"] != "all")]
     methods = [method for method in SHOWN if (chosen["method"] == method).any()] or sorted(set(chosen["method"]))[:3]
     layers = list(dict.fromkeys(chosen.loc[chosen["measure"] == "captured_energy", "layer"]))
     highest = _means(chosen[chosen["method"].isin(methods)], "captured_energy", ["method", "index"], layers).max().max()
     with plot_context():
-        figure, axes = plt.subplots(
-            len(methods), 1, figsize=(TWO_COLUMNS, 0.9 + 1.05 * len(methods)), sharex=True, squeeze=False
-        )
+        size = (TWO_COLUMNS, 0.9 + 1.05 * len(methods))
+        canvas, axes = grid(len(methods), 1, size, canvas, sharex=True)
         for ax, method in zip(axes.flat, methods, strict=True):
             own = chosen[chosen["method"] == method]
             share, null = (
@@ -39,9 +38,9 @@ def plot_alignment_map(records: pd.DataFrame) -> Figure:
             ax.set_title(method_style(method).label)
         axes[-1, 0].set_xticks(range(len(layers)), [short_name(layer) for layer in layers], rotation=90)
         axes[-1, 0].set_xlabel("adapted layer (block · module)")
-        figure.supylabel("eigenvector", fontsize=8)
-        figure.colorbar(shown, ax=axes, label="captured share")
-    return figure
+        canvas.supylabel("eigenvector", fontsize=8)
+        canvas.colorbar(shown, ax=axes, label="captured share")
+    return canvas
 
 
 def _means(records: pd.DataFrame, measure: str, index: list[str], layers: list[str]) -> pd.DataFrame:

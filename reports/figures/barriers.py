@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
+from matplotlib.axes import Axes
 
+from reports.canvas import one_axes
 from reports.style import ONE_COLUMN, method_order, method_style, plot_context
 
 
-def plot_barriers(records: pd.DataFrame) -> Figure:
+def plot_barriers(records: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """Matrix of barriers on the straight lines between minima.
 
     Args:
         records: Long-form records with ``loss_barrier`` rows.
+        ax: Where to draw; default a new figure.
     """
     barriers = records[records["measure"] == "loss_barrier"]
     barriers = barriers[barriers["train_size"] == barriers["train_size"].min()]
@@ -25,7 +26,7 @@ def plot_barriers(records: pd.DataFrame) -> Figure:
         matrix[i, j] = value
     labels = [method_style(method).label for method in methods]
     with plot_context():
-        figure, ax = plt.subplots(figsize=(ONE_COLUMN, 3.1))
+        ax = one_axes(ax, (ONE_COLUMN, 3.1))
         image = ax.imshow(1e3 * matrix[1:, :-1], cmap="viridis", vmin=0)
         top = np.nanmax(matrix)
         for i in range(1, len(methods)):
@@ -34,5 +35,5 @@ def plot_barriers(records: pd.DataFrame) -> Figure:
                 ax.text(j, i - 1, f"{1e3 * matrix[i, j]:.2g}", ha="center", va="center", fontsize=6, color=colour)
         ax.set_xticks(range(len(methods) - 1), labels[:-1], rotation=45, ha="right")
         ax.set_yticks(range(len(methods) - 1), labels[1:])
-        figure.colorbar(image, ax=ax, label="barrier (thousandths of a nat)", shrink=0.8)
-    return figure
+        ax.figure.colorbar(image, ax=ax, label="barrier (thousandths of a nat)", shrink=0.8)
+    return ax

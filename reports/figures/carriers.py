@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
+from reports.canvas import Canvas, grid
 from reports.figures.rows import draw_row, label_rows, readable
 from reports.style import TWO_COLUMNS, method_order, method_style, plot_context
 
@@ -20,16 +19,17 @@ def carried(records: pd.DataFrame, *, rho: float) -> pd.DataFrame:
     return here[(here["measure"] != "largest_share") | (here["index"] == 1).fillna(False)]
 
 
-def plot_carriers(chosen: pd.DataFrame) -> Figure:
+def plot_carriers(chosen: pd.DataFrame, *, canvas: Canvas | None = None) -> Canvas:
     """A row a method: the participation ratio of the examples' parts in the worst case, and the largest part.
 
     Args:
         chosen: What `carried` returns.
+        canvas: Figure or subfigure to draw in; default a new figure.
     """
     methods = method_order(chosen["method"])
     with plot_context():
         size = (TWO_COLUMNS, 0.9 + 0.21 * len(methods))
-        figure, axes = plt.subplots(1, len(CARRIERS), figsize=size, sharey=True)
+        canvas, (axes,) = grid(1, len(CARRIERS), size, canvas, sharey=True)
         for ax, (measure, words) in zip(axes, CARRIERS.items(), strict=True):
             own = chosen[chosen["measure"] == measure]
             for place, method in enumerate(reversed(methods)):
@@ -37,7 +37,7 @@ def plot_carriers(chosen: pd.DataFrame) -> Figure:
             ax.set_xlabel(words)
             readable(ax)
         label_rows(axes[0], methods)
-    return figure
+    return canvas
 
 
 def searches(records: pd.DataFrame) -> pd.DataFrame:
@@ -45,12 +45,13 @@ def searches(records: pd.DataFrame) -> pd.DataFrame:
     return records[(records["measure"] == "worst_case_gap") & (records["subspace"] == "full")]
 
 
-def plot_searches(gaps: pd.DataFrame, records: pd.DataFrame) -> Figure:
+def plot_searches(gaps: pd.DataFrame, records: pd.DataFrame, *, canvas: Canvas | None = None) -> Canvas:
     """A row a method: the gap between the two searches of every ball, and the passes that both took.
 
     Args:
         gaps: What `searches` returns.
         records: With the rises, which hold the passes.
+        canvas: Figure or subfigure to draw in; default a new figure.
     """
     keys = ["method", "train_size", "seed", "ball", "rho", "subspace"]
     rises = records[records["measure"] == "worst_case_rise"].drop_duplicates(keys).set_index(keys)["num_passes"]
@@ -59,7 +60,7 @@ def plot_searches(gaps: pd.DataFrame, records: pd.DataFrame) -> Figure:
     methods = method_order(points["method"])
     with plot_context():
         size = (TWO_COLUMNS, 0.9 + 0.21 * len(methods))
-        figure, axes = plt.subplots(1, 2, figsize=size, sharey=True)
+        canvas, (axes,) = grid(1, 2, size, canvas, sharey=True)
         for ax, column in zip(axes, ("percent", "passes"), strict=True):
             for place, method in enumerate(reversed(methods)):
                 values = points.loc[points["method"] == method, column]
@@ -72,4 +73,4 @@ def plot_searches(gaps: pd.DataFrame, records: pd.DataFrame) -> Figure:
         axes[1].set_xlabel("passes over the data of both")
         axes[1].set_xlim(left=0)
         label_rows(axes[0], methods)
-    return figure
+    return canvas

@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-import matplotlib.pyplot as plt
 import pandas as pd
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from reports.canvas import Canvas, grid, legend_below
 from reports.figures.sweeps import RANK, over_rank
 from reports.style import TWO_COLUMNS, mean_interval, method_order, method_style, plot_context
 
@@ -20,15 +19,19 @@ MOST_BANDS = 8
 SHARES = {"primary": ("lora", "lora_sam", "bilora"), "auxiliary": ("bilora", "dual_lora", "random_aux")}
 
 
-def plot_dynamics(records: pd.DataFrame) -> Figure:
+def plot_dynamics(records: pd.DataFrame, *, canvas: Canvas | None = None) -> Canvas:
     """Angle of the column spaces to where they end, and cos(perturbation, G) of the methods with one.
 
     Side by side, or above each other with a column a rank where a study has several. More than eight cosines in a
     panel have no bands, which would hide one another.
+
+    Args:
+        records: Long-form records with ``angle_to_final`` and ``cos_auxiliary_gradient`` rows.
+        canvas: Figure or subfigure to draw in; default a new figure.
     """
     facets = _facets(records)
     with plot_context():
-        figure, axes = _grid(2, len(facets))
+        canvas, axes = _grid(2, len(facets), canvas)
         for (title, part), upper, lower in zip(facets, *axes, strict=True):
             angles = part[(part["measure"] == "angle_to_final") & (part["subspace"] == "column")]
             _by_adapter(upper, angles, SETTLING, within=(0, 90))
@@ -42,23 +45,28 @@ def plot_dynamics(records: pd.DataFrame) -> Figure:
             lower.axhline(0, color="0.6", lw=0.7, zorder=0)
         axes[0][0].set_ylabel("angle to the\nfinal space (°)")
         axes[1][0].set_ylabel("cos(perturbation,\ngradient)")
-        _finish(figure, [ax for row in axes for ax in row], [*axes[1], *(axes[0] if len(facets) == 1 else [])])
-    return figure
+        _finish(canvas, [ax for row in axes for ax in row], [*axes[1], *(axes[0] if len(facets) == 1 else [])])
+    return canvas
 
 
-def plot_alignment_training(records: pd.DataFrame) -> Figure:
-    """Share of the minimum's dominant curvature in the adapters' column spaces at every snapshot; a panel a rank."""
+def plot_alignment_training(records: pd.DataFrame, *, canvas: Canvas | None = None) -> Canvas:
+    """Share of the minimum's dominant curvature in the adapters' column spaces at every snapshot; a panel a rank.
+
+    Args:
+        records: Long-form records with ``alignment_along_training`` rows.
+        canvas: Figure or subfigure to draw in; default a new figure.
+    """
     shares = records[records["measure"].isin(["alignment_along_training", RANK])]
     facets = _facets(shares)
     with plot_context():
-        figure, (axes,) = _grid(1, len(facets))
+        canvas, (axes,) = _grid(1, len(facets), canvas)
         for (title, part), ax in zip(facets, axes, strict=True):
             _by_adapter(ax, part[part["measure"] == "alignment_along_training"], SHARES, within=(0, 1))
             ax.set_title(title)
         axes[0].set_ylim(0, None)
         axes[0].set_ylabel("captured share of curvature")
-        _finish(figure, axes, axes)
-    return figure
+        _finish(canvas, axes, axes)
+    return canvas
 
 
 def _facets(records: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
@@ -71,31 +79,24 @@ def _facets(records: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     return [(f"r = {rank:g}", families[families["swept"] == rank]) for rank in ranks]
 
 
-def _grid(rows: int, facets: int) -> tuple[Figure, list[list[Axes]]]:
+def _grid(rows: int, facets: int, canvas: Canvas | None) -> tuple[Canvas, list[list[Axes]]]:
     """Axes by row and facet; rows of a single facet stand side by side."""
     if facets == 1:
-        figure, axes = plt.subplots(1, rows, figsize=(TWO_COLUMNS, 2.7), squeeze=False)
-        return figure, [[ax] for ax in axes[0]]
+        canvas, axes = grid(1, rows, (TWO_COLUMNS, 2.7), canvas)
+        return canvas, [[ax] for ax in axes[0]]
     size = (TWO_COLUMNS, 0.8 + 1.6 * rows)
-    figure, axes = plt.subplots(rows, facets, figsize=size, squeeze=False, sharex=True, sharey="row")
-    return figure, [list(row) for row in axes]
+    canvas, axes = grid(rows, facets, size, canvas, sharex=True, sharey="row")
+    return canvas, [list(row) for row in axes]
 
 
-def _finish(figure: Figure, axes: Sequence[Axes], with_steps: Sequence[Axes]) -> None:
-    """Name the horizontal axes, and put one legend for all panels below."""
+def _finish(canvas: Canvas, axes: Sequence[Axes], with_steps: Sequence[Axes]) -> None:
+    """Name the horizontal axes, and put one legend for all panels below, for which a figure of its own grows."""
     for ax in with_steps:
         ax.set_xlabel("optimizer step" if len(with_steps) < 3 else "step")
-    shown: dict[str, Artist] = {}
-    for ax in axes:
-        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
-            shown.setdefault(label, handle)
-    _legend(figure, [*shown.values()], [*shown])
-
-
-def _legend(figure: Figure, handles: list[Artist], labels: list[str]) -> None:
-    """A legend below, for which the figure grows where a study has many variants."""
-    figure.set_figheight(figure.get_figheight() + 0.14 * max(0, math.ceil(len(labels) / 3) - 3))
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, handlelength=3)
+    if isinstance(canvas, Figure):
+        labels = {label for ax in axes for label in ax.get_legend_handles_labels()[1]}
+        canvas.set_figheight(canvas.get_figheight() + 0.14 * max(0, math.ceil(len(labels) / 3) - 3))
+    legend_below(canvas, axes, 3, handlelength=3)
 
 
 def _by_adapter(

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
+from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from analyses.records.derive import eigenvalues_by_sign
+from reports.canvas import legend_of, one_axes
 from reports.style import ONE_COLUMN, geometric_interval, method_order, method_style, plot_context
 
 
-def plot_eigenvalues(records: pd.DataFrame) -> Figure:
-    """Geometric means of the largest eigenvalues' sizes (Lanczos) with 95 % intervals; negative ones are hollow."""
+def plot_eigenvalues(records: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+    """Geometric means of the largest eigenvalues' sizes (Lanczos) with 95 % intervals; negative ones are hollow.
+
+    Args:
+        records: Long-form records with ``hessian_eigenvalue`` rows.
+        ax: Where to draw; default a new figure.
+    """
     chosen = eigenvalues_by_sign(records)
     methods = method_order(chosen["method"])
     with plot_context():
-        figure, ax = plt.subplots(figsize=(ONE_COLUMN, 3.4))
+        given, ax = ax, one_axes(ax, (ONE_COLUMN, 3.4))
         for index, method in enumerate(methods):
             style = method_style(method)
             for sign in ("positive", "negative"):
@@ -42,5 +47,5 @@ def plot_eigenvalues(records: pd.DataFrame) -> Figure:
         ax.set_yscale("log")
         ax.set_xlabel("rank of the eigenvalue among those of its sign")
         ax.set_ylabel("size of the Hessian eigenvalue")
-        figure.legend(loc="outside lower center", ncols=2)
-    return figure
+        legend_of(ax, given, 2)
+    return ax

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from analyses.records import is_rise
+from reports.canvas import Canvas, grid
 from reports.figures.rows import draw_row, label_rows, readable
 from reports.style import TWO_COLUMNS, method_order, plot_context
 
@@ -31,17 +30,17 @@ def log_ratios(records: pd.DataFrame, *, rho: float) -> pd.DataFrame:
     return paired.assign(value=ratios, measure=PREFIX + paired["measure"]).drop(columns="reference")
 
 
-def plot_forest(ratios: pd.DataFrame) -> Figure:
+def plot_forest(ratios: pd.DataFrame, *, canvas: Canvas | None = None) -> Canvas:
     """A row a method, a panel a measure: dots are seeds, marks geometric means with 95 % intervals of the log ratios.
 
     Args:
         ratios: What `log_ratios` returns.
+        canvas: Figure or subfigure to draw in; default a new figure.
     """
     methods = method_order(ratios["method"])[::-1]
     with plot_context():
-        figure, axes = plt.subplots(
-            1, len(PANELS), figsize=(TWO_COLUMNS, 0.9 + 0.21 * len(methods)), sharey=True, squeeze=False
-        )
+        size = (TWO_COLUMNS, 0.9 + 0.21 * len(methods))
+        canvas, axes = grid(1, len(PANELS), size, canvas, sharey=True)
         for ax, (measure, title) in zip(axes[0], PANELS.items(), strict=True):
             own = ratios[ratios["measure"] == PREFIX + measure]
             own = own.assign(ratio=np.exp(own["value"].astype(float)))
@@ -51,4 +50,4 @@ def plot_forest(ratios: pd.DataFrame) -> Figure:
             ax.set_xlabel(f"{title} over LoRA's")
             readable(ax)
         label_rows(axes[0, 0], methods[::-1])
-    return figure
+    return canvas

@@ -6,20 +6,21 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
-from matplotlib.figure import Figure
 
 from analyses.records.front import flatter_at_equal_fit, on_front
+from reports.canvas import Canvas, figure_of, grid, legend_below
 from reports.style import TWO_COLUMNS, method_order, method_style, plot_context, save_figure
 
 
-def plot_front(table: pd.DataFrame) -> Figure:
+def plot_front(table: pd.DataFrame, *, canvas: Canvas | None = None) -> Canvas:
     """Worst-case rise against training and against validation loss; lines join the settings that nothing beats.
 
     Args:
         table: One row a method and setting, with ``rise``, ``train_loss`` and ``validation_loss``.
+        canvas: Figure or subfigure to draw in; default a new figure.
     """
     with plot_context():
-        figure, axes = plt.subplots(1, 2, figsize=(TWO_COLUMNS, 3.0), sharey=True)
+        canvas, (axes,) = grid(1, 2, (TWO_COLUMNS, 3.0), canvas, sharey=True)
         for ax, fit in zip(axes, ("train_loss", "validation_loss"), strict=True):
             whole = table.dropna(subset=["rise", fit])
             whole = whole[(whole["rise"] > 0) & (whole[fit] > 0)]
@@ -31,14 +32,13 @@ def plot_front(table: pd.DataFrame) -> Figure:
                 ax.plot(front[fit], front["rise"], ls=style.line, label=style.label, **marks)
             ax.set(xscale="log", yscale="log", xlabel=fit.replace("_", " "))
         axes[0].set_ylabel("worst-case rise")
-        handles, labels = axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=4)
-    return figure
+        legend_below(canvas, [axes[0]], 4)
+    return canvas
 
 
 def write_front(table: pd.DataFrame, folder: Path) -> Path:
     """Draw `plot_front` into a folder as PDF and PNG; the PNG's path."""
-    figure = plot_front(table)
+    figure = figure_of(plot_front(table))
     path = save_figure(figure, folder, "front")
     plt.close(figure)
     return path

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import matplotlib.pyplot as plt
 import pandas as pd
-from matplotlib.figure import Figure
 
 from analyses.records import is_rise
+from reports.canvas import Canvas, grid
 from reports.figures.rows import draw_row, label_rows, readable
 from reports.style import TWO_COLUMNS, method_order, plot_context
 
@@ -14,11 +13,12 @@ _MOST = 4
 """Radii shown: the smallest, the largest and some between."""
 
 
-def plot_prediction(records: pd.DataFrame) -> Figure:
+def plot_prediction(records: pd.DataFrame, *, canvas: Canvas | None = None) -> Canvas:
     """Rise found by the searches over the rise that the quadratic model predicts: a panel a radius, a row a method.
 
     Args:
         records: Long-form records with ``quadratic_rise`` and ``worst_case_rise`` rows.
+        canvas: Figure or subfigure to draw in; default a new figure.
     """
     keys = ["method", "seed", "train_size", "rho"]
     predicted = records[records["measure"] == "quadratic_rise"].set_index(keys)["value"]
@@ -30,7 +30,7 @@ def plot_prediction(records: pd.DataFrame) -> Figure:
     methods = method_order(ratios["method"])
     with plot_context():
         size = (TWO_COLUMNS, 0.9 + 0.21 * len(methods))
-        figure, axes = plt.subplots(1, len(radii), figsize=size, sharey=True, sharex=True, squeeze=False)
+        canvas, axes = grid(1, len(radii), size, canvas, sharey=True, sharex=True)
         for ax, rho in zip(axes[0], radii, strict=True):
             own = ratios[ratios["rho"] == rho]
             for place, method in enumerate(reversed(methods)):
@@ -39,5 +39,5 @@ def plot_prediction(records: pd.DataFrame) -> Figure:
             ax.set_title(f"rho = {rho:g}")
             readable(ax)
         label_rows(axes[0, 0], methods)
-        figure.supxlabel("rise found / rise of the quadratic model", fontsize=8)
-    return figure
+        canvas.supxlabel("rise found / rise of the quadratic model", fontsize=8)
+    return canvas

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
+from reports.canvas import Canvas, grid, legend_below
 from reports.style import TWO_COLUMNS, method_order, method_style, plot_context
 from reports.units import loss_unit
 
 _TELLING = 1.1
 
 
-def plot_profiles(records: pd.DataFrame) -> Figure:
+def plot_profiles(records: pd.DataFrame, *, canvas: Canvas | None = None) -> Canvas:
     """One panel a direction, one line a method, on one scale: the loss against the distance from the minimum.
 
     Directions along which no loss changes by a tenth are left out, unless none does.
 
     Args:
         records: Long-form records with ``loss_profile`` rows.
+        canvas: Figure or subfigure to draw in; default a new figure.
     """
     profiles = records[records["measure"] == "loss_profile"]
     profiles = profiles[np.isfinite(profiles["value"].astype(float)) & (profiles["value"] > 0)]
@@ -28,9 +28,7 @@ def plot_profiles(records: pd.DataFrame) -> Figure:
     telling = set(ranges.index[ranges > _TELLING])
     directions = [one for one in dict.fromkeys(profiles["subspace"]) if one in telling or not telling]
     with plot_context():
-        figure, axes = plt.subplots(
-            1, len(directions), figsize=(TWO_COLUMNS, 2.7), sharex=True, sharey=True, squeeze=False
-        )
+        canvas, axes = grid(1, len(directions), (TWO_COLUMNS, 2.7), canvas, sharex=True, sharey=True)
         for ax, direction in zip(axes[0], directions, strict=True):
             for method in method_order(profiles["method"]):
                 own = profiles[(profiles["method"] == method) & (profiles["subspace"] == direction)].sort_values(
@@ -42,6 +40,5 @@ def plot_profiles(records: pd.DataFrame) -> Figure:
             ax.set_yscale("log")
             ax.set_xlabel("distance from minimum")
         axes[0, 0].set_ylabel(f"training loss ({loss_unit()})")
-        handles, labels = axes[0, 0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=5)
-    return figure
+        legend_below(canvas, [axes[0, 0]], 5)
+    return canvas

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
+from matplotlib.axes import Axes
 
 from analyses.records import is_rise
+from reports.canvas import Canvas, grid, legend_below, legend_of, one_axes
 from reports.figures.rows import draw_row, label_rows, readable
 from reports.figures.sweeps import draw_curve, mark_swept, over_rank
 from reports.style import (
@@ -49,15 +49,16 @@ def captured_over_rank(records: pd.DataFrame, *, rho: float) -> pd.DataFrame:
     return pd.concat([shares[of_adapters], recovered])
 
 
-def plot_capture(chosen: pd.DataFrame) -> Figure:
+def plot_capture(chosen: pd.DataFrame, *, canvas: Canvas | None = None) -> Canvas:
     """Left: share of the dominant curvature in column spaces over the rank. Right: recovered share of the rise.
 
     Args:
         chosen: What `captured_over_rank` returns.
+        canvas: Figure or subfigure to draw in; default a new figure.
     """
     weighted, recovered = (chosen[chosen["measure"] == name] for name in ("alignment_weighted", "recovered_share"))
     with plot_context():
-        figure, (left, right) = plt.subplots(1, 2, figsize=(TWO_COLUMNS, 2.8), sharey=True)
+        canvas, ((left, right),) = grid(1, 2, (TWO_COLUMNS, 2.8), canvas, sharey=True)
         for curve in method_order(weighted["curve"]):
             own, style = weighted[weighted["curve"] == curve], method_style(curve)
             for other, line, marker in (("auxiliary", "--", "*"), ("primary", "-", "o"), ("gradient", ":", "^")):
@@ -77,23 +78,20 @@ def plot_capture(chosen: pd.DataFrame) -> Figure:
         for curve in method_order(recovered["curve"]):
             own = recovered[recovered["curve"] == curve]
             style = replace(method_style(curve), line="--", marker="*")
-            draw_curve(right, own[own["subspace"] == "auxiliary"], style)
+            draw_curve(right, own[own["subspace"] == "auxiliary"], style, label="_of the left panel")
             draw_curve(right, own[own["subspace"] == "random"], RANDOM)
         right.set_ylabel("recovered share of the rise")
         right.yaxis.set_tick_params(labelleft=True)
         for ax in (left, right):
             mark_swept(ax, weighted["swept"], "rank")
-        handles, labels = left.get_legend_handles_labels()
-        extra = dict(zip(*reversed(right.get_legend_handles_labels()), strict=True))
-        extra = {label: handle for label, handle in extra.items() if label == RANDOM.label}
-        figure.legend([*handles, *extra.values()], [*labels, *extra], loc="outside lower center", ncols=3)
-    return figure
+        legend_below(canvas, [left, right], 3)
+    return canvas
 
 
-def _recovered_rows(shares: pd.DataFrame) -> Figure:
+def _recovered_rows(shares: pd.DataFrame, ax: Axes | None) -> Axes:
     """A row a method: runs, geometric mean and interval; a bar for the random spaces' geometric mean."""
     methods = method_order(shares["method"])
-    figure, ax = plt.subplots(figsize=(ONE_COLUMN, 0.9 + 0.25 * len(methods)))
+    ax = one_axes(ax, (ONE_COLUMN, 0.9 + 0.25 * len(methods)))
     for place, method in enumerate(reversed(methods)):
         own = shares[(shares["method"] == method) & (shares["value"] > 0)]
         draw_row(ax, own.loc[own["subspace"] == "auxiliary", "value"], method, place)
@@ -103,20 +101,21 @@ def _recovered_rows(shares: pd.DataFrame) -> Figure:
     ax.set_xlabel(f"recovered share of the rise at rho = {shares['rho'].iloc[0]:g} (bar: random space)")
     readable(ax)
     label_rows(ax, methods)
-    return figure
+    return ax
 
 
-def plot_recovered(shares: pd.DataFrame) -> Figure:
+def plot_recovered(shares: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """Recovered share of the worst-case rise over the radius, by method, beside random spaces; rows for one radius.
 
     Args:
         shares: What `recovered_shares` returns.
+        ax: Where to draw; default a new figure.
     """
     shares = shares.assign(swept=shares["rho"])
     with plot_context():
         if shares["rho"].nunique() == 1:
-            return _recovered_rows(shares)
-        figure, ax = plt.subplots(figsize=(ONE_COLUMN, 3.3))
+            return _recovered_rows(shares, ax)
+        given, ax = ax, one_axes(ax, (ONE_COLUMN, 3.3))
         for method in method_order(shares["method"]):
             own, style = shares[shares["method"] == method], method_style(method)
             draw_curve(ax, own[own["subspace"] == "auxiliary"], style)
@@ -126,5 +125,5 @@ def plot_recovered(shares: pd.DataFrame) -> Figure:
         mark_swept(ax, shares["swept"], "radius rho of the ball")
         ax.set_ylim(0, 1.05)
         ax.set_ylabel("recovered share of the rise")
-        figure.legend(loc="outside lower center", ncols=2)
-    return figure
+        legend_of(ax, given, 2)
+    return ax

@@ -6,9 +6,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.colors import LogNorm
-from matplotlib.figure import Figure
 
-from reports.style import TWO_COLUMNS, method_order, method_style, panels, plot_context
+from reports.canvas import Canvas, panels
+from reports.style import TWO_COLUMNS, method_order, method_style, plot_context
 from reports.units import loss_unit
 
 _COLUMNS = 5
@@ -16,16 +16,17 @@ _ACROSS = "weight change inside the LoRA subspace"
 _UP = "weight change outside it"
 
 
-def plot_contours(records: pd.DataFrame) -> Figure:
+def plot_contours(records: pd.DataFrame, *, canvas: Canvas | None = None) -> Canvas:
     """Filled contours of the loss, a panel a method; colours mean the same loss in all of them.
 
     Args:
         records: Long-form records with ``loss_surface`` rows.
+        canvas: Figure or subfigure to draw in; default a new figure.
     """
     grids = loss_grids(records)
     levels = _levels(grids)
     with plot_context():
-        figure, axes = panels(len(grids), _COLUMNS, 1.25, sharex=True, sharey=True)
+        canvas, axes = panels(len(grids), _COLUMNS, 1.25, canvas, sharex=True, sharey=True)
         for ax, (method, grid) in zip(axes, grids.items(), strict=True):
             filled = ax.contourf(
                 grid.index,
@@ -39,25 +40,26 @@ def plot_contours(records: pd.DataFrame) -> Figure:
             ax.plot(0, 0, marker="+", color="white")
             ax.set_title(method_style(method).label.replace(" (", "\n("))
             ax.set_aspect("equal")
-        figure.colorbar(filled, ax=axes, label=f"training loss ({loss_unit()})", ticks=levels[::4], format="{x:.2g}")
-        figure.supxlabel(_ACROSS, fontsize=8)
-        figure.supylabel(_UP, fontsize=8)
-    return figure
+        canvas.colorbar(filled, ax=axes, label=f"training loss ({loss_unit()})", ticks=levels[::4], format="{x:.2g}")
+        canvas.supxlabel(_ACROSS, fontsize=8)
+        canvas.supylabel(_UP, fontsize=8)
+    return canvas
 
 
-def plot_surfaces(records: pd.DataFrame) -> Figure:
+def plot_surfaces(records: pd.DataFrame, *, canvas: Canvas | None = None) -> Canvas:
     """The same surfaces in three dimensions, for at most four methods; one height and colour scale.
 
     Args:
         records: Long-form records with ``loss_surface`` rows.
+        canvas: Figure or subfigure to draw in; default a new figure.
     """
     grids = loss_grids(records)
     telling = [method for method in ("sam", "lora", "lora_sam", "bilora") if method in grids] or list(grids)[:4]
     low, high = loss_limits({method: grids[method] for method in telling})
     with plot_context():
-        figure = plt.figure(figsize=(TWO_COLUMNS, 2.1))
+        canvas = plt.figure(figsize=(TWO_COLUMNS, 2.1)) if canvas is None else canvas
         for number, method in enumerate(telling, 1):
-            ax = figure.add_subplot(1, len(telling), number, projection="3d")
+            ax = canvas.add_subplot(1, len(telling), number, projection="3d")
             grid = grids[method]
             alphas, betas = np.meshgrid(grid.index, grid.columns, indexing="ij")
             heights = np.log10(grid.to_numpy().clip(low, high))
@@ -68,8 +70,8 @@ def plot_surfaces(records: pd.DataFrame) -> Figure:
             ax.set_ylabel("outside", labelpad=-8)
             ax.tick_params(labelsize=5, pad=-3)
             ax.set_box_aspect(None, zoom=0.9)
-        figure.text(0.5, 0.02, f"height: log10 of the training loss ({loss_unit()})", ha="center", fontsize=7)
-    return figure
+        canvas.text(0.5, 0.02, f"height: log10 of the training loss ({loss_unit()})", ha="center", fontsize=7)
+    return canvas
 
 
 def loss_grids(records: pd.DataFrame) -> dict[str, pd.DataFrame]:

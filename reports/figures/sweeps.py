@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from analyses.records import is_rise
+from reports.canvas import Canvas, grid, legend_below
 from reports.style import (
     TWO_COLUMNS,
     MethodStyle,
@@ -37,20 +36,21 @@ def over_rank(records: pd.DataFrame) -> pd.DataFrame:
     return chosen.assign(swept=chosen["method"].map(ranks), curve=curve)
 
 
-def plot_sweep(swept: pd.DataFrame, *, rho: float, xlabel: str) -> Figure:
+def plot_sweep(swept: pd.DataFrame, *, rho: float, xlabel: str, canvas: Canvas | None = None) -> Canvas:
     """Left: test accuracy. Right: worst-case rise at rho in the full space. A line a method, bars over seeds.
 
     Args:
         swept: Records with columns ``swept`` (horizontal axis) and ``curve``.
         rho: Radius of the rise.
         xlabel: Name of what is swept.
+        canvas: Figure or subfigure to draw in; default a new figure.
     """
     panels = [
         (swept[swept["measure"] == "test_accuracy"], 100.0, "test accuracy (%)", "linear"),
         (swept[is_rise(swept, "full", rho)], 1.0, f"worst-case rise at rho = {rho:g} ({loss_unit()})", "log"),
     ]
     with plot_context():
-        figure, axes = plt.subplots(1, 2, figsize=(TWO_COLUMNS, 2.7))
+        canvas, (axes,) = grid(1, 2, (TWO_COLUMNS, 2.7), canvas)
         for ax, (chosen, scale, label, yscale) in zip(axes, panels, strict=True):
             for curve in method_order(chosen["curve"]):
                 own = chosen[chosen["curve"] == curve]
@@ -59,8 +59,8 @@ def plot_sweep(swept: pd.DataFrame, *, rho: float, xlabel: str) -> Figure:
             ax.set_yscale(yscale)
             mark_swept(ax, chosen["swept"], xlabel)
             ax.set_ylabel(label)
-        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
-    return figure
+        legend_below(canvas, [axes[0]], 4)
+    return canvas
 
 
 def draw_curve(

@@ -5,19 +5,20 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 from matplotlib.colors import LogNorm
-from matplotlib.figure import Figure
 
-from reports.style import method_order, method_style, panels, plot_context
+from reports.canvas import Canvas, panels
+from reports.style import method_order, method_style, plot_context
 from reports.units import loss_unit
 
 _COLUMNS = 4
 
 
-def plot_trajectories(records: pd.DataFrame) -> Figure:
+def plot_trajectories(records: pd.DataFrame, *, canvas: Canvas | None = None) -> Canvas:
     """A panel a method, one colour scale; titles give the variance that the plane explains.
 
     Args:
         records: Long-form records with ``trajectory``, ``trajectory_loss`` and ``trajectory_variance`` rows.
+        canvas: Figure or subfigure to draw in; default a new figure.
     """
     chosen = records[records["measure"].str.startswith("trajectory")]
     chosen = chosen[chosen["train_size"] == chosen["train_size"].min()]
@@ -26,7 +27,7 @@ def plot_trajectories(records: pd.DataFrame) -> Figure:
     levels = np.geomspace(positive.min(), positive.max() * (1 + 1e-9), 21)
     methods = method_order(chosen["method"])
     with plot_context():
-        figure, axes = panels(len(methods), _COLUMNS, 1.6)
+        canvas, axes = panels(len(methods), _COLUMNS, 1.6, canvas)
         for ax, method in zip(axes, methods, strict=True):
             own = chosen[chosen["method"] == method]
             grid = own[own["measure"] == "trajectory_loss"].pivot_table(index="alpha", columns="beta", values="value")
@@ -44,7 +45,7 @@ def plot_trajectories(records: pd.DataFrame) -> Figure:
             ax.plot(0, 0, color="white", marker="*", ms=7)
             shares = own.loc[own["measure"] == "trajectory_variance", "value"]
             ax.set_title(f"{method_style(method).label}\n{shares.sum():.0%} of the variance")
-        figure.colorbar(filled, ax=axes, label=f"training loss ({loss_unit()})", ticks=levels[::4], format="{x:.2g}")
-        figure.supxlabel("first principal component of the weights", fontsize=8)
-        figure.supylabel("second", fontsize=8)
-    return figure
+        canvas.colorbar(filled, ax=axes, label=f"training loss ({loss_unit()})", ticks=levels[::4], format="{x:.2g}")
+        canvas.supxlabel("first principal component of the weights", fontsize=8)
+        canvas.supylabel("second", fontsize=8)
+    return canvas

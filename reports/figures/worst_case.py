@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from analyses.records import is_rise
+from reports.canvas import Canvas, grid, panels
 from reports.figures.rows import draw_row, label_rows, readable
-from reports.style import TWO_COLUMNS, geometric_interval, method_order, method_style, panels, plot_context
+from reports.style import TWO_COLUMNS, geometric_interval, method_order, method_style, plot_context
 from reports.units import loss_unit
 
 PANELS = {"full": "full space", "lora": "LoRA subspace of the run"}
@@ -19,12 +18,13 @@ _COLUMNS = 4
 _GREY = "0.65"
 
 
-def plot_worst_case(records: pd.DataFrame, *, rho: float) -> Figure:
+def plot_worst_case(records: pd.DataFrame, *, rho: float, canvas: Canvas | None = None) -> Canvas:
     """Rises in the full space and inside the run's LoRA subspace, where it was searched.
 
     Args:
         records: Long-form records.
         rho: Radius to mark.
+        canvas: Figure or subfigure to draw in; default a new figure.
 
     Returns:
         With one radius, a panel a space with a row a method; with more, a panel a method, in which LoRA's curve in the
@@ -32,14 +32,14 @@ def plot_worst_case(records: pd.DataFrame, *, rho: float) -> Figure:
     """
     rises = with_ratios(records)
     with plot_context():
-        return _rows(rises) if rises["rho"].nunique() == 1 else _curves(rises, rho)
+        return _rows(rises, canvas) if rises["rho"].nunique() == 1 else _curves(rises, rho, canvas)
 
 
-def _rows(rises: pd.DataFrame) -> Figure:
+def _rows(rises: pd.DataFrame, canvas: Canvas | None) -> Canvas:
     spaces = [space for space in PANELS if (rises["subspace"] == space).any()]
     methods = method_order(rises["method"])
     size = (TWO_COLUMNS, 0.9 + 0.21 * len(methods))
-    figure, axes = plt.subplots(1, len(spaces), figsize=size, sharey=True, squeeze=False)
+    canvas, axes = grid(1, len(spaces), size, canvas, sharey=True)
     for ax, space in zip(axes[0], spaces, strict=True):
         own = rises[rises["subspace"] == space]
         for place, method in enumerate(reversed(methods)):
@@ -48,12 +48,12 @@ def _rows(rises: pd.DataFrame) -> Figure:
         ax.set_xlabel(f"worst-case rise at rho = {own['rho'].iloc[0]:g} ({loss_unit()})")
         readable(ax)
     label_rows(axes[0, 0], methods)
-    return figure
+    return canvas
 
 
-def _curves(rises: pd.DataFrame, rho: float) -> Figure:
+def _curves(rises: pd.DataFrame, rho: float, canvas: Canvas | None) -> Canvas:
     methods = method_order(rises["method"])
-    figure, axes = panels(len(methods), _COLUMNS, 1.35, sharex=True, sharey=True)
+    canvas, axes = panels(len(methods), _COLUMNS, 1.35, canvas, sharex=True, sharey=True)
     reference = rises[(rises["method"] == REFERENCE) & (rises["subspace"] == "full")]
     for ax, method in zip(axes, methods, strict=True):
         if method != REFERENCE and len(reference):
@@ -70,9 +70,9 @@ def _curves(rises: pd.DataFrame, rho: float) -> Figure:
     radii = sorted(rises["rho"].unique())
     axes[0].set_xticks(radii, [f"{radius:g}" for radius in radii], rotation=45 if len(radii) > 4 else 0)
     _logarithmic(axes, rises["value"])
-    figure.supxlabel("radius rho of the ball (norm of the weight change)", fontsize=8)
-    figure.supylabel(f"worst-case rise ({loss_unit()})", fontsize=8)
-    return figure
+    canvas.supxlabel("radius rho of the ball (norm of the weight change)", fontsize=8)
+    canvas.supylabel(f"worst-case rise ({loss_unit()})", fontsize=8)
+    return canvas
 
 
 def draw_curve(ax: Axes, rises: pd.DataFrame, colour: str, *, hollow: bool, label: str) -> None:

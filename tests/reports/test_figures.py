@@ -15,6 +15,7 @@ from matplotlib.colors import to_hex
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 
+from reports.canvas import figure_of
 from reports.figures import draw_all
 from reports.figures.accuracy_sharpness import plot_accuracy_sharpness
 from reports.figures.alignment import plot_alignment
@@ -119,34 +120,33 @@ def test_worst_case_without_lora_or_with_a_rise_of_zero(records: pd.DataFrame) -
 
 
 def test_eigenvalues_are_those_of_lanczos(records: pd.DataFrame) -> None:
-    figure = plot_eigenvalues(records)
+    ax = plot_eigenvalues(records)
     chosen = records[(records["measure"] == "hessian_eigenvalue") & (records["algorithm"] == "lanczos")]
-    means, ends = _container(figure.axes[0], "bilora")
+    means, ends = _container(ax, "bilora")
     own = chosen[chosen["method"] == "bilora"]
     expected = np.exp(own.assign(log=np.log(own["value"].astype(float))).groupby("index")["log"].mean())
     np.testing.assert_allclose(means, expected.to_numpy())
-    assert figure.axes[0].get_yscale() == "log"
+    assert ax.get_yscale() == "log"
     assert (ends[:, 0] < means).all() and (ends[:, 1] > means).all()
-    assert _legend_is_outside(figure)
-    assert _shows_all_intervals(figure.axes[0])
+    assert _legend_is_outside(figure_of(ax))
+    assert _shows_all_intervals(ax)
 
 
 def test_alignment_stands_against_null_and_optimum(records: pd.DataFrame) -> None:
-    figure = plot_alignment(records)
-    (ax,) = figure.axes
+    ax = plot_alignment(records)
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["0", "1", "2", "3"]
     levels = {one.get_label(): {segment[0, 1] for segment in _segments(one)} for one in ax.collections[-2:]}
     assert levels == {"random subspace (expected)": {0.125}, "optimum (Bi-LoRA)": {0.9}}
     own = records[(records["measure"] == "captured_energy") & (records["method"] == "bilora")]
     means, _ = _container(ax, "bilora")
     assert means[1] == pytest.approx(own[own["layer"].isin(LAYERS[6:12])]["value"].mean())
-    assert _legend_is_outside(figure)
+    assert _legend_is_outside(figure_of(ax))
     assert _shows_all_intervals(ax)
 
 
 def test_alignment_leaves_a_gap_where_a_block_is_missing(records: pd.DataFrame) -> None:
     gap = records[~(records["layer"].isin(LAYERS[6:12]) & (records["method"] == "bilora"))]
-    (ax,) = plot_alignment(gap).axes
+    ax = plot_alignment(gap)
     means, _ = _container(ax, "bilora")
     assert np.isnan(means[1]) and np.isfinite(means).sum() == 3
 

@@ -69,7 +69,7 @@ def test_the_prediction_is_the_ratio_at_the_same_run(records: pd.DataFrame) -> N
 
 
 def test_barriers_fill_the_lower_triangle(records: pd.DataFrame) -> None:
-    ax = plot_barriers(records).axes[0]
+    ax = plot_barriers(records)
     shown = ax.get_images()[0].get_array()
     count = len(SHARPNESS)
     assert shown.shape == (count - 1, count - 1)

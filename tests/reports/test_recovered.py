@@ -93,7 +93,7 @@ def test_shares_over_rank_leave_out_the_worst_case_perturbation(swept: pd.DataFr
 
 
 def test_recovered_over_radius_has_a_curve_a_method(swept: pd.DataFrame) -> None:
-    (ax,) = plot_recovered(recovered_shares(swept)).axes
+    ax = plot_recovered(recovered_shares(swept))
     curves = {one.get_label(): np.asarray(one.lines[0].get_ydata()) for one in ax.containers}
     assert list(curves) == [f"Bi-LoRA, r = {rank}" for rank in RANKS]
     np.testing.assert_allclose(curves["Bi-LoRA, r = 8"], [0.51, 0.51])
