@@ -35,8 +35,9 @@ def measuring(model: nn.Module, order: int) -> Iterator[None]:
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
         for module, attributes, containers in kept:
-            for name in vars(module).keys() - attributes.keys():
-                del vars(module)[name]
+            if vars(module).keys() != attributes.keys():
+                for name in vars(module).keys() - attributes.keys():
+                    del vars(module)[name]
             vars(module).update(attributes)
             for name, content in containers.items():
                 _refill(vars(module)[name], content)
@@ -104,6 +105,7 @@ class _PlainEmbedding(TorchFunctionMode):
 
 _OF_TORCH = vars(nn.Module()).keys() - {"_buffers", "_non_persistent_buffers_set"}
 """What every module has; forward passes may register buffers."""
+_CHANGEABLE = frozenset({list, dict, set, Tensor})
 _LARGE = 2**20
 """Entries of a tensor that is no buffer but kept on a module, above which it is not copied for a forward pass."""
 
@@ -111,12 +113,13 @@ _LARGE = 2**20
 def _containers(module: nn.Module) -> dict[str, Any]:
     """Copies of what a module keeps on itself and a forward pass may change: lists, dictionaries, sets, tensors."""
     found: dict[str, Any] = {}
-    attributes = vars(module)
-    for name in attributes.keys() - _OF_TORCH:
-        value = attributes[name]
-        if type(value) in (list, dict, set):
+    for name, value in vars(module).items():
+        kind = type(value)
+        if kind not in _CHANGEABLE or name in _OF_TORCH:
+            continue
+        if kind is not Tensor:
             found[name] = value.copy()
-        elif type(value) is Tensor and value.numel() <= _LARGE and not value.requires_grad:
+        elif value.numel() <= _LARGE and not value.requires_grad:
             found[name] = value.clone()
     return found
 

@@ -15,7 +15,7 @@ from landscape.evaluation import exact_products
 from landscape.losses import Batch
 from landscape.risk import EmpiricalRisk
 
-_CPU_BUDGET = 64 * 2**20
+_CPU_BUDGET = 128 * 2**20
 _VECTORS_PER_EXAMPLE = 5
 _FEWEST_TOGETHER = 4
 _SAME_LOSS = 1e-3

@@ -242,7 +242,7 @@ class EmpiricalRisk:
         """
         args, kwargs = map_tensors(call_arguments(batch), torch.clone)  # a forward pass may change its inputs
         with measuring(self.model, order):
-            state = self.state() if rest is None else self._unshared(rest)
+            state = self.state() if rest is None else self._unshared(rest, dict(self.model.named_buffers()))
             return functional_call(self.model, state | dict(parameters), args, kwargs)
 
     def rest(self) -> dict[str, Tensor]:
@@ -256,12 +256,13 @@ class EmpiricalRisk:
 
     def state(self) -> dict[str, Tensor]:
         """The model's weights and buffers in the risk's precision."""
-        tensors = dict(self.model.named_parameters()) | dict(self.model.named_buffers())
-        return self._unshared({name: self._cast(tensor.detach()) for name, tensor in tensors.items()})
+        parameters, buffers = dict(self.model.named_parameters()), dict(self.model.named_buffers())
+        tensors = {name: self._cast(tensor.detach()) for name, tensor in (parameters | buffers).items()}
+        return self._unshared(tensors, buffers)
 
-    def _unshared(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The tensors, with copies of those that a forward pass could write to."""
-        written = self._own_state | {name for name, _ in self.model.named_buffers()}
+    def _unshared(self, tensors: Mapping[str, Tensor], buffers: Iterable[str]) -> dict[str, Tensor]:
+        """The tensors, with copies of those that a forward pass could write to: buffers and a module's own state."""
+        written = self._own_state.union(buffers)
         return {name: tensor.clone() if name in written else tensor for name, tensor in tensors.items()}
 
     def _cast(self, tensor: Tensor) -> Tensor:
@@ -355,6 +356,8 @@ class EmpiricalRisk:
 
     def _check_gradient(self, gradient: Tensor, index: int) -> None:
         """Refuse a gradient that is not finite where the loss is: no step along it means anything."""
+        if math.isfinite(float(gradient.sum())):  # one sweep; finite numbers can have a sum that is not
+            return
         wrong = [name for name, part in self.layout.split(gradient).items() if not bool(part.isfinite().all())]
         if not wrong:
             return

@@ -50,7 +50,7 @@ class Ball:
         return self._outside(self._clip(u))
 
     def stepped(self, epsilon: Tensor, gradient: Tensor, step: Tensor | float) -> Tensor:
-        """Projections of points (..., n) after steps, in units of the radius, along the steepest directions.
+        """Projections of the ball's points (..., n) after steps, in units of the radius, along the steepest directions.
 
         Where vectors are long, or many, every sweep over them counts: three here for the plain l2 ball.
         """
@@ -61,7 +61,9 @@ class Ball:
                 ahead = torch.addcmul(epsilon, gradient, length)
                 size = _norm(ahead)
                 return ahead.mul_(torch.where(size > self.rho, self.rho / size, 1.0).to(ahead.dtype))
-        return self.project(self.ascent_direction(gradient).mul_(step * self.rho).add_(epsilon))
+        length = torch.as_tensor(step * self.rho).to(epsilon)  # a product of two precisions is many times slower
+        ahead = self.ascent_direction(gradient).mul_(length).add_(epsilon)
+        return self.project(ahead) if self.subspace is None else self._clip(ahead)  # both are in the subspace
 
     def extreme(self, gradient: Tensor) -> Tensor:
         """The point of the ball where the linear function with this gradient is largest; 0 for a zero gradient."""

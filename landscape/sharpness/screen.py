@@ -243,9 +243,7 @@ class Screen:
 
 def _replaced(rows: Tensor, others: Tensor, which: Tensor) -> Tensor:
     """Rows with those named replaced by others; what there is of either is used up."""
-    count = int(which.sum())
-    if count == len(which):
-        return others
-    if count:
-        rows[which] = others[which]
-    return rows
+    kept, source = (others, rows) if 2 * int(which.sum()) > len(which) else (rows, others)
+    for row in torch.nonzero(which if kept is rows else ~which).ravel().tolist():
+        kept[row].copy_(source[row])  # by row: masks sweep over all of them several times
+    return kept

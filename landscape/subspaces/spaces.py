@@ -229,9 +229,11 @@ class LowRankSubspace:
         """The nearest vectors of the space to vectors (..., n)."""
         if vector.shape[-1:] != (self.layout.size,):
             raise ValueError(f"vector: expected shape (..., {self.layout.size}), got {tuple(vector.shape)}")
-        parts = zip(vector.split(list(self.layout.sizes), dim=-1), self.layout.names, self.layout.shapes, strict=True)
-        projected = (self._project(name, part.unflatten(-1, shape)).flatten(-2) for part, name, shape in parts)
-        return torch.cat(list(projected), dim=-1)
+        projected, sizes = torch.empty_like(vector), list(self.layout.sizes)
+        parts = zip(vector.split(sizes, dim=-1), projected.split(sizes, dim=-1), strict=True)
+        for name, shape, (part, place) in zip(self.layout.names, self.layout.shapes, parts, strict=True):
+            place.unflatten(-1, shape).copy_(self._project(name, part.unflatten(-1, shape)))
+        return projected
 
     def _project(self, name: str, block: Tensor) -> Tensor:
         """The same for one layer's blocks (..., out, in)."""
