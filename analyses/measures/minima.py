@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,7 @@ class Subject:
         rank: Of the space that stands for the adapter's where there is none.
         trained: Its run; None for a minimum from elsewhere.
         settings: Of the measure at work, as its ``settings`` gives them.
+        risks: Those made by `risk`, by split; they have checked the model.
     """
 
     plan: Plan
@@ -71,10 +72,14 @@ class Subject:
     rank: int
     trained: Trained | None = None
     settings: Any = None
+    risks: dict[str, EmpiricalRisk] = field(default_factory=dict)
 
-    def risk(self, split: str = "train", **options: Any) -> EmpiricalRisk:
+    def risk(self, split: str = "train") -> EmpiricalRisk:
         """Risk of the merged model over the adapted layers' weights, with the task's own loss if it names one."""
-        return self.minimum.risk(self.batches(split), **{"loss": getattr(self.task, "loss", None)} | options)
+        if split not in self.risks:
+            loss = getattr(self.task, "loss", None)
+            self.risks[split] = self.minimum.risk(self.batches(split), loss=loss)
+        return self.risks[split]
 
     def batches(self, split: str = "train") -> list[Batch]:
         """A split on the device; where several processes measure together, this one's share of it."""
@@ -83,7 +88,7 @@ class Subject:
     def errors(self, split: str = "train") -> EmpiricalRisk | None:
         """Share of wrong predictions as a risk, of a model that `risk` has checked; None where nothing is wrong."""
         error = getattr(self.task, "error", zero_one)
-        return None if error is None else self.risk(split, loss=error, check=False)
+        return None if error is None else self.minimum.risk(self.batches(split), loss=error, check=False)
 
     @property
     def run(self) -> Trained:
@@ -102,12 +107,12 @@ class Subject:
         return int(self.plan.measures.graph_gib * 2**30)
 
 
-def load_subject(study: Study, cell: Cell, folder: StudyFolder, settings: Any = None) -> Subject:
+def load_subject(study: Study, cell: Cell, folder: StudyFolder) -> Subject:
     """Load a run's minimum with its task."""
     minimum, device = load_minimum(study, cell, folder), take_device(study.device)
     minimum.model.to(device)
     place, trained = folder.measurements(study, cell), Trained(study, cell, folder)
-    return Subject(study, cell, minimum, study_task(study, cell), device, place, study.adapters.r, trained, settings)
+    return Subject(study, cell, minimum, study_task(study, cell), device, place, study.adapters.r, trained)
 
 
 def low_rank_factors(subject: Subject, adapter: str) -> dict[str, tuple[Tensor, Tensor]]:

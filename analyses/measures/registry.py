@@ -14,7 +14,7 @@ from analyses.measures.curvature import CURVATURE, POWER_ITERATION, PYHESSIAN
 from analyses.measures.dynamics import DYNAMICS
 from analyses.measures.generalization import GENERALIZATION
 from analyses.measures.landscapes import SURFACE, TRAJECTORY
-from analyses.measures.minima import Progress, load_subject
+from analyses.measures.minima import Progress, Subject, load_subject
 from analyses.measures.sharpness import RECOVERY, SHARPNESS
 from analyses.measures.spectrum import SPECTRUM
 from analyses.records import DIVERGED, records_frame, write_records
@@ -106,20 +106,37 @@ def measures_at(study: Study, cell: Cell) -> list[Measure]:
     return with_needs(measure for measure in measures_of(study).values() if measure.runs_at(study, cell))
 
 
-def measure_cell(study: Study, cell: Cell, folder: StudyFolder, measure: Measure, progress: Progress) -> None:
-    """Measure one thing at one run and write its records, with the versions that made them.
+class CellMeasurer:
+    """Measures things at one run, whose minimum is loaded for the first that needs it.
 
-    Of a run that diverged the first measure says so, and the others have nothing to say.
+    Args:
+        study: The settings.
+        cell: The run's cell.
+        folder: The study's folder.
     """
-    fixed = {
-        "study": study.name,
-        "run": study.run_name(cell),
-        "method": cell.method,
-        "seed": cell.seed,
-        "train_size": cell.train_size,
-    }
-    if read_run(folder.run(study, cell))["diverged"]:
-        rows: Iterable[dict[str, Any]] = [{"measure": DIVERGED, "value": 1.0}] if measure is MEASURES[0] else []
-    else:
-        rows = measure.run(load_subject(study, cell, folder, measure.settings(study)), progress)
-    write_records(records_frame(fixed | row for row in rows), measure.path(study, cell, folder), environment())
+
+    def __init__(self, study: Study, cell: Cell, folder: StudyFolder) -> None:
+        self._study, self._cell, self._folder = study, cell, folder
+        self._subject: Subject | None = None
+
+    def measure(self, measure: Measure, progress: Progress) -> None:
+        """Measure one thing and write its records, with the versions that made them.
+
+        Of a run that diverged the first measure says so, and the others have nothing to say.
+        """
+        study, cell, folder = self._study, self._cell, self._folder
+        fixed = {
+            "study": study.name,
+            "run": study.run_name(cell),
+            "method": cell.method,
+            "seed": cell.seed,
+            "train_size": cell.train_size,
+        }
+        if read_run(folder.run(study, cell))["diverged"]:
+            rows: Iterable[dict[str, Any]] = [{"measure": DIVERGED, "value": 1.0}] if measure is MEASURES[0] else []
+        else:
+            subject = self._subject or load_subject(study, cell, folder)
+            # A measure of the user's own may leave the model changed.
+            self._subject = subject if measure in MEASURES else None
+            rows = measure.run(replace(subject, settings=measure.settings(study)), progress)
+        write_records(records_frame(fixed | row for row in rows), measure.path(study, cell, folder), environment())

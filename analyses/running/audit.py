@@ -16,7 +16,7 @@ from analyses.judging.claims import claims_document
 from analyses.judging.correlation import rank_correlations
 from analyses.measures.cost import measure_cost
 from analyses.measures.landscapes import measure_barriers
-from analyses.measures.registry import measure_cell, measures_at
+from analyses.measures.registry import CellMeasurer, measures_at
 from analyses.records import write_json
 from analyses.running.damage import ASIDE, set_damaged_aside
 from analyses.running.executors import Engine, Failure, quieten, run_cells
@@ -109,8 +109,9 @@ def run_cell(study: Study, folder: StudyFolder, cell: Cell, progress: ProgressFi
     recorded = any(measure.recorded for measure in missing) and not folder.recording(study, cell).exists()
     if recorded or not folder.run(study, cell).exists():
         train_cell(study, cell, folder, progress.stage("train"), record=recorded)
+    measurer = CellMeasurer(study, cell, folder)
     for measure in missing:
-        measure_cell(study, cell, folder, measure, progress.stage(measure.name))
+        measurer.measure(measure, progress.stage(measure.name))
 
 
 def train_only(study: Study, folder: StudyFolder, cell: Cell, progress: ProgressFile) -> None:

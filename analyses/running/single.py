@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 
 from analyses.measures.base import Measure
-from analyses.measures.registry import measure_cell, measures_of, with_needs
+from analyses.measures.registry import CellMeasurer, measures_of, with_needs
 from analyses.records import read_records
 from analyses.running.executors import quieten
 from analyses.running.preparing import locked
@@ -51,6 +51,7 @@ def measured(
     place = place or Place()
     with locked(folder) if place.writes else _copy(folder, study, cell) as own:
         folder = own or folder
+        measurer = CellMeasurer(study, cell, folder)
         for measure in with_needs(chosen):
             if place.agree(measure.path(study, cell, folder).exists()):
                 continue
@@ -58,7 +59,7 @@ def measured(
                 if place.count > 1:
                     raise StudyError(f"--what: {measure.name} needs a recorded training; run it without torchrun")
                 train_cell(study, cell, folder, _silent, record=True)
-            measure_cell(study, cell, folder, measure, _silent)
+            measurer.measure(measure, _silent)
         return pd.concat([read_records(measure.path(study, cell, folder)) for measure in chosen], ignore_index=True)
 
 
