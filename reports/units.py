@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -10,8 +11,11 @@ from typing import Any
 
 import yaml
 
+from reports.comparison import DESCRIPTION
+
 NATS = "nats"
 SQUARES = "squared units of the label"
+OWN = "units of the loss"
 _UNIT: ContextVar[str] = ContextVar("unit of losses", default=NATS)
 
 
@@ -23,11 +27,25 @@ def loss_unit() -> str:
 @contextmanager
 def units_of(folder: Path) -> Iterator[None]:
     """Inside, losses are in the unit of a folder's study or comparison: of a regression, squared ones of the label."""
-    token = _UNIT.set(SQUARES if _kind(folder) == "regression" else NATS)
+    with unit(_said(folder) or (SQUARES if _kind(folder) == "regression" else NATS)):
+        yield
+
+
+@contextmanager
+def unit(name: str) -> Iterator[None]:
+    """Inside, losses are in this unit."""
+    token = _UNIT.set(name)
     try:
         yield
     finally:
         _UNIT.reset(token)
+
+
+def _said(folder: Path) -> str | None:
+    """The unit that a comparison states, whose loss may be of the user's own; None in folders of before it did."""
+    said = folder / DESCRIPTION
+    found = json.loads(said.read_text()).get("unit") if said.is_file() else None
+    return found if isinstance(found, str) else None
 
 
 def _kind(folder: Path) -> Any:

@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 import torch
 import yaml
+from torch import nn
 
 from analyses.comparing.between import Between
 from analyses.comparing.data import Examples, examples_of
@@ -38,7 +39,8 @@ from analyses.training.runs import environment
 from bilora.adapters import PRIMARY
 from landscape import EmpiricalRisk
 from landscape.batches import to_device
-from landscape.losses import Batch, PerExampleLoss, mse
+from landscape.losses import Batch, LabelLoss, PerExampleLoss, binary_cross_entropy, mse
+from reports.units import NATS, OWN, SQUARES
 
 STUDY = "comparison"
 """Name in the records' column ``study``."""
@@ -119,14 +121,23 @@ def compare_minima(
         frames += work.records_between()
         records = pd.concat([frame for frame in frames if len(frame)] or frames, ignore_index=True)
         result = Comparison(
-            records, tuple(minima.names), work.plan.rho, work.failures, work.notes, own=tuple(work.own_quantities)
-        )
+            records, tuple(minima.names), work.plan.rho, work.failures, work.notes, tuple(work.own_quantities),
+            _unit(examples.loss),
+        )  # fmt: skip
         if out is not None:
-            said: dict[str, Any] = {"minima": minima.names} | ({"task": "regression"} if examples.loss is mse else {})
-            text = yaml.safe_dump(settings.model_dump(mode="json") | said, sort_keys=False)
+            text = yaml.safe_dump(settings.model_dump(mode="json") | {"minima": minima.names}, sort_keys=False)
             write_atomically(root / SETTINGS, lambda temporary: temporary.write_text(text))
             result.save(root, environment())
     return result
+
+
+def _unit(loss: Any) -> str:
+    """Of the losses: nats of a cross-entropy, which is the default, and of a squared error the label's squared."""
+    if loss is None or isinstance(loss, LabelLoss | nn.CrossEntropyLoss | nn.NLLLoss | nn.BCEWithLogitsLoss):
+        return NATS
+    if loss is binary_cross_entropy:
+        return NATS
+    return SQUARES if loss is mse or isinstance(loss, nn.MSELoss) else OWN
 
 
 def check_folder(out: Path) -> None:

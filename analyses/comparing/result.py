@@ -11,6 +11,7 @@ import pandas as pd
 
 from analyses.records import write_atomically, write_json, write_records
 from reports.comparison import DESCRIPTION
+from reports.units import NATS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,6 +28,7 @@ class Comparison:
         failures: Reason by measurement that failed.
         notes: How numbers were obtained where that is out of the ordinary.
         own: What the user's measures recorded, by the records' ``measure``.
+        unit: Of the losses.
     """
 
     records: pd.DataFrame
@@ -35,6 +37,7 @@ class Comparison:
     failures: Mapping[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     own: tuple[str, ...] = ()
+    unit: str = NATS
 
     @property
     def frame(self) -> pd.DataFrame:
@@ -66,8 +69,9 @@ class Comparison:
         """Worst-case rise over the radius of the l2 ball, a line a minimum."""
         from reports.comparison.figures import plot_rises
         from reports.style import styles_of
+        from reports.units import unit
 
-        with styles_of(self.names):
+        with styles_of(self.names), unit(self.unit):
             return plot_rises(self.records, ball="l2", ax=ax)
 
     def to_markdown(self) -> str:
@@ -96,6 +100,7 @@ class Comparison:
                 "failures": dict(self.failures),
                 "notes": self.notes,
                 "own": self.own,
+                "unit": self.unit,
             },
         )
         return write_comparison(root)
