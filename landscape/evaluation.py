@@ -27,7 +27,7 @@ def measuring(model: nn.Module, order: int) -> Iterator[None]:
         # In evaluation without gradients it gives padded places other values than with them.
         torch.backends.mha.set_fastpath_enabled(False)
         for module in modules:
-            module.training = False
+            vars(module)["training"] = False  # as nn.Module keeps it; its own setter is ten times slower
             _differentiate_fully(module)
         kernels = [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH] if fast else [SDPBackend.MATH]
         with sdpa_kernel(kernels), exact_products(), _whole_gradients(modules):

@@ -38,8 +38,8 @@ from landscape import (
 def surface(subject: Subject, progress: Progress) -> Rows:
     """Loss along four unit directions, over one plane, and the rise that the quadratic model predicts.
 
-    The plane is spanned by the worst case found inside the run's LoRA subspace and by the part of the full space's
-    worst case outside it, both at the claims' radius.
+    The plane is spanned by the parts of the worst case found at the claims' radius inside and outside the run's LoRA
+    subspace.
     """
     settings, rho = subject.plan.measures.surface or SurfaceSettings(), subject.plan.rho
     risk = subject.risk()
@@ -49,8 +49,7 @@ def surface(subject: Subject, progress: Progress) -> Rows:
     noise_inside, noise_outside = split_direction(
         random_direction(risk, seed=subject.cell.seed, normalize="none"), space
     )
-    steep_inside = _unit(worst_case_at(subject, risk, ("lora", space)).epsilon)
-    _, steep_outside = split_direction(worst, space)
+    steep_inside, steep_outside = split_direction(worst, space)
     directions = {
         "random, LoRA subspace": noise_inside,
         "random, its complement": noise_outside,
@@ -169,6 +168,7 @@ SURFACE = Measure(
     needs=(CURVATURE,),
     applies=lambda study, cell: study.measures.surface is not None,
     default_seeds=1,
+    version=2,
 )
 TRAJECTORY = Measure(
     "trajectory",

@@ -73,17 +73,16 @@ def search_settings(plan: Plan) -> dict[str, Any]:
     return plan.measures.worst_case.model_dump(include={"steps", "restarts", "screened", "agreement", "max_passes"})
 
 
-def worst_case_at(subject: Subject, risk: EmpiricalRisk, space: tuple[str, Subspace] | None = None) -> SharpnessResult:
+def worst_case_at(subject: Subject, risk: EmpiricalRisk) -> SharpnessResult:
     """The worst case in the l2 ball of the claims' radius."""
     settings, rho = subject.plan.measures.worst_case, subject.plan.rho
-    found = searched(subject, risk, settings.inside_radii if space else settings.radii, space=space)
-    return next(one.result for one in found if one.rho == rho)
+    return next(one.result for one in searched(subject, risk, settings.radii) if one.rho == rho)
 
 
 def worst_case_settings(plan: Plan) -> list[Any]:
-    """What `worst_case_at` depends on beside the run and the space."""
+    """What `worst_case_at` depends on beside the run."""
     settings = plan.measures.worst_case
-    return [search_settings(plan), settings.radii, settings.inside_radii, plan.rho]
+    return [search_settings(plan), settings.radii, plan.rho]
 
 
 def _one(

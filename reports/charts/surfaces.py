@@ -52,8 +52,8 @@ def surfaces_chart(records: pd.DataFrame) -> Chart | None:
     return Chart(
         "surfaces",
         "Loss surfaces around the first seed's minima",
-        "Training loss over two unit directions through each minimum: the worst case found inside the run's LoRA space "
-        "and the part of the full space's worst case outside it. One logarithmic scale of heights and colours; turning "
+        "Training loss over two unit directions through each minimum: the parts of the worst case found inside the "
+        "run's LoRA space and outside it. One logarithmic scale of heights and colours; turning "
         "one turns all.",
         f"Surfaces of {len(telling)} minima; losses from {low:.2g} to {high:.2g} {loss_unit()}.",
         plots,

@@ -247,9 +247,9 @@ def _pictures(records: pd.DataFrame, rho: float) -> Iterator[Plan]:
     yield Plan(
         "contours",
         grid,
-        "Training loss over the plane of two unit directions through the first seed's minima (crosses): the worst "
-        f"case found inside the run's LoRA subspace at rho = {rho:g}, and the part of the full space's worst case "
-        "outside it. All panels share one logarithmic colour scale.",
+        "Training loss over the plane of two unit directions through the first seed's minima (crosses): the parts of "
+        f"the worst case found at rho = {rho:g} inside the run's LoRA subspace and outside it. All panels share one "
+        "logarithmic colour scale.",
         lambda: plot_contours(records),
     )
     yield Plan(
