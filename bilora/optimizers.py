@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 
@@ -20,7 +21,41 @@ def method_optimizer(method: Method, optimizer_class: type[Optimizer], **kwargs:
             the auxiliary's gradients.
         **kwargs: For the optimizer; ``lr`` is the primary's rate.
     """
-    return hooked(method, optimizer_class(method.parameter_groups(kwargs.get("lr")), **kwargs))
+    return hooked(method, over_groups(optimizer_class, method.parameter_groups(kwargs.get("lr")), kwargs))
+
+
+def over_groups(
+    optimizer_class: type[Optimizer], groups: Sequence[dict[str, Any]], options: dict[str, Any]
+) -> Optimizer:
+    """An optimizer over the groups; pytorch_optimizer's Muon gets matrices and vectors apart, the latter for its AdamW.
+
+    Raises:
+        ValueError: torch's own Muon, which moves matrices alone, is given others.
+    """
+    if moves_matrices_alone(optimizer_class):
+        others = sum(parameter.ndim != 2 for group in groups for parameter in group["params"])
+        if others:
+            raise ValueError(
+                f"optimizer: torch.optim.Muon moves matrices alone, got {others} other weights (biases, norms); use "
+                "pytorch_optimizer's Muon, which moves these by AdamW"
+            )
+    elif optimizer_class.__module__.startswith("pytorch_optimizer.") and "Muon" in optimizer_class.__name__:
+        groups = [part for group in groups for part in _matrices_and_vectors(group)]
+    return optimizer_class(groups, **options)
+
+
+def moves_matrices_alone(optimizer_class: type[Optimizer]) -> bool:
+    """Whether it is torch's Muon, which releases before 2.9 lack."""
+    return optimizer_class is getattr(torch.optim, "Muon", None)
+
+
+def _matrices_and_vectors(group: dict[str, Any]) -> list[dict[str, Any]]:
+    """The group's two halves, without those that are empty; the vectors' rate is Muon's own option for them."""
+    matrices = [parameter for parameter in group["params"] if parameter.ndim > 1]
+    vectors = [parameter for parameter in group["params"] if parameter.ndim < 2]
+    rest = {key: value for key, value in group.items() if key != "lr"}
+    halves = [group | {"params": matrices, "use_muon": True}, rest | {"params": vectors, "use_muon": False}]
+    return [half for half in halves if half["params"]]
 
 
 def decaying_groups(

@@ -30,7 +30,7 @@ from bilora.config import BiLoraConfig
 from bilora.logged_settings import settings_logged
 from bilora.methods import build_method
 from bilora.methods.bilora import BiLora
-from bilora.optimizers import adopted, decaying_groups, hooked
+from bilora.optimizers import adopted, decaying_groups, hooked, over_groups
 from bilora.parts import first_examples
 from bilora.probe import AscentProbe
 
@@ -157,7 +157,7 @@ class BiLoraTrainer(Trainer):
             decaying = {id(p) for name, p in self.model.named_parameters() if name in names}
             decay = kwargs.get("weight_decay", self.args.weight_decay)
             groups = decaying_groups(self.method, kwargs.get("lr"), decay, decaying)
-            self.optimizer = hooked(self.method, optimizer_class(groups, **kwargs))
+            self.optimizer = hooked(self.method, over_groups(optimizer_class, groups, kwargs))
         return self.optimizer
 
     def training_step(

@@ -18,6 +18,7 @@ from analyses.training.devices import check_device
 from analyses.training.runs import method_config
 from bilora.attaching import target_layers
 from bilora.methods import method_class
+from bilora.optimizers import moves_matrices_alone
 
 
 def check(study: Study) -> None:
@@ -40,13 +41,20 @@ def check(study: Study) -> None:
     shapes = dict(model.named_parameters())
     smallest = min(min(shapes[f"{name}.weight"].shape) for name in names)
     for column in study.methods:
-        if update := study.training_of(column).optimizer:
-            update.load()
         try:
             config = method_config(study, column)
             method_class(config.method).check(config)
         except ValueError as error:
             raise StudyError(f"methods.{column}: {error}") from error
+        if (update := study.training_of(column).optimizer) and moves_matrices_alone(update.load()):
+            whole = config.method in ("full", "sam") or config.primary == "full"
+            saved = set(config.modules_to_save or ())
+            trained = (p for name, p in model.named_parameters() if whole or saved & set(name.split(".")))
+            if any(parameter.ndim != 2 for parameter in trained):
+                raise StudyError(
+                    f"methods.{column}: the optimizer Muon of torch moves matrices alone, and {column} trains vectors, "
+                    "too; use pytorch_optimizer:Muon, which moves these by AdamW"
+                )
         largest = max(config.r * (2 if config.method == "lora_2r" else 1), config.auxiliary_r or 1)
         if largest > smallest:
             raise StudyError(f"adapters.r: rank {largest} exceeds the smallest adapted dimension, {smallest}")

@@ -10,6 +10,7 @@ from pydantic import Field
 from torch.optim import Optimizer
 
 from analyses.study.base import Settings, StudyError, near
+from bilora.optimizers import over_groups
 
 
 class OptimizerSettings(Settings):
@@ -17,7 +18,8 @@ class OptimizerSettings(Settings):
 
     ``name`` is a class of `torch.optim` (``SGD``, ``Adam``, …) or the place of another, ``package.module:Class``
     (``pytorch_optimizer:Lion`` say); ``options`` go to it. The learning rate is the column's, and an auxiliary that
-    learns ascends by the same rule with a state of its own.
+    learns ascends by the same rule with a state of its own. ``Muon`` moves matrices alone, as adapters are;
+    ``pytorch_optimizer:Muon`` moves the vectors of whole fine-tuning by AdamW, at the option ``adamw_lr``.
     """
 
     name: Annotated[str, Field(min_length=1)]
@@ -41,7 +43,7 @@ class OptimizerSettings(Settings):
         if not (isinstance(found, type) and issubclass(found, Optimizer)):
             raise StudyError(f"optimizer.name: {self.name} is no torch.optim.Optimizer")
         try:
-            found([torch.nn.Parameter(torch.zeros(2, 2))], lr=1e-3, **self.options)  # type: ignore[call-arg]
-        except (TypeError, ValueError) as error:
+            over_groups(found, [{"params": [torch.nn.Parameter(torch.zeros(2, 2))]}], {"lr": 1e-3, **self.options})
+        except Exception as error:  # a class of the user's may raise anything
             raise StudyError(f"optimizer.options: {self.name} refuses {self.options}: {error}") from error
         return found

@@ -6,15 +6,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytorch_optimizer
 import torch
 
 from analyses.running.preparing import check, prepare
 from analyses.study import Cell, Study, StudyError, StudyFolder, parse_study
 from analyses.training.runs import load_minimum, read_run, study_task, train_cell
+from bilora.optimizers import over_groups
 from tests.analyses.mini import QUICK
 
 FULL: dict[str, Any] = {"learning_rate": 0.05, "method": "full"}
 PLAIN = {"epochs": 1, "max_steps": 2, "batch_size": 40, "warmup_ratio": 0.0, "schedule": "constant"}
+
+
+class Moody(torch.optim.SGD):
+    """A rule of the user's that fails in a way of its own."""
+
+    def __init__(self, params: Any, **options: Any) -> None:
+        raise RuntimeError("not today")
 
 
 def study_of(column: dict[str, Any], **training: Any) -> Study:
@@ -83,8 +92,48 @@ def test_names_of_runs_change_with_the_rule_alone() -> None:
         ({"name": "torch.nn:Linear"}, r"is no torch\.optim\.Optimizer"),
         ({"name": "SGD", "options": {"momentun": 0.9}}, "SGD refuses"),
         ({"name": "SGD", "options": {"momentum": -1.0}}, "Invalid momentum value"),
+        ({"name": "tests.analyses.study.test_optimizers:Moody"}, "Moody refuses {}: not today"),
     ],
 )
 def test_a_rule_that_is_none_is_refused_before_any_work(optimizer: dict[str, Any], message: str) -> None:
     with pytest.raises(StudyError, match=message):
         check(study_of(FULL | {"optimizer": optimizer}))
+
+
+def test_muon_moves_matrices_by_itself_and_vectors_by_its_adamw(tmp_path: Path) -> None:
+    rule = {"name": "pytorch_optimizer:Muon", "options": {"adamw_lr": 1e-3}}
+    study = study_of(FULL | {"optimizer": rule})
+    check(study)
+    found = trained(study, tmp_path)
+    task = study_task(study, Cell("one", 0, 40))
+    model = task.load_base(StudyFolder(tmp_path).base(study)).train()
+    groups = [
+        {"params": [p for p in model.parameters() if p.ndim > 1], "use_muon": True},
+        {"params": [p for p in model.parameters() if p.ndim < 2], "use_muon": False},
+    ]
+    by_hand = pytorch_optimizer.Muon(groups, lr=0.05, adamw_lr=1e-3)
+    for _ in range(2):
+        by_hand.zero_grad()
+        model(**task.collate(task.dataset("train"))).loss.backward()
+        by_hand.step()
+    for name, weight in model.state_dict().items():
+        torch.testing.assert_close(found[name], weight, rtol=1e-3, atol=2e-4)  # in bfloat16, steps are of 0.05
+
+
+@pytest.mark.parametrize("method", ["lora", "bilora"])
+def test_torchs_own_muon_trains_adapters_which_are_matrices(tmp_path: Path, method: str) -> None:
+    column = {"learning_rate": 0.01, "method": method, "optimizer": {"name": "Muon"}}
+    study = study_of(column | ({"rho": 0.05} if method == "bilora" else {}))
+    check(study)
+    trained(study, tmp_path)
+    factors = load_minimum(study, Cell("one", 0, 40), StudyFolder(tmp_path)).factors["primary"]
+    assert all(bool(b.any()) for _, b in factors.values())
+
+
+def test_torchs_own_muon_is_refused_where_vectors_are_trained() -> None:
+    study = study_of(FULL | {"optimizer": {"name": "Muon"}})
+    with pytest.raises(StudyError, match=r"moves matrices alone.*pytorch_optimizer:Muon"):
+        check(study)
+    vector = [torch.nn.Parameter(torch.zeros(3))]
+    with pytest.raises(ValueError, match="moves matrices alone, got 1 other"):
+        over_groups(torch.optim.Muon, [{"params": vector}], {"lr": 0.1})
