@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import HelpFormatter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -20,17 +21,18 @@ def parser_of(commands: Mapping[str, Callable[[Namespace], int]]) -> ArgumentPar
         epilog="Exit codes: 0 done, 1 finished with failed cells, 2 bad usage or input, 3 a file could not be "
         "written or read, 130 interrupted.",
         allow_abbrev=False,
+        formatter_class=HelpFormatter,  # jsonargparse's adds the names of Python types
     )
     subcommands = parser.add_subcommands(required=False)
     for name, command in commands.items():
-        sub = ArgumentParser(description=command.__doc__, allow_abbrev=False)
+        sub = ArgumentParser(description=command.__doc__, allow_abbrev=False, formatter_class=HelpFormatter)
         if name == "init":
             sub.add_argument("--model", type=str, help="folder of a Hugging Face model, or its name on the hub")
             sub.add_argument("--data", type=str, help="CSV, JSON lines, Parquet, .npz, image folder or saved data set")
             sub.add_argument("--task", type=str, choices=DATA_KINDS, help="what to learn (default: told from the data)")
             sub.add_argument("--input", type=str, help="column of the input")
             sub.add_argument("--label", type=str, help="column of the label")
-            sub.add_argument("--out", type=Path, default=Path("study.yaml"), help="file to write")
+            sub.add_argument("--out", type=Path, default=Path("study.yaml"), help="file to write (default: study.yaml)")
         if name in ("audit", "train", "tune"):
             sub.add_argument("--preset", type=str, help="name of a bundled study; see 'landscape presets'")
             sub.add_argument("--config", type=Path, help="YAML file of a study of your own")
@@ -59,7 +61,9 @@ def parser_of(commands: Mapping[str, Callable[[Namespace], int]]) -> ArgumentPar
             _add_engine_arguments(sub)
         if name == "train":
             sub.add_argument("--method", type=str, required=True, help="one of the study's methods")
-            sub.add_argument("--seed", type=int, default=0, help="seed of the adapter and of the data order")
+            sub.add_argument(
+                "--seed", type=int, default=0, help="of the adapter and the order of the data (default: 0)"
+            )
             sub.add_argument(
                 "--train-size", "--train_size", type=int, help="training examples (default: the study's first)"
             )
@@ -97,7 +101,11 @@ def _add_engine_arguments(sub: ArgumentParser) -> None:
         "--jobs", type=int, help="most cells at a time, one thread each (default: 2 here, as many as fit elsewhere)"
     )
     sub.add_argument(
-        "--cpus-per-cell", "--cpus_per_cell", type=int, default=1, help="processors reserved by Ray or Slurm"
+        "--cpus-per-cell",
+        "--cpus_per_cell",
+        type=int,
+        default=1,
+        help="processors that Ray or Slurm reserves (default: 1)",
     )
     sub.add_argument(
         "--gpus-per-cell", "--gpus_per_cell", type=float, default=0.0, help="GPUs reserved; for Ray also a part of one"

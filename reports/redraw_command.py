@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from argparse import HelpFormatter
 from pathlib import Path
 
 import matplotlib
@@ -38,6 +39,8 @@ def redraw_command(options: Namespace) -> int:
 def main(arguments: list[str]) -> int:
     """The command by itself."""
     matplotlib.use("Agg")
-    parser = ArgumentParser(prog="landscape report", description=__doc__, allow_abbrev=False)
+    parser = ArgumentParser(
+        prog="landscape report", description=__doc__, allow_abbrev=False, formatter_class=HelpFormatter
+    )
     add_report_arguments(parser)
     return redraw_command(parser.parse_args(arguments))

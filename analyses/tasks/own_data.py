@@ -133,6 +133,14 @@ class OwnData:
                     f"{lengths.index(max(lengths)) + 1} has more than the {places} that {self.settings.model} has "
                     f"places for; set it to {places} at most"
                 )
+        if self.settings.name == "causal_lm":
+            lengths = [len(ids) for ids in self._tokenizer(*texts, truncation=True, max_length=2)["input_ids"]]
+            if min(lengths) < 2:
+                raise StudyError(
+                    f"task.data: expected texts of two tokens and more, of which the next one is predicted; row "
+                    f"{lengths.index(min(lengths)) + 1} and {sum(length < 2 for length in lengths) - 1} others have "
+                    "fewer; leave these out"
+                )
 
     @cached_property
     def _raw_labels(self) -> dict[str, list[Any]]:

@@ -112,11 +112,15 @@ def test_the_presets_settings_are_the_grids_best(name: str) -> None:
     assert {name: s.model_dump() for name, s in best.items()} == tuned
 
 
-@pytest.mark.parametrize("command", ["audit", "train", "measure", "compare", "tune", "report", "presets", "methods"])
+@pytest.mark.parametrize(
+    "command", ["init", "audit", "train", "measure", "compare", "tune", "report", "presets", "methods"]
+)
 def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main([command, "--help"])
-    assert ended.value.code == 0 and len(capsys.readouterr().out) > 100
+    said = capsys.readouterr().out
+    assert ended.value.code == 0 and len(said) > 100
+    assert "type:" not in said and "null" not in said and "lambda" not in said  # for users of the shell, not of Python
 
 
 def test_a_reader_who_stops_early_ends_the_command_without_a_word() -> None:

@@ -198,3 +198,10 @@ def test_models_that_do_not_fit_the_task_are_refused(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match="predicts a token from those after it, too"):
         seeing.new_model(0)
     task("causal_lm", pairs, gpt2(tmp_path / "gpt2"), input="text").new_model(0)
+
+
+def test_texts_of_one_token_have_no_next_one(tmp_path: Path) -> None:
+    texts = tmp_path / "texts.csv"
+    texts.write_text("text\n" + "good film\n" * 30 + "good\nbad\n" + "good film\n" * 10)
+    with pytest.raises(StudyError, match=r"texts of two tokens and more.*row 31 and 1 others have fewer; leave these"):
+        task("causal_lm", texts, gpt2(tmp_path / "gpt2"), input="text")
