@@ -30,6 +30,7 @@ from reports.tables import (
     main_table,
     pyhessian_table,
     quantity,
+    said,
     significant,
     write_tables,
     write_text,
@@ -70,6 +71,7 @@ def _written(folder: Path) -> Path:
         "claims": claims_table(claims["claims"]),
         "correlations": correlation_table(_optional(folder / "correlations.json")),
     }
+    tables = {name: said(*pair) for name, pair in tables.items()}
     write_tables(tables, folder / "tables")
     failures, diverged = (_optional(folder / f"{name}.json") for name in ("failures", "diverged"))
     num_runs = int((records["measure"] == "train_loss").sum())

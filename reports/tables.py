@@ -214,6 +214,22 @@ def pyhessian_table(records: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     return pd.DataFrame(shown), pd.DataFrame(plain)
 
 
+def said(shown: pd.DataFrame, plain: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """A table without the columns in which no row says anything: what a study does not measure.
+
+    >>> texts, numbers = said(pd.DataFrame({"a": ["1"], "b": ["–"]}), pd.DataFrame({"a": [1.0], "b mean": [None]}))
+    >>> list(texts), list(numbers)
+    (['a'], ['a'])
+    """
+    silent = [name for name in shown.columns if len(shown) and (shown[name] == NOTHING).all()]
+    numbers = [
+        column
+        for column in plain.columns
+        if plain[column].isna().all() and any(str(column).startswith(name) for name in silent)
+    ]
+    return shown.drop(columns=silent), plain.drop(columns=numbers)
+
+
 def write_tables(tables: Mapping[str, tuple[pd.DataFrame, pd.DataFrame]], folder: Path) -> None:
     """Write each (text, numbers) pair as NAME.md, NAME.tex and NAME.csv; a table without rows leaves no file."""
     for name, (shown, plain) in tables.items():

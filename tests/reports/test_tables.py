@@ -13,6 +13,7 @@ import pytest
 from analyses.records import is_rise, records_frame
 from analyses.records.derive import eigenvalues_by_sign
 from reports.claims import claims_table
+from reports.page import write_report
 from reports.style import mean_interval
 from reports.tables import (
     agreement_table,
@@ -25,7 +26,7 @@ from reports.tables import (
     significant,
     write_tables,
 )
-from tests.reports.conftest import RHO, SHARPNESS, made_up_records
+from tests.reports.conftest import RHO, SHARPNESS, made_up_records, write_study
 
 
 def test_main_table_has_a_row_a_method_with_mean_and_half_width(records: pd.DataFrame) -> None:
@@ -223,3 +224,12 @@ def test_main_table_has_a_row_a_size_when_there_are_several(records: pd.DataFram
     ]
     rises = plain["rise, full (rho=0.1) mean"]
     assert rises[0] == pytest.approx(rises[2] / 2)
+
+
+def test_columns_of_what_a_study_does_not_measure_are_left_out(tmp_path: Path, claims: dict[str, Any]) -> None:
+    records = made_up_records(("lora", "bilora"), num_seeds=2)
+    folder = write_study(tmp_path, records[records["subspace"].fillna("full") != "lora"], claims, [])
+    write_report(folder)
+    main = pd.read_csv(folder / "tables" / "main.csv")
+    assert "rise, full (rho=0.1) mean" in main and not any("LoRA" in name for name in main)
+    assert "rise, LoRA" not in (folder / "tables" / "main.md").read_text()
