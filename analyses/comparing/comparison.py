@@ -39,7 +39,7 @@ from analyses.training.runs import environment
 from bilora.adapters import PRIMARY
 from landscape import EmpiricalRisk
 from landscape.batches import to_device
-from landscape.losses import Batch, LabelLoss, PerExampleLoss, binary_cross_entropy, mse
+from landscape.losses import Batch, LabelLoss, PerExampleLoss, binary_cross_entropy, mse, zero_one
 from reports.units import NATS, OWN, SQUARES
 
 STUDY = "comparison"
@@ -133,9 +133,10 @@ def compare_minima(
 
 def _unit(loss: Any) -> str:
     """Of the losses: nats of a cross-entropy, which is the default, and of a squared error the label's squared."""
-    if loss is None or isinstance(loss, LabelLoss | nn.CrossEntropyLoss | nn.NLLLoss | nn.BCEWithLogitsLoss):
-        return NATS
-    if loss is binary_cross_entropy:
+    if loss is zero_one:
+        return OWN
+    of_torch = nn.CrossEntropyLoss | nn.NLLLoss | nn.BCELoss | nn.BCEWithLogitsLoss
+    if loss is None or loss is binary_cross_entropy or isinstance(loss, LabelLoss | of_torch):
         return NATS
     return SQUARES if loss is mse or isinstance(loss, nn.MSELoss) else OWN
 

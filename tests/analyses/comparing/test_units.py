@@ -25,6 +25,8 @@ def absolute(outputs: Any, batch: Any) -> Tensor:
     [
         (None, "nats"),
         (nn.CrossEntropyLoss(), "nats"),
+        (nn.CrossEntropyLoss(label_smoothing=0.1), "nats"),
+        (nn.MSELoss(), "squared units of the label"),
         (mse, "squared units of the label"),
         (absolute, "units of the loss"),
     ],
