@@ -8,7 +8,7 @@ MINILM := $(shell sed -n '/^minilm = \[/,/^\]/s/^ *"\(.*\)",$$/\1/p' pyproject.t
 PRESET_READY := $(if $(filter minilm-%,$(PRESET)),$(VENV)/.minilm)
 .DEFAULT_GOAL := help
 
-.PHONY: help setup minilm-env audit test test-long test-browser docs sbom check format lock tune benchmark-env
+.PHONY: help setup minilm-env audit test test-long test-browser matrix docs sbom check format lock tune benchmark-env
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -54,6 +54,11 @@ test-browser: setup ## Run the tests of the pages in Chromium; installs Debian's
 	@command -v chromium > /dev/null || timeout 180 sh -c 'apt-get update -qq && apt-get install -y -qq chromium' \
 		> /dev/null 2>&1 || echo "no Chromium here and none to be had: the tests that need it are skipped"
 	$(BIN)/pytest -m browser tests/reports -n 0
+
+matrix: ## Run the tests with the oldest and the newest libraries allowed, on each Python here; TESTS=tests/landscape for a part
+	$(PYTHON) -m venv --clear .venv-matrix
+	.venv-matrix/bin/pip install --quiet --disable-pip-version-check nox
+	.venv-matrix/bin/nox $(if $(TESTS),-- $(TESTS))
 
 docs: setup ## Build the documentation into site/, to be opened from files
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

@@ -43,6 +43,16 @@ class MethodStyle:
         """In points; a star fills less of its box than the other markers."""
         return 7.0 if self.marker == "*" else 4.0
 
+    @property
+    def drawn(self) -> str:
+        r"""The label for a figure, where it stands as it is: matplotlib reads $ as mathematics and hides leading _.
+
+        >>> MethodStyle("$x_1$", "k", "o", "-").drawn
+        '\\$x_1\\$'
+        """
+        literal = self.label.replace("$", r"\$")
+        return f"{_INVISIBLE}{literal}" if literal.startswith("_") else literal
+
 
 # Colours of Okabe and Ito (2008), which readers with a colour-vision deficiency can tell apart.
 _STYLES = {
@@ -92,6 +102,7 @@ _RULES = {
     "sam": ("SAM", "#000000"),
     "asam": ("ASAM", "#009E73"),
 }
+_INVISIBLE = "\u200b"
 _OTHERS = ("#332288", "#117733", "#882255", "#AA4499", "#44AA99", "#DDCC77", "#661100", "#888888")
 _OTHER_MARKERS = "xh<>dp8H"
 _OWN: ContextVar[Mapping[str, MethodStyle]] = ContextVar("own styles", default=MappingProxyType({}))

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -26,8 +25,11 @@ def loss_unit() -> str:
 
 @contextmanager
 def units_of(folder: Path) -> Iterator[None]:
-    """Inside, losses are in the unit of a folder's study or comparison: of a regression, squared ones of the label."""
-    with unit(_said(folder) or (SQUARES if _kind(folder) == "regression" else NATS)):
+    """Inside, losses are in the unit of a folder's study or comparison.
+
+    Of a regression these are squared ones of the label, of a task of the user's what its settings call them.
+    """
+    with unit(_said(folder) or _of_task(folder)):
         yield
 
 
@@ -48,11 +50,14 @@ def _said(folder: Path) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def _kind(folder: Path) -> Any:
-    """The task's name as the folder's settings give it; nothing where they do not."""
+def _of_task(folder: Path) -> str:
+    """The unit of the task that the folder's settings name; nats where they name none."""
     for name in ("study.yaml", "comparison.yaml"):
         if (folder / name).is_file():
             settings = yaml.safe_load((folder / name).read_text())
             task = settings.get("task") if isinstance(settings, dict) else None
-            return task.get("name") if isinstance(task, dict) else task
-    return None
+            task = task if isinstance(task, dict) else {"name": task}
+            if ":" in str(task.get("name")):
+                return str(task.get("unit") or OWN)
+            return SQUARES if task.get("name") == "regression" else NATS
+    return NATS

@@ -84,11 +84,11 @@ class Evidence:
 def weigh(claim: ClaimSpec, columns: Mapping[str, str], values: Values, settings: ClaimSettings) -> Evidence | None:
     """Work out a claim's comparison; None where nothing was recorded for it.
 
-    Ratios are of geometric means: t-tests and intervals are those of the log ratios, seed by seed. Shares are ratios of
-    means in the measure's own units, with Fieller's interval; the test is that of numerator − limit · denominator, and
-    without a denominator above 0 there is no share to speak of. Where a run diverged, its value is the worst of all and
-    signed ranks take the place of the t-test. With several training-set sizes every seed counts with its mean over
-    them.
+    Ratios are of geometric means: t-tests and intervals are those of the log ratios, seed by seed. Shares are
+    ratios of means in the measure's own units, with Fieller's interval; the test is that of numerator − limit ·
+    denominator, and without a denominator above 0 there is no share to speak of. Where a run diverged, its value is
+    the worst of all; there, and at ratios with one value of 0, signed ranks take the place of the t-test. With
+    several training-set sizes every seed counts with its mean over them.
 
     Args:
         claim: The claim.
@@ -236,7 +236,7 @@ def _tested(
     return {
         "effect": shown.effect, "low": shown.low, "high": shown.high, "n": shown.n,
         "p_for": p_for, "p_against": p_against, "p_equivalent": p_equivalent,
-        "test": "paired t" if finite else "signed ranks, a run diverged",
+        "test": "paired t" if finite else "signed ranks, not all differences are finite",
         "bootstrap_low": low, "bootstrap_high": high,
         "p_sign_flip": sign_flip(sample - null) if finite else min(1.0, 2 * min(p_for, p_against)),
         "smallest_effect": smallest_effect(spread, shown.n, alpha=alpha),

@@ -216,7 +216,7 @@ class Study(Settings):
     def run_name(self, cell: Cell) -> str:
         """Folder name of a cell's run: readable, and different whenever its training would be."""
         settings: dict[str, Any] = {
-            "task": self.task.model_dump(exclude_none=True),
+            "task": self.task.model_dump(exclude_none=True, exclude={"unit"}),
             "training": _named(self.training, "epochs", "batch_size", "warmup_ratio"),
             "adapters": _named(self.adapters, "r", "alpha", "target_modules"),
             "settings": self._method(cell.method),
@@ -243,7 +243,7 @@ class Study(Settings):
     def cost_name(self) -> str:
         """File name of the step cost measurement, which does not depend on seeds."""
         fixed = {
-            "task": self.task.model_dump(exclude_none=True),
+            "task": self.task.model_dump(exclude_none=True, exclude={"unit"}),
             "training": _named(self.training, "epochs", "batch_size", "warmup_ratio"),
             "methods": {name: self._method(name) for name in self.methods},
             "adapters": _named(self.adapters, "r", "alpha", "target_modules"),

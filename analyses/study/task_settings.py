@@ -46,14 +46,18 @@ class MinilmSentimentTask(Settings):
 
 
 class OwnTask(Settings):
-    """A task of the user's: ``name`` is the place, "package.module:Class", of an `analyses.tasks.base.Task`."""
+    """A task of the user's: ``name`` is the place, "package.module:Class", of an `analyses.tasks.base.Task`.
+
+    `unit` is what figures and tables call the unit of its losses, nats say; by default "units of the loss".
+    """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
     settings: dict[str, Any] = Field(default_factory=dict)
+    unit: Annotated[str, Field(min_length=1, max_length=60)] | None = None
 
     def base_settings(self) -> dict[str, Any]:
         """What the model before fine-tuning depends on."""
-        return self.model_dump()
+        return self.model_dump(exclude={"unit"})
 
 
 def _kind(task: Any) -> str | None:

@@ -74,13 +74,13 @@ def _traces(records: pd.DataFrame) -> Iterator[str]:
     for method, trace, error in zip(traces["method"], _floats(traces, "value"), _floats(traces, "stderr"), strict=True):
         if error > _TRACE_ERROR * abs(trace):
             yield (
-                f"The trace at {method} is known to {error / abs(trace):.0%} only; allow more products "
+                f"The trace at {method}, {trace:.3g}, has a standard error of {error:.2g}; allow more products "
                 "(spectrum.trace_matvecs)."
             )
 
 
 def _stationarity(records: pd.DataFrame, name: str) -> Iterator[str]:
-    """The first-order rise at the largest radius against the rise found: a slope is no minimum."""
+    """The first-order rise at the smallest radius against the rise found: a slope is no minimum."""
     own = records[records["method"] == name]
     rises = own[(own["measure"] == "worst_case_rise") & (own["ball"] == "l2") & (own["subspace"] == "full")]
     gradient = _by_name(records, "gradient_norm", [name])

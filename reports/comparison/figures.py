@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm
 
 from reports.canvas import Canvas, grid, legend_below, legend_of, one_axes, panels
+from reports.scales import loss_scale
 from reports.style import ONE_COLUMN, TWO_COLUMNS, method_order, method_style, plot_context
 from reports.units import loss_unit
 
@@ -34,7 +34,7 @@ def plot_rises(records: pd.DataFrame, *, ball: str = "l2", ax: Axes | None = Non
     for name in method_order(chosen["method"]):
         own, style = chosen[chosen["method"] == name], method_style(name)
         ax.plot(
-            own["rho"], own["value"], color=style.colour, marker=style.marker, ls=style.line, label=style.label,
+            own["rho"], own["value"], color=style.colour, marker=style.marker, ls=style.line, label=style.drawn,
             ms=style.marker_size,
         )  # fmt: skip
     ax.set_xscale("log")
@@ -84,7 +84,7 @@ def plot_density(records: pd.DataFrame, *, canvas: Canvas | None = None) -> Canv
             error = own["stderr"].to_numpy(float)
             ax.fill_between(at, np.maximum(height - error, 1e-12), height + error, color=style.colour, alpha=0.25, lw=0)
             ax.plot(at, height, color=style.colour)
-            ax.set_title(style.label)
+            ax.set_title(style.drawn)
             ax.set_yscale("log")
         top = chosen["value"].max()
         axes[0].set_ylim(top * 1e-6, 2 * top)
@@ -114,7 +114,7 @@ def plot_paths(records: pd.DataFrame, *, canvas: Canvas | None = None) -> Canvas
                 end = own.loc[own["alpha"] == place, "value"].iloc[0]
                 style = method_style(name)
                 ax.plot(place, end, color=style.colour, marker=style.marker, ms=style.marker_size)
-            ax.set_title(f"{method_style(a).label} to\n{method_style(b).label}")
+            ax.set_title(f"{method_style(a).drawn} to\n{method_style(b).drawn}")
             ax.set_xlabel("position")
         canvas.supylabel(f"training loss ({loss_unit()})", fontsize=8)
         _legend(canvas, axes[0])
@@ -131,19 +131,19 @@ def plot_plane(records: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     grid = records[records["measure"] == "plane_loss"].pivot_table(index="alpha", columns="beta", values="value")
     there = records[records["measure"] == "plane_minimum"].set_index("method")
     share = records.loc[records["measure"] == "plane_variance", "value"].sum()
-    finite = grid.to_numpy()[np.isfinite(grid.to_numpy()) & (grid.to_numpy() > 0)]
-    levels = np.geomspace(finite.min(), finite.max() * (1 + 1e-9), 21)
+    scale = loss_scale(grid.to_numpy())
+    levels = scale.levels()
     with plot_context():
         given, ax = ax, one_axes(ax, (ONE_COLUMN, 3.1))
         filled = ax.contourf(
-            grid.index, grid.columns, grid.to_numpy().T, levels=levels, norm=LogNorm(), cmap="viridis", extend="both"
+            grid.index, grid.columns, scale.cut(grid).T, levels=levels, norm=scale.norm(), cmap="viridis", extend="both"
         )
         for name in method_order(there.index):
             style = method_style(name)
             at = there.loc[[name]]
             ax.plot(
                 at["alpha"], at["beta"], color=style.colour, marker=style.marker, ls="none",
-                ms=style.marker_size + 2, mec="white", mew=0.7, label=style.label,
+                ms=style.marker_size + 2, mec="white", mew=0.7, label=style.drawn,
             )  # fmt: skip
         ax.set_aspect("equal")
         ax.set_title(f"{share:.0%} of the variance")

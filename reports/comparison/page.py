@@ -16,6 +16,7 @@ from reports.comparison.tables import shown_pairs, shown_summary
 from reports.figures import Plan, draw_plans
 from reports.figures.eigenvalues import plot_eigenvalues
 from reports.page import render, rows_of
+from reports.scales import losses_of
 from reports.sharpness_tables import few_examples, search_table
 from reports.style import styles_of
 from reports.tables import write_tables
@@ -105,7 +106,9 @@ def comparison_plans(records: pd.DataFrame) -> Iterator[Plan]:
     )
     yield Plan(
         "plane",
-        records[measure.isin(["plane_loss", "plane_minimum", "plane_variance"])],
+        records[measure.isin(["plane_loss", "plane_minimum", "plane_variance"])]
+        if len(losses_of(records, "plane_loss"))
+        else records.iloc[:0],
         "Loss over the plane of the first two principal components of the minima's weights; with more than three "
         "minima the marks are projections.",
         lambda: plot_plane(records),

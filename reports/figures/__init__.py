@@ -29,6 +29,7 @@ from reports.figures.surfaces import plot_contours, plot_surfaces
 from reports.figures.sweeps import over_rank, over_train_size, plot_sweep
 from reports.figures.trajectories import plot_trajectories
 from reports.figures.worst_case import plot_worst_case, searched_by, with_ratios
+from reports.scales import losses_of
 from reports.style import FORMATS, save_figure
 
 
@@ -237,13 +238,13 @@ def _pictures(records: pd.DataFrame, rho: float) -> Iterator[Plan]:
     measure = records["measure"]
     yield Plan(
         "profiles",
-        records[measure == "loss_profile"],
+        losses_of(records, "loss_profile"),
         "Training loss along unit directions through the first seed's minima, exact at the points drawn: a random "
         "direction inside the run's LoRA subspace, one in its complement, the top Hessian eigenvector, and the "
         f"worst case found at rho = {rho:g}. Where the loss overflows the line ends.",
         lambda: plot_profiles(records),
     )
-    grid = records[measure == "loss_surface"]
+    grid = losses_of(records, "loss_surface")
     yield Plan(
         "contours",
         grid,
@@ -260,7 +261,9 @@ def _pictures(records: pd.DataFrame, rho: float) -> Iterator[Plan]:
     )
     yield Plan(
         "trajectories",
-        records[measure.isin(["trajectory", "trajectory_loss", "trajectory_variance"])],
+        records[measure.isin(["trajectory", "trajectory_loss", "trajectory_variance"])]
+        if len(losses_of(records, "trajectory_loss"))
+        else records.iloc[:0],
         "The merged weights along the first seed's training (dots, from the base model to the star) in the plane "
         "of their first two principal components, over the training loss in that plane. All panels share one "
         "logarithmic colour scale; methods that train all weights keep no snapshots.",

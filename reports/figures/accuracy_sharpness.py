@@ -57,6 +57,6 @@ def _draw_size(ax: Axes, runs: pd.DataFrame) -> None:
             s=3 * area,
             edgecolor="white" if style.marker in Line2D.filled_markers else None,
             lw=0.6,
-            label=style.label,
+            label=style.drawn,
             zorder=3,
         )

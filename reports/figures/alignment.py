@@ -47,14 +47,14 @@ def plot_alignment(records: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
                 ms=0.85 * style.marker_size,
                 ls="none",
                 elinewidth=0.7,
-                label=style.label,
+                label=style.drawn,
             )
         subject = "bilora" if "bilora" in methods else methods[0]
         reference = chosen[chosen["method"] == subject].groupby(["block", "measure"])["value"].mean().unstack()
         reference = reference.reindex(index=blocks, columns=["captured_energy_null", "captured_energy_optimum"])
         null, best = reference.to_numpy().T
         ax.hlines(null, positions - 0.4, positions + 0.4, color="0.2", lw=1.2, label="random subspace (expected)")
-        name = method_style(subject).label
+        name = method_style(subject).drawn
         ax.hlines(best, positions - 0.4, positions + 0.4, color="0.65", lw=1.2, ls=":", label=f"optimum ({name})")
         ax.set_xticks(positions, blocks, rotation=90 if max(map(len, blocks), default=0) > 3 else 0)
         ax.set_xlim(-0.6, len(blocks) - 0.4)

@@ -35,7 +35,7 @@ def plot_alignment_map(records: pd.DataFrame, *, canvas: Canvas | None = None) -
             below = np.argwhere((share <= null).to_numpy())
             ax.plot(below[:, 1], below[:, 0], ls="none", marker="x", ms=3, color="white")
             ax.set_yticks(range(len(share)), [str(k) for k in share.index])
-            ax.set_title(method_style(method).label)
+            ax.set_title(method_style(method).drawn)
         axes[-1, 0].set_xticks(range(len(layers)), [short_name(layer) for layer in layers], rotation=90)
         axes[-1, 0].set_xlabel("adapted layer (block · module)")
         canvas.supylabel("eigenvector", fontsize=8)

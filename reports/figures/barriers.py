@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 
 from reports.canvas import one_axes
 from reports.style import ONE_COLUMN, method_order, method_style, plot_context
+from reports.units import loss_unit
 
 
 def plot_barriers(records: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
@@ -24,7 +25,7 @@ def plot_barriers(records: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     for a, b, value in zip(barriers["method"], barriers["other"], barriers["value"], strict=True):
         i, j = sorted((methods.index(a), methods.index(b)), reverse=True)
         matrix[i, j] = value
-    labels = [method_style(method).label for method in methods]
+    labels = [method_style(method).drawn for method in methods]
     with plot_context():
         ax = one_axes(ax, (ONE_COLUMN, 3.1))
         image = ax.imshow(1e3 * matrix[1:, :-1], cmap="viridis", vmin=0)
@@ -35,5 +36,5 @@ def plot_barriers(records: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
                 ax.text(j, i - 1, f"{1e3 * matrix[i, j]:.2g}", ha="center", va="center", fontsize=6, color=colour)
         ax.set_xticks(range(len(methods) - 1), labels[:-1], rotation=45, ha="right")
         ax.set_yticks(range(len(methods) - 1), labels[1:])
-        ax.figure.colorbar(image, ax=ax, label="barrier (thousandths of a nat)", shrink=0.8)
+        ax.figure.colorbar(image, ax=ax, label=f"barrier (thousandths of {loss_unit()})", shrink=0.8)
     return ax

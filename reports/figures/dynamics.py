@@ -108,7 +108,7 @@ def _by_adapter(
     for adapter, methods in shown.items():
         for method in others or methods:
             own = records[(records["component"] == adapter) & (records["method"] == method)]
-            label = f"{method_style(method).label}, {adapter}"
+            label = f"{method_style(method).drawn}, {adapter}"
             _curve(ax, own, method, label, line=_LINES[adapter], within=within)
 
 
@@ -134,7 +134,7 @@ def _curve(
         color=style.colour,
         ls=line or style.line,
         lw=1.1,
-        label=label or style.label,
+        label=label or style.drawn,
     )
     if not band:
         return

@@ -41,7 +41,7 @@ def plot_eigenvalues(records: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
                     ms=style.marker_size,
                     ls="none",
                     elinewidth=0.7,
-                    label=style.label if sign == "positive" else None,
+                    label=style.drawn if sign == "positive" else None,
                 )
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.set_yscale("log")

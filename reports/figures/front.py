@@ -29,7 +29,7 @@ def plot_front(table: pd.DataFrame, *, canvas: Canvas | None = None) -> Canvas:
                 marks = {"color": style.colour, "marker": style.marker, "ms": style.marker_size}
                 ax.plot(own[fit], own["rise"], ls="", alpha=0.35, **marks)
                 front = own[on_front(own[fit], own["rise"])].sort_values(fit)
-                ax.plot(front[fit], front["rise"], ls=style.line, label=style.label, **marks)
+                ax.plot(front[fit], front["rise"], ls=style.line, label=style.drawn, **marks)
             ax.set(xscale="log", yscale="log", xlabel=fit.replace("_", " "))
         axes[0].set_ylabel("worst-case rise")
         legend_below(canvas, [axes[0]], 4)

@@ -6,10 +6,11 @@ import numpy as np
 import pandas as pd
 
 from reports.canvas import Canvas, grid, legend_below
+from reports.scales import loss_scale
 from reports.style import TWO_COLUMNS, method_order, method_style, plot_context
 from reports.units import loss_unit
 
-_TELLING = 1.1
+_TELLING = 0.1
 
 
 def plot_profiles(records: pd.DataFrame, *, canvas: Canvas | None = None) -> Canvas:
@@ -22,10 +23,14 @@ def plot_profiles(records: pd.DataFrame, *, canvas: Canvas | None = None) -> Can
         canvas: Figure or subfigure to draw in; default a new figure.
     """
     profiles = records[records["measure"] == "loss_profile"]
-    profiles = profiles[np.isfinite(profiles["value"].astype(float)) & (profiles["value"] > 0)]
+    profiles = profiles[np.isfinite(profiles["value"].astype(float))]
+    scale = loss_scale(profiles["value"])
+    if scale.logarithmic:
+        profiles = profiles[profiles["value"] > 0]
     losses = profiles.groupby(["subspace", "method"])["value"]
-    ranges = (losses.max() / losses.min()).groupby(level="subspace").max()
-    telling = set(ranges.index[ranges > _TELLING])
+    change = (losses.max() - losses.min()) / losses.min().abs()
+    largest = change.groupby(level="subspace").max()
+    telling = set(largest.index[largest > _TELLING])
     directions = [one for one in dict.fromkeys(profiles["subspace"]) if one in telling or not telling]
     with plot_context():
         canvas, axes = grid(1, len(directions), (TWO_COLUMNS, 2.7), canvas, sharex=True, sharey=True)
@@ -35,9 +40,9 @@ def plot_profiles(records: pd.DataFrame, *, canvas: Canvas | None = None) -> Can
                     "alpha"
                 )
                 style = method_style(method)
-                ax.plot(own["alpha"], own["value"], color=style.colour, ls=style.line, label=style.label)
+                ax.plot(own["alpha"], own["value"], color=style.colour, ls=style.line, label=style.drawn)
             ax.set_title(direction)
-            ax.set_yscale("log")
+            ax.set_yscale("log" if scale.logarithmic else "linear")
             ax.set_xlabel("distance from minimum")
         axes[0, 0].set_ylabel(f"training loss ({loss_unit()})")
         legend_below(canvas, [axes[0, 0]], 5)

@@ -66,7 +66,7 @@ def plot_capture(chosen: pd.DataFrame, *, canvas: Canvas | None = None) -> Canva
                 if len(part):
                     name = "gradient's top r" if other == "gradient" else other
                     marks = replace(style, line=line, marker=marker)
-                    draw_curve(left, part, marks, label=f"{style.label}, {name}")
+                    draw_curve(left, part, marks, label=f"{style.drawn}, {name}")
         for measure, label, line in (
             ("alignment_expected", "random space (expected)", "-"),
             ("alignment_optimum", "optimum of the rank", ":"),
@@ -121,7 +121,7 @@ def plot_recovered(shares: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
             draw_curve(ax, own[own["subspace"] == "auxiliary"], style)
             random = own[own["subspace"] == "random"].groupby("swept")["value"].mean()
             ax.plot(random.index, random, color=style.colour, ls=RANDOM.line, lw=1.0)
-        ax.plot([], [], color=RANDOM.colour, ls=RANDOM.line, lw=1.0, label=RANDOM.label)
+        ax.plot([], [], color=RANDOM.colour, ls=RANDOM.line, lw=1.0, label=RANDOM.drawn)
         mark_swept(ax, shares["swept"], "radius rho of the ball")
         ax.set_ylim(0, 1.05)
         ax.set_ylabel("recovered share of the rise")

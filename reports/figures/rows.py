@@ -25,7 +25,7 @@ def draw_row(ax: Axes, values: pd.Series, method: str, place: int) -> None:
 
 def label_rows(ax: Axes, methods: list[str]) -> None:
     """Names of the methods, the first on top."""
-    ax.set_yticks(range(len(methods)), [method_style(method).label for method in reversed(methods)])
+    ax.set_yticks(range(len(methods)), [method_style(method).drawn for method in reversed(methods)])
     ax.set_ylim(-0.6, len(methods) - 0.4)
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.colors import LogNorm
 
 from reports.canvas import Canvas, panels
+from reports.scales import LossScale, loss_scale
 from reports.style import TWO_COLUMNS, method_order, method_style, plot_context
 from reports.units import loss_unit
 
@@ -24,21 +24,22 @@ def plot_contours(records: pd.DataFrame, *, canvas: Canvas | None = None) -> Can
         canvas: Figure or subfigure to draw in; default a new figure.
     """
     grids = loss_grids(records)
-    levels = _levels(grids)
+    scale = scale_of(grids)
+    levels = scale.levels()
     with plot_context():
         canvas, axes = panels(len(grids), _COLUMNS, 1.25, canvas, sharex=True, sharey=True)
         for ax, (method, grid) in zip(axes, grids.items(), strict=True):
             filled = ax.contourf(
                 grid.index,
                 grid.columns,
-                grid.to_numpy().T,
+                scale.cut(grid).T,
                 levels=levels,
-                norm=LogNorm(),
+                norm=scale.norm(),
                 cmap="viridis",
                 extend="both",
             )
             ax.plot(0, 0, marker="+", color="white")
-            ax.set_title(method_style(method).label.replace(" (", "\n("))
+            ax.set_title(method_style(method).drawn.replace(" (", "\n("))
             ax.set_aspect("equal")
         canvas.colorbar(filled, ax=axes, label=f"training loss ({loss_unit()})", ticks=levels[::4], format="{x:.2g}")
         canvas.supxlabel(_ACROSS, fontsize=8)
@@ -55,22 +56,23 @@ def plot_surfaces(records: pd.DataFrame, *, canvas: Canvas | None = None) -> Can
     """
     grids = loss_grids(records)
     telling = [method for method in ("sam", "lora", "lora_sam", "bilora") if method in grids] or list(grids)[:4]
-    low, high = loss_limits({method: grids[method] for method in telling})
+    scale = scale_of({method: grids[method] for method in telling})
+    low, high = scale.heights([scale.low, scale.high])
     with plot_context():
         canvas = plt.figure(figsize=(TWO_COLUMNS, 2.1)) if canvas is None else canvas
         for number, method in enumerate(telling, 1):
             ax = canvas.add_subplot(1, len(telling), number, projection="3d")
             grid = grids[method]
             alphas, betas = np.meshgrid(grid.index, grid.columns, indexing="ij")
-            heights = np.log10(grid.to_numpy().clip(low, high))
-            ax.plot_surface(alphas, betas, heights, cmap="viridis", vmin=np.log10(low), vmax=np.log10(high), lw=0)
-            ax.set_zlim(np.log10(low), np.log10(high))
-            ax.set_title(method_style(method).label)
+            heights = scale.heights(grid.to_numpy())
+            ax.plot_surface(alphas, betas, heights, cmap="viridis", vmin=low, vmax=high, lw=0)
+            ax.set_zlim(low, high if high > low else low + 1)
+            ax.set_title(method_style(method).drawn)
             ax.set_xlabel("inside LoRA", labelpad=-8)
             ax.set_ylabel("outside", labelpad=-8)
             ax.tick_params(labelsize=5, pad=-3)
             ax.set_box_aspect(None, zoom=0.9)
-        canvas.text(0.5, 0.02, f"height: log10 of the training loss ({loss_unit()})", ha="center", fontsize=7)
+        canvas.text(0.5, 0.02, f"height: {scale.words} ({loss_unit()})", ha="center", fontsize=7)
     return canvas
 
 
@@ -84,12 +86,6 @@ def loss_grids(records: pd.DataFrame) -> dict[str, pd.DataFrame]:
     }
 
 
-def loss_limits(grids: dict[str, pd.DataFrame]) -> tuple[float, float]:
-    values = np.concatenate([grid.to_numpy().ravel() for grid in grids.values()])
-    values = values[np.isfinite(values) & (values > 0)]
-    return float(values.min()), float(values.max())
-
-
-def _levels(grids: dict[str, pd.DataFrame]) -> np.ndarray:
-    low, high = loss_limits(grids)
-    return np.geomspace(low, high * (1 + 1e-9), 21)
+def scale_of(grids: dict[str, pd.DataFrame]) -> LossScale:
+    """One scale for all grids."""
+    return loss_scale(np.concatenate([grid.to_numpy().ravel() for grid in grids.values()]))

@@ -84,7 +84,7 @@ def draw_curve(
         ms=style.marker_size,
         ls=style.line,
         elinewidth=0.7,
-        label=label or style.label,
+        label=label or style.drawn,
     )
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pandas as pd
-from matplotlib.colors import LogNorm
 
 from reports.canvas import Canvas, panels
+from reports.scales import loss_scale
 from reports.style import method_order, method_style, plot_context
 from reports.units import loss_unit
 
@@ -22,9 +21,8 @@ def plot_trajectories(records: pd.DataFrame, *, canvas: Canvas | None = None) ->
     """
     chosen = records[records["measure"].str.startswith("trajectory")]
     chosen = chosen[chosen["train_size"] == chosen["train_size"].min()]
-    losses = chosen.loc[chosen["measure"] == "trajectory_loss", "value"]
-    positive = losses[np.isfinite(losses) & (losses > 0)]
-    levels = np.geomspace(positive.min(), positive.max() * (1 + 1e-9), 21)
+    scale = loss_scale(chosen.loc[chosen["measure"] == "trajectory_loss", "value"])
+    levels = scale.levels()
     methods = method_order(chosen["method"])
     with plot_context():
         canvas, axes = panels(len(methods), _COLUMNS, 1.6, canvas)
@@ -34,9 +32,9 @@ def plot_trajectories(records: pd.DataFrame, *, canvas: Canvas | None = None) ->
             filled = ax.contourf(
                 grid.index,
                 grid.columns,
-                grid.to_numpy().T,
+                scale.cut(grid).T,
                 levels=levels,
-                norm=LogNorm(),
+                norm=scale.norm(),
                 cmap="viridis",
                 extend="both",
             )
@@ -44,7 +42,7 @@ def plot_trajectories(records: pd.DataFrame, *, canvas: Canvas | None = None) ->
             ax.plot(way["alpha"], way["beta"], color="white", marker=".", ms=3, lw=0.8)
             ax.plot(0, 0, color="white", marker="*", ms=7)
             shares = own.loc[own["measure"] == "trajectory_variance", "value"]
-            ax.set_title(f"{method_style(method).label}\n{shares.sum():.0%} of the variance")
+            ax.set_title(f"{method_style(method).drawn}\n{shares.sum():.0%} of the variance")
         canvas.colorbar(filled, ax=axes, label=f"training loss ({loss_unit()})", ticks=levels[::4], format="{x:.2g}")
         canvas.supxlabel("first principal component of the weights", fontsize=8)
         canvas.supylabel("second", fontsize=8)

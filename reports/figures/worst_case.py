@@ -58,14 +58,14 @@ def _curves(rises: pd.DataFrame, rho: float, canvas: Canvas | None) -> Canvas:
     for ax, method in zip(axes, methods, strict=True):
         if method != REFERENCE and len(reference):
             means = reference.groupby("rho")["value"].agg(lambda values: _summary(values)[0])
-            ax.plot(means.index, means, color=_GREY, lw=0.8, ls=":", label=method_style(REFERENCE).label)
+            ax.plot(means.index, means, color=_GREY, lw=0.8, ls=":", label=method_style(REFERENCE).drawn)
         own = rises[rises["method"] == method]
         for space, words in PANELS.items():
             inside = own[own["subspace"] == space]
             if len(inside):
                 draw_curve(ax, inside, method_style(method).colour, hollow=space != "full", label=words)
         ax.axvline(rho, color="0.88", lw=4, zorder=0)
-        ax.set_title(method_style(method).label)
+        ax.set_title(method_style(method).drawn)
         ax.set_xscale("log")
     radii = sorted(rises["rho"].unique())
     axes[0].set_xticks(radii, [f"{radius:g}" for radius in radii], rotation=45 if len(radii) > 4 else 0)

@@ -6,8 +6,10 @@ import math
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import pandas as pd
 import pytest
 
+from reports.comparison.figures import plot_balls
 from reports.style import _STYLES, mean_interval, method_order, method_style, plot_context, save_figure, styles_of
 from tests.reports.conftest import SHARPNESS
 
@@ -57,3 +59,15 @@ def test_saved_files_do_not_depend_on_the_date_and_embed_truetype(tmp_path: Path
     assert b"CreationDate" not in pdf
     assert b"/CIDFontType2" in pdf and b"/Type3" not in pdf
     assert sorted(path.name for path in tmp_path.iterdir()) == ["plot.pdf", "plot.png", "plot.svg"]
+
+
+@pytest.mark.parametrize("name", ["$\\frac{", "costs $5 or $6", "_hidden", "a_b^c", "<b>", "\\alpha"])
+def test_a_name_stands_in_figures_as_it_is(name: str) -> None:
+    rises = [{"method": one, "rho": rho, "value": rho} for one in (name, "plain") for rho in (0.1, 0.2)]
+    records = pd.DataFrame(rises).assign(measure="worst_case_rise", ball="l2", subspace="full")
+    with styles_of([name, "plain"]):
+        canvas = plot_balls(records)
+    canvas.canvas.draw()
+    shown = [text.get_text() for text in canvas.legends[0].get_texts()]
+    assert [text.replace("\\$", "$").replace("\u200b", "") for text in shown] == [name, "plain"]
+    plt.close(canvas)

@@ -18,6 +18,8 @@ from tests.reports.conftest import made_up_records, write_study
         ("task: {name: regression, data: x.csv}\n", "squared units of the label"),
         ("task: regression\n", "squared units of the label"),
         ("task: {name: digits}\n", "nats"),
+        ('task: {name: "mine.tasks:Counts", unit: square metres}\n', "square metres"),
+        ('task: {name: "mine.tasks:Counts"}\n', "units of the loss"),
         ("{}\n", "nats"),
         (None, "nats"),
     ],

@@ -32,6 +32,15 @@ def test_a_variant_differs_from_its_method_where_it_says_so() -> None:
     assert plain == method_config(load_preset("digits"), "bilora")
 
 
+def test_the_unit_of_a_tasks_losses_is_a_word_and_no_setting_of_a_run() -> None:
+    named, silent = (
+        parse_study(yaml.safe_dump(load_preset("digits").model_dump(mode="json") | {"task": task}), source="test")
+        for task in ({"name": "mine.tasks:Counts", "unit": "square metres"}, {"name": "mine.tasks:Counts"})
+    )
+    assert named.base_name() == silent.base_name() and named.cost_name() == silent.cost_name()
+    assert [named.run_name(cell) for cell in named.cells()] == [silent.run_name(cell) for cell in silent.cells()]
+
+
 def test_sizes_of_the_low_data_sweep_take_the_same_number_of_steps() -> None:
     study = load_preset("digits-lowdata")
     assert {study.training.num_steps(size) for size in study.train_sizes} == {240}
