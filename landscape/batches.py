@@ -88,6 +88,13 @@ def map_tensors(part: Any, function: Callable[[Tensor], Any]) -> Any:
     return part
 
 
+def _out_of_inference(batch: Any) -> Any:
+    """A batch without tensors made in inference mode, which have no versions and no place in graphs."""
+    if not any(tensor.is_inference() for tensor in tensors_of(batch)):
+        return batch
+    return map_tensors(batch, lambda tensor: tensor.clone() if tensor.is_inference() else tensor)
+
+
 def read_batches(batches: Any) -> list[Batch]:
     """All batches of an iterable of finite length, read once; no global random number is drawn for good.
 
@@ -99,7 +106,7 @@ def read_batches(batches: Any) -> list[Batch]:
     read: list[Batch] = []
     versions: list[list[int]] = []
     with random_numbers_kept():  # a data loader draws from the global generators
-        for batch in batches:
+        for batch in map(_out_of_inference, batches):
             read.append(batch)
             versions.append([tensor._version for tensor in tensors_of(batch)])
     for index, (batch, before) in enumerate(zip(read, versions, strict=True)):

@@ -47,12 +47,13 @@ def measuring(model: nn.Module, order: int) -> Iterator[None]:
 def exact_products() -> Iterator[None]:
     """Products of matrices and convolutions in the precision of their numbers.
 
-    GPUs keep 10 bits of float32 in TF32, and `torch.autocast` around a measurement would keep 8 to 11.
+    GPUs keep 10 bits of float32 in TF32, and `torch.autocast` would keep 8 to 11: around a measurement, or inside a
+    forward pass, where accelerate leaves it in models that were trained with ``bf16=True``.
     """
     # Not `allow_tf32`, which torch refuses to read once a user has set the precision by its newer name.
     cudnn: Any = torch.backends.cudnn  # torch's stubs do not know its parts
     kinds: tuple[Any, ...] = (torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn)
-    kept = [kind.fp32_precision for kind in kinds]
+    kept, entering = [kind.fp32_precision for kind in kinds], torch.autocast.__enter__
     try:
         for kind in kinds:
             kind.fp32_precision = "ieee"
@@ -60,10 +61,24 @@ def exact_products() -> Iterator[None]:
             for device in ("cpu", "cuda"):
                 if torch.is_autocast_enabled(device):
                     stack.enter_context(torch.autocast(device, enabled=False))
+            torch.autocast.__enter__ = _entered_disabled  # type: ignore[method-assign]
             yield
     finally:
+        torch.autocast.__enter__ = entering  # type: ignore[method-assign]
         for kind, precision in zip(kinds, kept, strict=True):
             kind.fp32_precision = precision
+
+
+_ENTER = torch.autocast.__enter__
+
+
+def _entered_disabled(region: torch.autocast) -> Any:
+    """Enter a region of autocast as a disabled one; the region itself stays as it is."""
+    enabled, region._enabled = region._enabled, False
+    try:
+        return _ENTER(region)  # type: ignore[no-untyped-call]
+    finally:
+        region._enabled = enabled
 
 
 def _differentiate_fully(module: nn.Module) -> None:

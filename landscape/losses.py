@@ -222,6 +222,11 @@ def check_targets(loss: PerExampleLoss, outputs: Any, batches: Sequence[Batch]) 
     logits = logits_of(outputs)
     classes = logits.shape[1] if logits.ndim > 3 else logits.shape[-1]
     for index, targets in enumerate(map(targets_of, batches)):
+        if targets.is_floating_point() and targets.ndim > 2:
+            raise ValueError(
+                f"labels: those of batch {index} have the shape {tuple(targets.shape)} of class probabilities of many "
+                "places an example, which are not supported; give class indices, or a loss of your own"
+            )
         if targets.is_floating_point():
             off = (targets.double().sum(dim=-1) - 1).abs().max()
             if off > _PROBABILITY_TOLERANCE:

@@ -6,7 +6,7 @@ import difflib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 from math import prod
 
@@ -22,7 +22,8 @@ class Layout:
     """Positions of named tensors in one flat vector of length ``size``.
 
     The order of ``names`` is the order in the vector; every tensor is flattened row by row. A filter is what makes one
-    output unit: a slice along the first axis, or along the second in the tensors named by ``transposed``.
+    output unit: a slice along the first axis, or along the second in the tensors named by ``transposed``, of the inputs
+    of its own group where ``groups`` gives their number.
 
     >>> layout = Layout(("a", "b"), (torch.Size([2, 2]), torch.Size([3])))
     >>> layout.size
@@ -34,6 +35,7 @@ class Layout:
     names: tuple[str, ...]
     shapes: tuple[torch.Size, ...]
     transposed: frozenset[str] = frozenset()
+    groups: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -102,10 +104,27 @@ class Layout:
         norms = {}
         for name, tensor in self.split(vector).items():
             if tensor.ndim > 1:
-                output = 1 if name in self.transposed else 0
-                others = [axis for axis in range(tensor.ndim) if axis != output]
-                norms[name] = torch.linalg.vector_norm(tensor.double(), dim=others, keepdim=True).expand_as(tensor)
+                output = 2 if name in self.transposed else 1
+                apart = tensor.double().unflatten(0, (self.groups.get(name, 1), -1))
+                others = [axis for axis in range(1, apart.ndim) if axis != output]
+                own = torch.linalg.vector_norm(apart, dim=others, keepdim=True)
+                norms[name] = own.expand_as(apart).flatten(0, 1)
         return norms
+
+    def num_filters(self, name: str) -> int:
+        """How many filters a tensor of two axes or more has."""
+        shape = self.shapes[self.names.index(name)]
+        return self.groups.get(name, 1) * shape[1] if name in self.transposed else shape[0]
+
+
+def weight_groups(model: nn.Module) -> dict[str, int]:
+    """Groups of the transposed convolutions with several, whose weights do not tell them, by the weight's name."""
+    kinds = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+    return {
+        f"{name}.weight" if name else "weight": module.groups
+        for name, module in model.named_modules()
+        if isinstance(module, kinds) and module.groups > 1
+    }
 
 
 def transposed_weights(model: nn.Module) -> frozenset[str]:

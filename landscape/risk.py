@@ -29,7 +29,7 @@ from landscape.evaluation import (
     written_parameters,
 )
 from landscape.losses import Batch, LabelLoss, PerExampleLoss, cross_entropy, targets_of
-from landscape.params import Layout, ParameterFilter, select_parameters, transposed_weights
+from landscape.params import Layout, ParameterFilter, select_parameters, transposed_weights, weight_groups
 from landscape.torch_losses import per_example
 
 _LOW_PRECISION = (torch.float16, torch.bfloat16)
@@ -94,6 +94,7 @@ class EmpiricalRisk:
         group: Group = "all",
         check: bool = True,
     ) -> None:
+        expect_gradients()
         check_model(model, l2)
         self.l2 = l2
         self.ranks = Ranks(group)
@@ -115,7 +116,8 @@ class EmpiricalRisk:
         self.consistent: set[tuple[type, tuple[str, ...]]] = set()
         self.expect_used = True
         shapes = tuple(parameter.shape for parameter in selected.values())
-        self.layout = Layout(tuple(selected), shapes, transposed_weights(model).intersection(selected))
+        groups = {name: count for name, count in weight_groups(model).items() if name in selected}
+        self.layout = Layout(tuple(selected), shapes, transposed_weights(model).intersection(selected), groups)
         self._renormed = renormed_embeddings(model)
         self._own_state = self._renormed | written_parameters(model)
         if not self._renormed.isdisjoint(selected):

@@ -13,6 +13,9 @@ from landscape.algorithms.results import SpectralDensity
 from landscape.algorithms.storage import Storage
 from landscape.operators.base import SymmetricOperator, expect_operator
 
+_ONE_VALUE = 1e-6
+"""Range of eigenvalues over the largest one's size up to which they count as one."""
+
 _MOST_POINTS = 200_000
 
 
@@ -87,7 +90,9 @@ def smoothed_density(
 ) -> SpectralDensity:
     """The density on a grid, from each probe's quadrature nodes and weights."""
     low, high = (float(f(torch.cat([nodes for nodes, _ in probes]))) for f in (torch.min, torch.max))
-    sigma = width or 0.01 * ((high - low) or abs(high) or 1.0)
+    size = max(abs(low), abs(high))
+    spread = high - low if high - low > _ONE_VALUE * size else 0.0  # what is left are the products' errors
+    sigma = width or 0.01 * (spread or size or 1.0)
     needed = 2 * (high - low + 10 * sigma) / sigma + 2
     if needed > _MOST_POINTS:
         raise ValueError(

@@ -50,7 +50,7 @@ def check_second_derivatives(kind: type[RiskOperator[Any]], risk: EmpiricalRisk,
     if _VECTORS * 8 * risk.num_params > SHARE * free_bytes(risk.device):
         return
     size = batch_size(risk.batches[0])
-    few = map_tensors(risk.batches[0], lambda tensor: tensor[:_EXAMPLES] if tensor.shape[:1] == (size,) else tensor)
+    few = map_tensors(risk.batches[0], lambda tensor: _first(tensor, size))
     reason = ""
     for dtype in dict.fromkeys((torch.float64, risk.dtype)):
         for batch in (few, risk.batches[0]):
@@ -98,3 +98,8 @@ def _difference(pushed: Tensor, value: Callable[[Tensor], Tensor], direction: Te
     size = max(float(pushed.norm()), float(numeric.norm()))
     error = float((pushed - numeric).norm()) - rounding
     return max(error, 0.0) / size if size > 0 else 0.0
+
+
+def _first(tensor: Tensor, size: int) -> Tensor:
+    """The first rows of a tensor with one an example; whole where it has others, or cannot be cut, as sparse ones."""
+    return tensor[:_EXAMPLES] if tensor.shape[:1] == (size,) and tensor.layout is torch.strided else tensor

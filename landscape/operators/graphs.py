@@ -189,6 +189,8 @@ class _SavedBytes:
         self._seen: set[int] = set()
 
     def pack(self, tensor: Tensor) -> Tensor:
+        if tensor.layout is not torch.strided:
+            return tensor.detach()
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in self._seen:
             self._seen.add(storage.data_ptr())

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from landscape.asking import expect_number, expect_risk
+from landscape.evaluation import expect_gradients
 from landscape.examples import can_take_examples, has_rows, take_examples
 from landscape.params import Layout
 from landscape.risk import EmpiricalRisk
@@ -157,6 +158,7 @@ def m_sharpness(risk: EmpiricalRisk, rho: float, *, m: int, seed: int = 0) -> MS
     (0.5, 0.0)
     """
     expect_risk(risk)
+    expect_gradients()
     expect_number("rho", rho)
     if not (rho >= 0 and math.isfinite(rho)):
         raise ValueError(f"rho: expected a finite radius >= 0, got {rho}")
@@ -177,6 +179,7 @@ def m_sharpness(risk: EmpiricalRisk, rho: float, *, m: int, seed: int = 0) -> MS
         if not float(risk.ranks.all_sum(risk.example_weights[mine.to(risk.device)].double().sum())) > 0:
             continue  # none of its labels counts
         chunk = risk.on(take_examples(risk, mine))
+        chunk.expect_used = False  # its examples may use other weights, another expert's say
         gradient = chunk.gradient(theta)
         norm = float(gradient.double().norm())
         epsilon = gradient * (rho / norm) if norm > 0 else torch.zeros_like(gradient)
@@ -196,6 +199,5 @@ def _filter_scale(theta: Tensor, layout: Layout) -> Tensor:
     """Root mean square of each weight's filter (n,); 0 for tensors with fewer than two axes."""
     scales = layout.split(torch.zeros_like(theta))
     for name, norms in layout.filter_norms(theta).items():
-        filters = norms.shape[1 if name in layout.transposed else 0]
-        scales[name] = (norms / math.sqrt(norms.numel() / filters)).to(theta.dtype)
+        scales[name] = (norms / math.sqrt(norms.numel() / layout.num_filters(name))).to(theta.dtype)
     return layout.join(scales)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from landscape.batches import call_arguments, map_tensors, to_device
+from landscape.evaluation import exact_products, measuring
 from landscape.risk import EmpiricalRisk
 
 
@@ -19,7 +20,7 @@ class RecomputedBatchNorm:
     Away from the centre the stored means and variances belong to other weights; training would have moved them along.
     They are renewed as for averaged weights (Izmailov et al. 2018, arXiv 1803.05407, section 3.2): in one pass, as the
     plain average over the batches, each batch normalised by its own statistics. All other modules stay in eval mode.
-    A copy of the model takes the statistics, so the caller's buffers are not touched.
+    The statistics are written to tensors of their own, so the model's buffers are not touched.
 
     Args:
         risk: Mean loss of a model that has batch normalisation with running statistics.
@@ -29,28 +30,45 @@ class RecomputedBatchNorm:
     """
 
     def __init__(self, risk: EmpiricalRisk) -> None:
-        self._risk = copy.copy(risk)
-        self._risk.model = copy.deepcopy(risk.model).to(risk.dtype).eval()
-        self._norms = [m for m in self._risk.model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+        self._risk = risk
+        named = risk.model.named_modules()
+        self._norms = {name: m for name, m in named if isinstance(m, _BatchNorm) and m.track_running_stats}
         if not self._norms:
             raise ValueError(
                 "batch_norm: expected a model with running batch statistics for 'recomputed', got none; use 'frozen'"
             )
-        for norm in self._norms:
-            norm.momentum = None  # torch's word for the plain average over batches
 
     @torch.no_grad()
     def loss(self, theta: Tensor) -> float:
         """L at ``theta`` (n,) with the statistics of ``theta``."""
-        parameters = self._risk.layout.split(theta)
-        for norm in self._norms:
-            norm.reset_running_stats()
-            norm.train()
-        for index, batch in enumerate(self._risk.batches):
-            inputs = call_arguments(to_device(batch, self._risk.device))
-            args, kwargs = map_tensors(inputs, torch.clone)  # a forward pass may change its inputs
+        risk = self._risk
+        parameters = risk.layout.split(theta.to(risk.dtype))
+        state = self._renewed(parameters)
+        total = torch.zeros((), dtype=torch.float64, device=risk.device)
+        for stored, weights in zip(risk.batches, risk.weights, strict=True):
+            batch = to_device(stored, risk.device)
+            with exact_products():
+                losses = risk.losses_of(risk.outputs(batch, parameters, order=0, rest=state), batch)
+            total += (losses.double() * weights).sum()
+        mean = float(risk.ranks.all_sum(total)) / risk.total_weight
+        return mean + float(risk.penalty(parameters)) if risk.l2 else mean
+
+    def _renewed(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The model's state with batch statistics from one pass over the data at the given weights."""
+        risk = self._risk
+        state = risk.state()
+        for name, norm in self._norms.items():
+            for statistic, start in (("running_mean", 0), ("running_var", 1), ("num_batches_tracked", 0)):
+                if getattr(norm, statistic) is not None:
+                    state[f"{name}.{statistic}" if name else statistic].fill_(start)
+        for index, batch in enumerate(risk.batches):
+            # A forward pass may change its inputs.
+            args, kwargs = map_tensors(call_arguments(to_device(batch, risk.device)), torch.clone)
             try:
-                functional_call(self._risk.model, parameters, args, kwargs)
+                with measuring(risk.model, 0):
+                    for norm in self._norms.values():  # for this pass: `measuring` puts them back
+                        vars(norm).update(training=True, momentum=None)  # None: the plain average over batches
+                    functional_call(risk.model, state | dict(parameters), args, kwargs)
             except ValueError as error:
                 if "more than 1 value per channel" not in str(error):
                     raise
@@ -58,6 +76,4 @@ class RecomputedBatchNorm:
                     f"batch_norm: batch {index} has too few examples to take batch statistics from; use batches of "
                     "more, or batch_norm='frozen'"
                 ) from error
-        for norm in self._norms:
-            norm.eval()
-        return self._risk.loss(theta)
+        return state

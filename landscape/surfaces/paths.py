@@ -93,7 +93,7 @@ def linear_path(
     >>> linear_path(risk, torch.zeros(2), torch.ones(2)).barrier  # log 2 all along
     0.0
     """
-    _check(risk, theta_a, theta_b, num_points)
+    theta_a, theta_b = _checked(risk, theta_a, theta_b, num_points)
     positions = torch.linspace(0, 1, num_points, dtype=torch.float64)
     t = positions.to(theta_a)[:, None]
     return _loss_path(positions, losses_at(risk, (1 - t) * theta_a + t * theta_b, batch_norm=batch_norm))
@@ -141,7 +141,7 @@ def bezier_path(
     >>> curve.path.barrier, bool(curve.path.losses[10] < 0.6931)
     (0.0, True)
     """
-    _check(risk, theta_a, theta_b, num_points)
+    theta_a, theta_b = _checked(risk, theta_a, theta_b, num_points)
     if steps < 1 or not (learning_rate > 0 and math.isfinite(learning_rate)):
         raise ValueError(
             f"steps, learning_rate: expected at least one step and a positive rate, got {steps} and {learning_rate}"
@@ -173,9 +173,11 @@ def _loss_path(positions: Tensor, losses: Tensor) -> LossPath:
     return LossPath(positions, losses, float((losses - chord).max()))
 
 
-def _check(risk: EmpiricalRisk, theta_a: Tensor, theta_b: Tensor, num_points: int) -> None:
+def _checked(risk: EmpiricalRisk, theta_a: Tensor, theta_b: Tensor, num_points: int) -> tuple[Tensor, Tensor]:
+    """Both ends in the risk's precision and on its device."""
     expect_risk(risk)
     for name, theta in (("theta_a", theta_a), ("theta_b", theta_b)):
         expect_vector(name, theta, risk.num_params)
     if num_points < 3:
         raise ValueError(f"num_points: expected at least 3, the ends and a point between, got {num_points}")
+    return theta_a.to(risk.device, risk.dtype), theta_b.to(risk.device, risk.dtype)

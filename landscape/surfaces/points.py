@@ -113,6 +113,8 @@ def _bytes_per_point(risk: EmpiricalRisk) -> int:
     kept = {weights.data_ptr(): weights.nbytes()}
 
     def note(tensor: Tensor) -> Tensor:
+        if tensor.layout is not torch.strided:
+            return tensor.detach()
         storage = tensor.untyped_storage()
         kept[storage.data_ptr()] = storage.nbytes()
         return tensor.detach()  # an output that its own graph keeps would never be freed
