@@ -73,6 +73,24 @@ def attach_auxiliary_alone(model: nn.Module, config: BiLoraConfig, *, seed: int)
 
 def _attached(model: nn.Module, config: BiLoraConfig, adapter: str, *, rank_factor: int) -> PeftModel:
     check_plain(model)
+    lora = _checked(model, config, rank_factor=rank_factor)
+    _use_own_layers(lora)
+    peft_model = get_peft_model(model, lora, adapter_name=adapter)
+    remember_buffers(peft_model)
+    return peft_model
+
+
+def check_layers(model: nn.Module, config: BiLoraConfig, *, rank_factor: int = 1) -> None:
+    """Refuse settings of adapters that do not fit a plain model, without changing it.
+
+    Raises:
+        ValueError: As of `attach_primary`.
+    """
+    _checked(model, config, rank_factor=rank_factor)
+
+
+def _checked(model: nn.Module, config: BiLoraConfig, *, rank_factor: int) -> LoraConfig:
+    """PEFT's configuration for the settings, once they fit the model."""
     # s = alpha / r, and alpha / √r for rsLoRA.
     growth = rank_factor**0.5 if config.primary == "rslora" else rank_factor
     lora = LoraConfig(
@@ -88,10 +106,7 @@ def _attached(model: nn.Module, config: BiLoraConfig, adapter: str, *, rank_fact
     _check_saved_modules(model, config.modules_to_save or [])
     _resolve_targets(model, lora)
     _check_targets(model, lora, config)
-    _use_own_layers(lora)
-    peft_model = get_peft_model(model, lora, adapter_name=adapter)
-    remember_buffers(peft_model)
-    return peft_model
+    return lora
 
 
 def attach_auxiliary(model: PeftModel, config: BiLoraConfig, *, seed: int) -> None:
@@ -135,6 +150,12 @@ def _draw_factors(factors: Mapping[str, Factors], seed: str) -> None:
         pair.B.zero_()
 
 
+def redraw_dead(factors: Mapping[str, Factors], *, seed: int) -> None:
+    """Draw an auxiliary's factors anew where both are 0, so that no gradient moves their product."""
+    dead = {name: pair for name, pair in factors.items() if not bool(pair.A.any()) and not bool(pair.B.any())}
+    _draw_factors(dead, f"{seed}/{AUXILIARY}")
+
+
 def _resolve_targets(model: nn.Module, lora: LoraConfig) -> None:
     """Put names for ``"all-linear"`` and for PEFT's default."""
     if lora.target_modules is None:
@@ -158,11 +179,24 @@ def target_layers(
 
 
 def _matched(model: nn.Module, lora: LoraConfig) -> dict[str, nn.Module]:
-    return {name: m for name, m in model.named_modules() if name and check_target_module_exists(lora, name)}
+    try:
+        return {name: m for name, m in model.named_modules() if name and check_target_module_exists(lora, name)}
+    except re.error as error:
+        raise ValueError(
+            f"target_modules: {lora.target_modules!r} is no regular expression ({error}); expected names of layers, or "
+            "one such expression for whole names"
+        ) from error
 
 
 def _check_targets(model: nn.Module, lora: LoraConfig, config: BiLoraConfig) -> None:
     matched = _matched(model, lora)
+    wanted = config.target_modules if isinstance(config.target_modules, list) else []
+    for name in wanted:
+        if not any(found == name or found.endswith(f".{name}") for found in matched):
+            raise ValueError(
+                f"target_modules: {name!r} matches no layer outside modules_to_save; the model's linear layers are "
+                f"{_linear_endings(model)}"
+            )
     if not matched:
         raise ValueError(
             f"target_modules: {config.target_modules!r} matches no layer outside modules_to_save; the model's linear "
@@ -177,6 +211,11 @@ def _check_targets(model: nn.Module, lora: LoraConfig, config: BiLoraConfig) -> 
             raise ValueError(
                 f"target_modules: {name} is a {type(module).__name__}; expected unquantised nn.Linear layers or "
                 "transformers' Conv1D, as the methods move the matrix that a layer multiplies with"
+            )
+        if "weight" not in module._parameters:
+            raise ValueError(
+                f"target_modules: the weight of {name} is computed from others (weight or spectral normalisation), so "
+                "that an adapter cannot be merged into it; remove the normalisation first, or leave the layer out"
             )
         shape = tuple(module.weight.shape)
         smallest = min(shape)

@@ -76,7 +76,8 @@ def _make_plain(model: PeftModel, name: str, directory: Path) -> None:
             f"model: its adapter {name!r} changed the frozen weights when it was made, by an amount that is not known "
             "here; expected a model prepared by bilora"
         )
-    tensors = load_file(directory / _ADAPTER)
+    # Of embeddings and heads among the targets PEFT writes the layer below, too, from which the product is taken out.
+    tensors = {key: tensor for key, tensor in load_file(directory / _ADAPTER).items() if ".base_layer." not in key}
     for layer, (a, b) in initial.items():
         down, up = (f"base_model.model.{layer}.lora_{factor}.weight" for factor in "AB")
         tensors[down] = torch.cat([tensors[down], a.to(tensors[down])])

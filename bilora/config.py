@@ -21,6 +21,10 @@ _Rank = Annotated[int, Field(ge=1)]
 _Alpha = Annotated[FiniteFloat, Field(gt=0)]
 
 
+_HEADS = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}
+"""Parts that PEFT trains as a whole for a task, where the model has them."""
+
+
 class BiLoraConfig(BaseModel):
     """Adapters, radius and auxiliary step of a method; settings that the method does not use are refused.
 
@@ -191,6 +195,13 @@ class BiLoraConfig(BaseModel):
             **{name: given.pop(name) for name in ("modules_to_save", "rank_pattern", "alpha_pattern", "lora_dropout")},
         }
         targets = given.pop("target_modules")
+        heads = _HEADS.get(str(getattr(given["task_type"], "value", given["task_type"])), ())
+        trained = [*(taken["modules_to_save"] or []), *(settings.get("modules_to_save") or [])]
+        if heads and not set(heads) & set(trained):
+            raise ValueError(
+                f"lora: PEFT trains the head of a model for its task_type, {' or '.join(heads)}, beside the adapter; "
+                f"expected its name here, got none: say modules_to_save=[{heads[0]!r}]"
+            )
         for name in ("task_type", "base_model_name_or_path", "revision", "inference_mode", "peft_type"):
             given.pop(name, None)
         other = sorted(name for name, value in given.items() if value != plain.get(name))

@@ -31,7 +31,7 @@ class FusedLinear(LoraLinear):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The layer's output; shapes as of the layer below."""
         names = [name for name in self.active_adapters if name in self.lora_A]
-        if args or kwargs or len(names) < 2 or not self._is_plain(names):
+        if args or kwargs or len(names) < 2 or x.ndim < 2 or not self._is_plain(names):
             return super().forward(x, *args, **kwargs)
         result: Tensor = self.base_layer(x)
         down = torch.cat([self.lora_A[name].weight for name in names])

@@ -8,11 +8,12 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import transformers
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import load_peft_weights
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -25,6 +26,8 @@ from bilora.checkpoints import INITIAL, OWN
 from landscape import EmpiricalRisk, Layout, LowRankSubspace, orthonormal_basis
 from landscape.subspaces import Kind
 
+_HALF = (torch.float16, torch.bfloat16)
+_Module = TypeVar("_Module", bound=nn.Module)
 Pair = tuple[Tensor, Tensor]
 """The factors (A, B) of one weight, A (r, in) and B (out, r)."""
 
@@ -106,7 +109,7 @@ def minimum(source: Trainer | nn.Module | str | Path, *, base: nn.Module | None 
         return _from_folder(Path(source), base)
     model = source.model if isinstance(source, Trainer) else source
     if isinstance(model, PeftModel):
-        return _merged(copy.deepcopy(model))
+        return _merged(_unwrapped(copy.deepcopy(model)))
     if not isinstance(model, nn.Module):
         raise ValueError(f"source: expected a trainer, a model or a folder, got {type(source).__name__}")
     if (held := held_adapter(model)) is not None:
@@ -114,24 +117,47 @@ def minimum(source: Trainer | nn.Module | str | Path, *, base: nn.Module | None 
             f"source: the model holds an adapter at {held}; pass the peft.PeftModel around it, or what its "
             "merge_and_unload() returns"
         )
-    return _whole(copy.deepcopy(model), base)
+    return _whole(_unwrapped(copy.deepcopy(model)), base)
+
+
+def _unwrapped(model: _Module) -> _Module:
+    """A copy of a trainer's model without the mixed precision that accelerate puts around its forward pass."""
+    for module in model.modules():
+        own = vars(module).pop("_original_forward", None)
+        if own is not None:
+            vars(module).pop("forward", None)
+            if getattr(own, "__func__", None) is not type(module).forward:  # it was one of the module's own
+                module.forward = own
+    return model
 
 
 def _merged(model: PeftModel) -> Minimum:
-    """Merge a model's adapters; the model is used up."""
-    merged = [name for name in model.active_adapters if name != AUXILIARY]
+    """Merge a model's adapters; the model is used up.
+
+    A model of half precision becomes one of float32: merged, an adapter's change would be lost in its rounding.
+    """
     layers = adapted_layers(model)
     if not layers:
         raise ValueError("source: the model has no adapted linear layers to measure")
+    _refuse_other_kinds(model, layers)
+    if any(layer.merged for layer in layers.values()):
+        model.base_model.unmerge_adapter()
+    if any(frozen_weight(layer).dtype in _HALF for layer in layers.values()):
+        model.float()
+    off = any(layer.disable_adapters for layer in layers.values())
+    merged = [] if off else [name for name in model.active_adapters if name != AUXILIARY]
+    if merged:
+        _untie(model)
+    measured = _first_names(model)
     factors = {
-        adapter: {f"{layer}.weight": (pair.A.detach(), pair.B.detach()) for layer, pair in pairs.items()}
+        adapter: {measured[f"{layer}.weight"]: (pair.A.detach(), pair.B.detach()) for layer, pair in pairs.items()}
         for adapter in model.peft_config
         if (pairs := adapter_factors(model, adapter))
     }
     if not merged:  # its own weights were trained, and the auxiliary is left out
         plain = model.unload().requires_grad_(True)
-        return Minimum(plain, tuple(f"{layer}.weight" for layer in layers), {}, factors)
-    _untie(model)
+        adapted = {measured[f"{layer}.weight"] for layer in layers}
+        return Minimum(plain, tuple(name for name, _ in plain.named_parameters() if name in adapted), {}, factors)
     before = _pretrained(model)
     model.base_model.set_adapter(merged)
     plain = model.merge_and_unload(adapter_names=merged).requires_grad_(True)
@@ -140,14 +166,40 @@ def _merged(model: PeftModel) -> Minimum:
     return Minimum(plain, names, {name: after[name].detach() - before[name] for name in names}, factors)
 
 
+def _refuse_other_kinds(model: PeftModel, layers: Mapping[str, nn.Module]) -> None:
+    """Refuse adapters in embeddings, convolutions or single parameters: the measured space would leave them out."""
+    known = {id(layer) for layer in layers.values()}
+    for name, module in model.named_modules():
+        if isinstance(module, BaseTunerLayer) and id(module) not in known:
+            inner = type(module.get_base_layer()).__name__
+            raise ValueError(
+                f"source: {name.removeprefix('base_model.model.')} holds an adapter of a {inner}; expected adapters in "
+                "linear layers alone, whose weights and factors are measured: pass what merge_and_unload() returns, "
+                "with params for the weights to measure"
+            )
+
+
+def _first_names(model: nn.Module) -> dict[str, str]:
+    """By the name of a weight in the plain model, that under which the plain model lists it first."""
+    first: dict[int, str] = {}
+    names = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        plain = name.removeprefix("base_model.model.").replace(".base_layer.", ".")
+        names[plain] = first.setdefault(id(parameter), plain)
+    return names
+
+
 def _untie(model: PeftModel) -> None:
-    """Give adapted layers weights of their own: what is merged into a shared one would change its other users, too."""
+    """Give adapted layers weights of their own: what is merged into a shared one would change its other users, too.
+
+    Another user may share the layer's weight, or be the very layer below the adapter at another place.
+    """
     named = model.named_parameters(remove_duplicate=False)
     uses = Counter(id(parameter) for _, parameter in named)
     for layer in adapted_layers(model).values():
         inner = layer.get_base_layer()
         if uses[id(inner.weight)] > 1:
-            inner.weight = nn.Parameter(inner.weight.detach().clone())
+            layer.base_layer = copy.deepcopy(inner)
             if getattr(getattr(model, "config", None), "tie_word_embeddings", False):
                 model.config.tie_word_embeddings = False  # or saving and loading would tie them again
 
@@ -205,7 +257,8 @@ def _from_own_weights(checkpoint: Path, base: nn.Module | None) -> Minimum:
     places = plain.state_dict()
     for key, tensor in load_file(checkpoint / OWN).items():
         places[key.removeprefix("base_model.model.").replace(".base_layer.", ".")].copy_(tensor)
-    factors = _stored_factors(checkpoint / AUXILIARY)
+    aliases = _first_names(plain)
+    factors = {aliases[name]: pair for name, pair in _stored_factors(checkpoint / AUXILIARY).items()}
     before, after = dict(base.named_parameters()), dict(plain.named_parameters())
     names = tuple(name for name in after if name in factors)
     return Minimum(

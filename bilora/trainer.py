@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.optimizer import AcceleratedOptimizer
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer, TrainerCallback, TrainingArguments
@@ -122,7 +123,8 @@ class BiLoraTrainer(Trainer):
             raise ValueError("optimizers: expected a scheduler together with its optimizer, got a scheduler alone")
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
-        """A fresh model from ``model_init``, prepared for the method."""
+        """A fresh model from ``model_init``, prepared for the method with the seed that the arguments have now."""
+        self._seed = self.args.seed
         return self._prepared(super().call_model_init(trial))
 
     def _prepared(self, model: nn.Module) -> nn.Module:
@@ -144,6 +146,9 @@ class BiLoraTrainer(Trainer):
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Optimizer over the method's groups, of the class of ``args.optim`` or ``optimizer_cls_and_kwargs``."""
+        other = super().create_optimizer
+        if self.optimizer is None and getattr(other, "__func__", None) is not Trainer.create_optimizer:
+            self.optimizer = None if (made := other()) is None else adopted(self.method, made)  # a second base's own
         if self.optimizer is None:
             optimizer_class, kwargs = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(
                 self.args, self.model
@@ -174,6 +179,7 @@ class BiLoraTrainer(Trainer):
         self.method.step, self.method.num_steps = self.state.global_step, max(1, self.state.max_steps)
         scaler = self.accelerator.scaler
         self.method.loss_scale = 1.0 if scaler is None else scaler.get_scale()
+        self._know_optimizer()
         if self._step_begins:
             self.method.begin_step()
         self._step_begins = self.accelerator.sync_gradients
@@ -191,6 +197,14 @@ class BiLoraTrainer(Trainer):
         self.step_losses.append(float(loss))
         return loss
 
+    def _know_optimizer(self) -> None:
+        """Let the optimizer call the method, also one that was put in place past `create_optimizer` here."""
+        optimizer = self.optimizer
+        while isinstance(optimizer, AcceleratedOptimizer):
+            optimizer = optimizer.optimizer
+        if optimizer is not None and optimizer is not self.method.optimizer:
+            adopted(self.method, optimizer)
+
     def _modules_of(self, model: nn.Module) -> list[nn.Module]:
         if not self._modules:
             self._modules = list(model.modules())
@@ -206,6 +220,7 @@ class BiLoraTrainer(Trainer):
         """The parent's log, with what the method says of itself beside the training loss."""
         if "loss" in logs:
             logs |= self.method.metrics() | self._ascent
+            self._ascent = {}  # of the step that it was read at
         super().log(logs, start_time)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:

@@ -54,8 +54,9 @@ def method_class(name: str) -> type[Method]:
         )
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"method: cannot import {name!r}, expected package.module:Class: {error}") from error
+    except Exception as error:  # whatever the user's module does
+        what = "" if isinstance(error, ImportError | AttributeError) else f"{type(error).__name__}: "
+        raise ValueError(f"method: cannot import {name!r}, expected package.module:Class: {what}{error}") from error
     if not (isinstance(found, type) and issubclass(found, Method)):
         raise ValueError(f"method: {name} is no class derived from bilora.Method")
     return found

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bilora.adapters import AUXILIARY, PRIMARY, Factors, activate, adapter_factors, only_adapters
-from bilora.attaching import attach_auxiliary, attach_auxiliary_alone, attach_primary
+from bilora.attaching import attach_auxiliary, attach_auxiliary_alone, attach_primary, redraw_dead
 from bilora.clipping import adapter_norm, clip_adapter, scale_adapter
 from bilora.config import Primary
 from bilora.methods.base import ADAPTER, BALL, Backward, Method, gradients_of
@@ -152,6 +152,7 @@ class BiLora(Method):
     def restart(self) -> None:
         super().restart()
         self._num_clipped = 0.0
+        redraw_dead(self.auxiliary, seed=self.seed)  # as a radius that ends at 0 leaves them
 
     def state(self) -> dict[str, float]:
         return {"num_clipped": float(self._num_clipped)}
