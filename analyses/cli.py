@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from analyses.arguments import parser_of
 from analyses.comparing.request import compare_places
+from analyses.comparing.settings import WHAT
 from analyses.records import RecordsError, read_json, read_records, write_atomically, write_json
 from analyses.refusals import guarded
 from analyses.study import (
@@ -70,8 +71,13 @@ def init(options: Namespace) -> int:
     """Write a commented study: of the bundled digits, or of a model and data of one's own."""
     if (options.model is None) != (options.data is None):
         raise StudyError("--model, --data: give both, or none for a study of the bundled digits")
+    for name in ("task", "input", "label"):
+        if options.model is None and options[name] is not None:
+            raise StudyError(f"--{name}: belongs to --model and --data; give both, too")
     if options.out.exists():
         raise StudyError(f"--out: {options.out} exists; give another file")
+    if not os.access(options.out.resolve().parent, os.W_OK):
+        raise StudyError(f"--out: cannot write {options.out}: no folder to write to; give another file")
     expected = None
     if options.model is None:
         text = example_text()
@@ -96,20 +102,21 @@ def audit(options: Namespace) -> int:
     from analyses.running.audit import Outcome, planned, run_audit
     from analyses.running.engines import LOCAL_JOBS
     from analyses.running.estimating import estimate
-    from analyses.running.preparing import check
+    from analyses.running.preparing import check, refuse_changed_data
     from analyses.running.stopping import until_decided
 
     study, folder, engine = _study(options), _folder(options), _engine(options)
     methods = _chosen(study, options.methods) if options.methods else None
+    stopping = _stopping(options, study)
     if options.dry_run:
         check(study)
         folder.refuse_others(study)
+        refuse_changed_data(study, folder)
         for name, count in planned(study, folder).items():
             print(f"{count:>5}  {name}")
         workers = options.jobs or LOCAL_JOBS
         print(f"With {workers} workers: {estimate(study, folder, jobs=workers)}; hours to a factor of two")
         return DONE
-    stopping = _stopping(options, study)
     outcomes: list[Outcome] = []
 
     def audit_with(seeds: int) -> list[dict[str, Any]]:
@@ -171,8 +178,7 @@ def measure(options: Namespace) -> int:
     if given:
         if options.runs or len(given) < 3:
             raise StudyError("--adapter, --base, --data: give all three and no run, or runs alone")
-        asked = ["compare", f"{options.base}+{options.adapter}", "--data", options.data, "--what", *(names or ["fit"])]
-        return main([*asked, *(["--device", options.device] if options.device else [])])
+        return _measured_adapter(options, names or ["fit"])
     if not options.runs:
         raise StudyError("RUN: expected run folders, or --adapter, --base and --data")
     with together() as place:
@@ -189,6 +195,24 @@ def measure(options: Namespace) -> int:
     return DONE
 
 
+def _measured_adapter(options: Namespace, names: list[str]) -> int:
+    """Inspect a plain PEFT adapter on a file's examples."""
+    wanted = ["fit" if name == "generalization" else name for name in names]  # a comparison's word
+    if unknown := sorted(set(wanted) - set(WHAT)):
+        raise StudyError(f"--what: of an adapter expected some of {', '.join(WHAT)}; got {', '.join(unknown)}")
+    asked = ["compare", f"{options.base}+{options.adapter}", "--data", options.data, "--what", *wanted]
+    asked += ["--device", options.device] if options.device else []
+    found = compare_places(parser_of(COMMANDS).parse_args(asked)["compare"])
+    if options.csv:
+        found.records.to_csv(options.csv, index=False)
+        print(options.csv)
+    else:
+        print(found.to_markdown())
+    for what, reason in found.failures.items():
+        print(f"failed: {what}: {reason}", file=sys.stderr)
+    return CELLS_FAILED if found.failures else DONE
+
+
 def compare(options: Namespace) -> int:
     """Measure minima from anywhere side by side, and what lies between them; a single one is inspected."""
     found = compare_places(options)
@@ -202,7 +226,7 @@ def compare(options: Namespace) -> int:
 
 def tune(options: Namespace) -> int:
     """Try the settings of the study's tuning section on its validation split and choose by rule."""
-    from analyses.running.tuning import at_the_edge, best_settings, write_table
+    from analyses.running.tuning import at_the_edge, best_settings, unfit, write_table
     from analyses.running.tuning import tune as try_all
 
     study, folder = _study(options), _folder(options)
@@ -212,12 +236,14 @@ def tune(options: Namespace) -> int:
     for failure in failures:
         print(f"failed: {failure.cell}: {failure.reason}", file=sys.stderr)
     assert study.tuning is not None  # a study without a tuning section is refused
-    chosen = best_settings(table, study.tuning, study.methods)
+    chosen, missed = best_settings(table, study.tuning, study.methods), unfit(table, study.tuning)
     for method, settings in chosen.items():
         print(f"{method}: {settings.model_dump(exclude_none=True, exclude={'clip'})}")
     for warning in at_the_edge(table, chosen):
         print(f"at the edge: {warning}")
-    untouched = [method for method in study.methods if method not in chosen]
+    for sentence in missed:
+        print(f"none fits: {sentence}", file=sys.stderr)
+    untouched = [method for method in study.methods if method not in set(table["method"])]
     if untouched:
         print(f"not tuned, as they have no grid: {', '.join(untouched)}")
     if study.tuning.rise:
@@ -225,7 +251,7 @@ def tune(options: Namespace) -> int:
             print(line)
         print(f"Front: {write_front(table, folder.root / 'figures')}")
     print(f"Table: {path}")
-    return CELLS_FAILED if failures else DONE
+    return CELLS_FAILED if failures or missed else DONE
 
 
 def report(options: Namespace) -> int:

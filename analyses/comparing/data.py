@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,10 +10,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from analyses.running.drafting import task_of
+from analyses.running.drafting import as_options, task_of
 from analyses.study import Study, StudyError
 from analyses.study.base import near
 from analyses.study.data_settings import DataKind
+from analyses.study.importing import called
+from analyses.study.importing import imported as object_at
 from analyses.tasks import Task, build_task
 from analyses.tasks.own_data import OwnData
 from analyses.tasks.tables import columns, read_table
@@ -127,7 +128,7 @@ class FileData:
         try:
             return OwnData(changed, self.count or min(rows, MOST_EXAMPLES))
         except StudyError as error:
-            raise StudyError(_as_options(str(error))) from error
+            raise StudyError(as_options(str(error), model="--tokenizer")) from error
 
     def examples(self, model: str) -> Examples:
         """The examples as a model reads them."""
@@ -137,25 +138,6 @@ class FileData:
         """The plain model under an adapter, as it is; one without a head of its own gets one of the data's classes."""
         task = self.task(str(place))
         return task.finished_model() or task.new_model(task.settings.head_seed)
-
-
-_OPTIONS = {
-    "task.data.train": "--data",
-    "task.data.validation": "--test",
-    "task.data.test": "--test",
-    "task.data": "--data",
-    "task.input": "--input",
-    "task.label": "--label",
-    "task.name": "--task",
-    "task.model": "--tokenizer",
-}
-
-
-def _as_options(message: str) -> str:
-    """A message on a study's keys, with the command line's options in their place."""
-    for key, option in _OPTIONS.items():
-        message = message.replace(f"{key}:", f"{option}:").replace(f" {key},", f" {option},")
-    return message
 
 
 def examples_from_function(place: str) -> Examples:
@@ -177,11 +159,7 @@ def examples_from_function(place: str) -> Examples:
 
 def imported(place: str, option: str) -> Callable[[], Any]:
     """A function of the user's by its place, ``module:function``."""
-    module, _, name = place.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise StudyError(f"{option}: cannot import {place!r}, expected 'module:function': {error}") from error
+    found = object_at(place, option, "'module:function'")
     if not callable(found):
         raise StudyError(f"{option}: {place} is a {type(found).__name__}, expected a function")
     return partial(_called, found, place, option)
@@ -193,13 +171,8 @@ def _called(function: Callable[[], Any], place: str, option: str) -> Any:
     Raises:
         StudyError: It raises something.
     """
-    try:
+    with called(f"{option}: {place}"):
         return function()
-    except StudyError:
-        raise
-    except Exception as error:  # whatever the user's code does
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise StudyError(f"{option}: {place} raises {type(error).__name__}: {reason}") from error
 
 
 def _of_task(task: Task, *, has_test: bool) -> Examples:

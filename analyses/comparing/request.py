@@ -30,6 +30,7 @@ from analyses.running.executors import quieten
 from analyses.study import StudyError, load_preset, load_study
 from analyses.study.data_settings import DATA_KINDS
 from analyses.study.measure_settings import BallName
+from analyses.study.reading import read_yaml
 from analyses.training.devices import check_device
 from analyses.training.runs import RUN, read_run
 
@@ -120,10 +121,12 @@ def _examples(options: Namespace, places: Sequence[str], data: FileData | None) 
         raise StudyError(f"{', '.join(given)}: give one of them: each names the examples")
     if data is not None:
         return data.examples(options.tokenizer or _model_among(places))
+    source = f"the study that {given[0]} names" if given else "the run"
+    says = f"the function {options.data}" if options.data else source
+    for name in ("test", "task", "input", "label", "examples", "tokenizer"):
+        if options[name] is not None:
+            raise StudyError(f"--{name}: belongs to --data with a file; {says} says which examples")
     if options.data:
-        for name in ("test", "task", "input", "label", "examples", "tokenizer"):
-            if options[name] is not None:
-                raise StudyError(f"--{name}: belongs to --data with a file; the function {options.data} says it all")
         return examples_from_function(options.data)
     if options.preset or options.config:
         return examples_of_study(load_preset(options.preset) if options.preset else load_study(options.config))
@@ -172,7 +175,7 @@ def _settings(options: Namespace) -> ComparisonSettings:
     given: dict[str, Any] = {}
     if options.settings is not None:
         try:
-            given = yaml.safe_load(options.settings.read_text()) or {}
+            given = read_yaml(options.settings.read_text(encoding="utf-8")) or {}
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
             raise StudyError(f"--settings: cannot read {options.settings}: {reason}") from error

@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError, field_validator
 
 from analyses.measures.radii import RISES, radii_of_rises
 from analyses.study import StudyError
-from analyses.study.base import Positive, Settings, near
+from analyses.study.base import Positive, Settings, keys_at, near
 from analyses.study.measure_settings import (
     L2,
     AlignmentSettings,
@@ -104,10 +104,13 @@ def comparison_settings(options: Mapping[str, Any]) -> ComparisonSettings:
         return ComparisonSettings.model_validate(dict(options))
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
+        # The effort is checked as a study's, where it stands under the same name.
+        effort = first["loc"][:2] == ("worst_case", "worst_case")
+        kind, loc = (MeasureSettings, first["loc"][1:]) if effort else (ComparisonSettings, first["loc"])
+        place = ".".join(map(str, loc))
         if first["type"] == "extra_forbidden":
-            known = ComparisonSettings.model_fields
-            meant = near(place, known)
+            known = sorted(keys_at(kind, loc[:-1]))
+            meant = near(str(loc[-1]), known)
             raise StudyError(f"{place}: there is no such option{meant}; expected some of {', '.join(known)}") from None
         raise StudyError(f"{place}: {first['msg']} (got {first['input']!r})") from None
 

@@ -236,7 +236,7 @@ def _tested(
     return {
         "effect": shown.effect, "low": shown.low, "high": shown.high, "n": shown.n,
         "p_for": p_for, "p_against": p_against, "p_equivalent": p_equivalent,
-        "test": "paired t" if finite else "signed ranks, not all differences are finite",
+        "test": "paired t" if finite else "signed ranks, a run diverged or a value is 0",
         "bootstrap_low": low, "bootstrap_high": high,
         "p_sign_flip": sign_flip(sample - null) if finite else min(1.0, 2 * min(p_for, p_against)),
         "smallest_effect": smallest_effect(spread, shown.n, alpha=alpha),

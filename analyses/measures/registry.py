@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -20,6 +20,7 @@ from analyses.measures.spectrum import SPECTRUM
 from analyses.records import DIVERGED, records_frame, write_records
 from analyses.study import Cell, Study, StudyError, StudyFolder
 from analyses.study.base import near
+from analyses.study.importing import imported
 from analyses.study.plan import Plan
 from analyses.training.runs import environment, read_run
 
@@ -81,13 +82,11 @@ def _given(options: dict[str, Any]) -> Callable[[Plan], Any]:
 
 
 def _imported(place: str, argument: str) -> Measure:
-    module, _, name = place.partition(":")
-    try:
-        measure = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise StudyError(f"{argument}: cannot import {place!r}, expected 'package.module:NAME': {error}") from error
+    measure = imported(place, argument, "'package.module:NAME'")
     if not isinstance(measure, Measure):
         raise StudyError(f"{argument}: {place} is a {type(measure).__name__}, expected a measures.base.Measure")
+    if not re.fullmatch(r"[A-Za-z0-9_]+", measure.name):
+        raise StudyError(f"{argument}: {place} is named {measure.name!r}; expected letters, digits and underscores")
     return measure
 
 

@@ -137,7 +137,10 @@ def read_records(path: Path) -> pd.DataFrame:
         read = pd.read_parquet(path)
     except (pa.ArrowException, OSError) as error:
         raise _unreadable(path, error) from error
-    return upgraded(read).reindex(columns=list(COLUMNS)).astype(COLUMNS)
+    try:
+        return upgraded(read).reindex(columns=list(COLUMNS)).astype(COLUMNS)
+    except (KeyError, TypeError, ValueError) as error:  # another table
+        raise _unreadable(path, error) from error
 
 
 def _unreadable(path: Path, error: Exception) -> RecordsError:

@@ -21,7 +21,7 @@ from analyses.records import write_json
 from analyses.running.damage import ASIDE, set_damaged_aside
 from analyses.running.executors import Engine, Failure, quieten, run_cells
 from analyses.running.gathering import gather
-from analyses.running.preparing import check, exclusive, prepare, show
+from analyses.running.preparing import check, exclusive, prepare, refuse_changed_data, show
 from analyses.running.progress import ProgressFile
 from analyses.running.stopping import LOOKS, Stopping, looked_at, recorded_looks, refuse_other_plan
 from analyses.study import Cell, Study, StudyFolder
@@ -62,6 +62,7 @@ def run_audit(
     check(study)
     with exclusive(study, folder):
         quieten()
+        refuse_changed_data(study, folder)
         refuse_other_plan(recorded_looks(folder.root / LOOKS, study.claims), stopping)
         whole = folder.keep(study)
         for name in set_damaged_aside(whole, folder):

@@ -72,8 +72,13 @@ def draft(
     place = str(Path(data).resolve())
     table = read_table(data, "--data")
     settings = task_of(_local(model), place, table, kind, inputs, label)
-    train_size = min(_MOST_EXAMPLES, _pool(len(table[settings.inputs[0]])))
-    network = OwnData(settings, train_size).new_model(settings.head_seed)
+    settings = _with_room_for_classes(settings, table)
+    taken = [settings.test_size, settings.validation_size]
+    train_size = min(_MOST_EXAMPLES, _pool(len(table[settings.inputs[0]]), *taken))
+    try:
+        network = OwnData(settings, train_size).new_model(settings.head_seed)
+    except StudyError as error:
+        raise StudyError(as_options(str(error), model="--model")) from error
     heads = _heads(network) if settings.name not in ("causal_lm", "seq2seq") else []
     targets = _targets(network, heads)
     smallest = min(min(layer.weight.shape) for layer in _linear(network, targets))
@@ -171,9 +176,38 @@ def _kind(table: Table, label: str | None) -> DataKind:
     )
 
 
-def _pool(total: int) -> int:
-    """Training examples that the draft's other splits leave, seven tenths."""
-    return max(2, total - total // 5 - max(1, total // 10))
+def _with_room_for_classes(settings: DataTask, table: Table) -> DataTask:
+    """Larger test and validation splits where the usual ones are too small for an example of every class."""
+    if settings.name not in ("text_classification", "image_classification") or settings.target is None:
+        return settings
+    total, classes = len(table[settings.target]), len({str(label) for label in table[settings.target]})
+    usual = {"test_size": total // 5, "validation_size": total // 10}
+    if 4 * classes > total:  # too few for every split in any case; the refusal says what is missing
+        return settings
+    return settings.model_copy(update={name: classes for name, size in usual.items() if size < classes})
+
+
+def _pool(total: int, test: int | None = None, validation: int | None = None) -> int:
+    """Training examples that the draft's other splits leave, seven tenths where these have no size of their own."""
+    return max(2, total - (test or total // 5) - (validation or max(1, total // 10)))
+
+
+_OPTIONS = {
+    "task.data.train": "--data",
+    "task.data.validation": "--test",
+    "task.data.test": "--test",
+    "task.data": "--data",
+    "task.input": "--input",
+    "task.label": "--label",
+    "task.name": "--task",
+}
+
+
+def as_options(message: str, *, model: str) -> str:
+    """A message on a study's keys, with the command line's options in their place; ``model`` is that of the model."""
+    for key, option in {**_OPTIONS, "task.model": model}.items():
+        message = message.replace(f"{key}:", f"{option}:").replace(f" {key},", f" {option},")
+    return message
 
 
 def _heads(model: PreTrainedModel) -> list[str]:

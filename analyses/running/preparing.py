@@ -9,6 +9,7 @@ from functools import partial
 from typing import IO
 
 from tqdm import tqdm
+from transformers import PreTrainedModel
 
 from analyses.measures.registry import measures_of
 from analyses.records.files import new_folder, remove_leftovers
@@ -16,7 +17,8 @@ from analyses.study import Study, StudyError, StudyFolder
 from analyses.tasks import build_task
 from analyses.training.devices import check_device
 from analyses.training.runs import method_config
-from bilora.attaching import target_layers
+from bilora import BiLoraConfig
+from bilora.attaching import check_layers, target_layers
 from bilora.methods import method_class
 from bilora.optimizers import moves_matrices_alone
 
@@ -31,15 +33,20 @@ def check(study: Study) -> None:
     measures_of(study)
     for train_size in study.train_sizes:
         model = build_task(study.task, train_size, draw=0 if study.resample else None).new_model(0)
-    names = target_layers(model, study.adapters.target_modules, study.adapters.modules_to_save)
+    try:
+        names = target_layers(model, study.adapters.target_modules, study.adapters.modules_to_save)
+    except ValueError as error:
+        raise StudyError(f"adapters.{error}") from error
     if not names:
         linear = sorted({name.split(".")[-2] for name, p in model.named_parameters() if p.ndim == 2})
         raise StudyError(
             f"adapters.target_modules: {study.adapters.target_modules!r} matches no linear layer; "
             f"the model has {', '.join(linear)}"
         )
-    shapes = dict(model.named_parameters())
-    smallest = min(min(shapes[f"{name}.weight"].shape) for name in names)
+    adapters = study.adapters
+    _check_layers(
+        model, BiLoraConfig(r=1, target_modules=adapters.target_modules, modules_to_save=adapters.modules_to_save)
+    )
     for column in study.methods:
         try:
             config = method_config(study, column)
@@ -55,9 +62,17 @@ def check(study: Study) -> None:
                     f"methods.{column}: the optimizer Muon of torch moves matrices alone, and {column} trains vectors, "
                     "too; use pytorch_optimizer:Muon, which moves these by AdamW"
                 )
-        largest = max(config.r * (2 if config.method == "lora_2r" else 1), config.auxiliary_r or 1)
-        if largest > smallest:
-            raise StudyError(f"adapters.r: rank {largest} exceeds the smallest adapted dimension, {smallest}")
+        if (
+            config.target_modules is not None and config.primary != "lora_ga"
+        ):  # which is prepared for when it is trained
+            _check_layers(model, config)
+
+
+def _check_layers(model: PreTrainedModel, config: BiLoraConfig) -> None:
+    try:
+        check_layers(model, config, rank_factor=2 if config.method == "lora_2r" else 1)
+    except ValueError as error:
+        raise StudyError(f"adapters.{error}") from error
 
 
 @contextmanager
@@ -98,6 +113,17 @@ def _lock_file(folder: StudyFolder) -> IO[str]:
         return folder.lock.open("w")
     except OSError as error:
         raise StudyError(f"--out: cannot write to {folder.root}: {error.strerror}; choose another folder") from error
+
+
+def refuse_changed_data(study: Study, folder: StudyFolder) -> None:
+    """Refuse to go on with a study whose data are others than when it began.
+
+    Raises:
+        StudyError: They are.
+    """
+    refuse = getattr(build_task(study.task, study.train_sizes[0]), "refuse_changed", None)
+    if refuse is not None and folder.base(study).exists():
+        refuse(folder.base(study))
 
 
 def prepare(study: Study, folder: StudyFolder) -> None:

@@ -61,9 +61,11 @@ def looked_at(records: pd.DataFrame, study: Study, folder: StudyFolder, stopping
     """
     kept = recorded_looks(folder.root / LOOKS, study.claims)
     refuse_other_plan(kept, stopping)
-    earlier = [look for look in kept.looks if look.seeds < study.seeds] if kept else []
     evidence = evidence_of(records, study.claims)
-    now = Look(study.seeds, {key: [getattr(one, name) for name in P_VALUES] for key, one in evidence.items()})
+    measured = int(records["seed"].dropna().nunique())  # a look at seeds that failed is none
+    p_values = {key: [getattr(one, name) for name in P_VALUES] for key, one in evidence.items()}
+    now = Look(min(study.seeds, measured or study.seeds), p_values)
+    earlier = [look for look in kept.looks if look.seeds < now.seeds] if kept else []
     looks = Looks([*earlier, now], stopping.max_seeds if stopping else None, study.claims.alpha)
     rule = "group-sequential" if stopping else "fixed"
     content = {"rule": rule, "max_seeds": looks.max_seeds, "looks": [asdict(look) for look in looks.looks]}
@@ -95,10 +97,13 @@ def recorded_looks(path: Path, settings: ClaimSettings) -> Looks | None:
     """What `looked_at` wrote; None if nothing."""
     if not path.exists():
         return None
+    lost = "move it away to go on: the earlier looks are then forgotten, and the levels no longer allow for them"
     try:
         kept = _Kept.model_validate(read_json(path))
+    except RecordsError as error:
+        raise RecordsError(f"{str(error).partition(';')[0]}; {lost}") from error
     except ValidationError as error:
-        raise RecordsError(f"{path}: no looks at a study: {problem_of(error.errors()[0], _Kept)}") from None
+        raise RecordsError(f"{path}: no looks at a study: {problem_of(error.errors()[0], _Kept)}; {lost}") from None
     return Looks(kept.looks, kept.max_seeds, settings.alpha)
 
 

@@ -105,15 +105,21 @@ def best_settings(
     Settings within one standard error of the best accuracy are as good as it: the one of the lowest validation loss is
     taken, as for tasks without an accuracy. With ``tuning.fit_like`` that is done for this method alone, and each other
     one gets the setting whose training loss has the ratio nearest to 1 to its. What sets a variant apart stays
-    as it is.
+    as it is. Methods of which no setting fits the training data are left out (`unfit` says so).
 
     Args:
         table: Of `tune`.
         tuning: The rule's settings.
         methods: The study's methods.
+
+    Raises:
+        StudyError: No setting of the method that the others are to fit like fits the training data.
     """
     chosen = {}
-    fitting = {str(method): _fitting(str(method), rows, tuning) for method, rows in table.groupby("method", sort=False)}
+    fitting = {str(method): _fitting(rows, tuning) for method, rows in table.groupby("method", sort=False)}
+    fitting = {method: rows for method, rows in fitting.items() if len(rows)}
+    if tuning.fit_like is not None and tuning.fit_like not in fitting:
+        raise StudyError(f"tuning.fit_like: {'; '.join(unfit(table, tuning))}")
     like = None if tuning.fit_like is None else float(_most_accurate(fitting[tuning.fit_like])["train_loss"])
     for method, rows in fitting.items():
         if like is None or method == tuning.fit_like:
@@ -126,11 +132,22 @@ def best_settings(
     return chosen
 
 
-def _fitting(method: str, rows: pd.DataFrame, tuning: TuningSettings) -> pd.DataFrame:
-    fit = rows[(rows["num_failed"] == 0) & (rows["train_loss"] <= tuning.max_train_loss)]
-    if fit.empty:
-        raise StudyError(f"tuning: no setting of {method} reaches a training loss of {tuning.max_train_loss}")
-    return fit
+def unfit(table: pd.DataFrame, tuning: TuningSettings) -> list[str]:
+    """The methods of which no setting fits the training data; in words."""
+    found = []
+    for method, rows in table.groupby("method", sort=False):
+        if _fitting(rows, tuning).empty:
+            whole = rows[rows["num_failed"] == 0]
+            lowest = f"the lowest is {whole['train_loss'].min():.3g}" if len(whole) else "every one had a failed run"
+            found.append(
+                f"{method}: no setting reaches a training loss of {tuning.max_train_loss:g} at all seeds ({lowest}); "
+                "raise tuning.max_train_loss, or try others"
+            )
+    return found
+
+
+def _fitting(rows: pd.DataFrame, tuning: TuningSettings) -> pd.DataFrame:
+    return rows[(rows["num_failed"] == 0) & (rows["train_loss"] <= tuning.max_train_loss)]
 
 
 def _most_accurate(fit: pd.DataFrame) -> pd.Series:

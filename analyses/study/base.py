@@ -31,13 +31,13 @@ def problem_of(problem: ErrorDetails, kind: type[BaseModel]) -> str:
     """One problem that pydantic found in settings of a kind, in a user's words."""
     place = ".".join(str(part) for part in problem["loc"]) or "study"
     if problem["type"] == "extra_forbidden":
-        meant = near(str(problem["loc"][-1]), _keys_at(kind, problem["loc"][:-1]))
+        meant = near(str(problem["loc"][-1]), keys_at(kind, problem["loc"][:-1]))
         return f"{place}: there is no such key{meant or ';'} docs/study.md has them all"
     got = "" if isinstance(problem["input"], dict) else f" (got {problem['input']!r})"
     return f"{place}: {problem['msg'].removeprefix('Value error, ')}{got}"
 
 
-def _keys_at(kind: type[BaseModel], place: tuple[int | str, ...]) -> set[str]:
+def keys_at(kind: type[BaseModel], place: tuple[int | str, ...]) -> set[str]:
     """Keys of the settings that lie at a place."""
     kinds = {kind}
     for part in place:

@@ -16,6 +16,7 @@ SHARE = "recovered_share"
 """The threshold that sentences may name, in braces like a role."""
 Threshold = FiniteFloat | Literal["recovered_share", "rise_margin", "loss_margin", "accuracy_margin", "step_ratio"]
 """A number, or the name of the study's setting that holds it."""
+_FACTORS = ("rise_margin", "loss_margin", "step_ratio")
 
 
 class ClaimSpec(Settings):
@@ -76,6 +77,11 @@ class ClaimSpec(Settings):
             raise ValueError(f"margin: direction {self.direction} needs one")
         if self.scale == "share" and self.limit is None:
             raise ValueError("limit: scale share needs one")
+        for name in ("margin", "limit"):
+            threshold = getattr(self, name)
+            if isinstance(threshold, str) and (self.scale == "ratio") != (threshold in _FACTORS):
+                what = "a factor" if threshold in _FACTORS else "no factor"
+                raise ValueError(f"{name}: {threshold} is {what}, which does not go with scale {self.scale}")
         least = {"ratio": 1.0}.get(self.scale, 0.0)
         if isinstance(self.margin, float | int) and self.margin < least:
             what = "a factor of at least 1 between ratios" if least else "a difference of at least 0"

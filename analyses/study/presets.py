@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from analyses.study.base import StudyError, near, problem_of
 from analyses.study.claim_settings import ClaimFile
+from analyses.study.reading import read_yaml
 from analyses.study.settings import Study
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -74,7 +75,7 @@ def _text(path: Path, option: str) -> str:
 
 def _parsed(kind: type[Model], text: str, *, source: str) -> Model:
     try:
-        return kind.model_validate(yaml.safe_load(text))
+        return kind.model_validate(read_yaml(text))
     except yaml.YAMLError as error:
         raise StudyError(f"{source}: not valid YAML: {error}") from error
     except ValidationError as error:

@@ -92,6 +92,7 @@ OVERRIDES = ("optimizer", "batch_size", "weight_decay")
 """Settings of a column that belong to its training, and not to its method."""
 
 
+Tried = Annotated[list[Positive], Field(min_length=1)]
 Range = Annotated[list[Positive], Field(min_length=2, max_length=2)]
 """Lower and upper end of what is tried."""
 
@@ -118,11 +119,11 @@ class TuningSettings(Settings):
     case at the claims' radius is searched at every point too, with the study's effort.
     """
 
-    seeds: Annotated[list[int], Field(min_length=1)]
+    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
     design: TuningDesign | None = None
-    learning_rate: dict[str, list[Positive]] = Field(default_factory=dict)
-    rho: dict[str, list[Positive]] = Field(default_factory=dict)
-    auxiliary_lr_ratio: dict[str, list[Positive]] = Field(default_factory=dict)
+    learning_rate: dict[str, Tried] = Field(default_factory=dict)
+    rho: dict[str, Tried] = Field(default_factory=dict)
+    auxiliary_lr_ratio: dict[str, Tried] = Field(default_factory=dict)
     max_train_loss: Positive = 0.1
     fit_like: str | None = None
     rise: bool = False
@@ -156,6 +157,13 @@ class Study(Settings):
     resample: bool = False
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
 
+    @field_validator("train_sizes")
+    @classmethod
+    def _different_sizes(cls, sizes: list[int]) -> list[int]:
+        if len(set(sizes)) < len(sizes):
+            raise ValueError("expected each size once")
+        return sizes
+
     @field_validator("methods")
     @classmethod
     def _known_methods(cls, methods: dict[str, MethodSettings]) -> dict[str, MethodSettings]:
@@ -177,7 +185,20 @@ class Study(Settings):
 
     @model_validator(mode="after")
     def _fit_is_tried(self) -> Study:
-        if self.tuning is None or self.tuning.fit_like is None:
+        if self.tuning is None:
+            return self
+        for name in ("learning_rate", "rho", "auxiliary_lr_ratio"):
+            for method in getattr(self.tuning, name):
+                if method not in self.methods:
+                    raise ValueError(
+                        f"tuning.{name}: the study has no method {method!r}{near(method, self.methods) or ';'} it has "
+                        f"{', '.join(self.methods)}"
+                    )
+                kind = METHODS.get(self.methods[method].method or method)
+                setting = "auxiliary_lr" if name == "auxiliary_lr_ratio" else name
+                if kind is not None and setting not in ("learning_rate", *kind.uses):
+                    raise ValueError(f"tuning.{name}: {method} uses no {setting}; leave it out there")
+        if self.tuning.fit_like is None:
             return self
         tried = self.methods if self.tuning.design else self.tuning.learning_rate
         if self.tuning.fit_like not in tried:

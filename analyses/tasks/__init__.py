@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 from analyses.study.base import Settings, StudyError
 from analyses.study.data_settings import DATA_KINDS
+from analyses.study.importing import called, imported
 from analyses.study.task_settings import OwnTask
 from analyses.tasks.base import Examples, Task
 from analyses.tasks.digits import Digits
@@ -34,18 +35,22 @@ def build_task(settings: Settings, train_size: int, draw: int | None = None) -> 
             the user's cannot be imported.
     """
     if isinstance(settings, OwnTask):
-        return _imported(settings.name)(settings.settings, train_size, draw)
+        return _own(settings, train_size, draw)
     name: str = settings.name  # type: ignore[attr-defined]
     return TASKS[name](settings, train_size, draw)
 
 
-def _imported(place: str) -> Callable[[Any, int, int | None], Task]:
-    module, _, name = place.partition(":")
-    try:
-        found: Callable[[Any, int, int | None], Task] = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise StudyError(f"task.name: cannot import {place!r}, expected 'package.module:Class': {error}") from error
-    return found
+def _own(settings: OwnTask, train_size: int, draw: int | None) -> Task:
+    made = imported(settings.name, "task.name", "'package.module:Class'")
+    with called(f"task: {settings.name} with settings {settings.settings}"):
+        task: Task = made(settings.settings, train_size, draw)
+    missing = [name for name in _METHODS if not callable(getattr(task, name, None))]
+    if missing:
+        raise StudyError(f"task.name: {settings.name} makes no task, which also has {', '.join(missing)}")
+    return task
+
+
+_METHODS = [name for name, value in vars(Task).items() if inspect.isfunction(value) and not name.startswith("_")]
 
 
 __all__ = ["TASKS", "Examples", "Task", "build_task"]

@@ -149,6 +149,29 @@ def pixels(model: str, images: Sequence[Any], config: Any) -> list[Tensor]:
     return [_array_pixels(array if array.ndim == 2 else array.transpose(2, 0, 1)) for array in arrays]
 
 
+def check_images(images: Sequence[Any], column: str, config: Any) -> None:
+    """Refuse rows that no image can be made of.
+
+    Raises:
+        StudyError: A file is damaged, or an array is no image.
+    """
+    channels = getattr(config, "num_channels", 3)
+    for row in range(len(images)):
+        try:
+            image = images[row]
+            if isinstance(image, np.ndarray | np.generic):
+                _array_pixels(_channels_first(np.asarray(image), channels))
+            else:
+                _eight_bits(image).convert("RGB")
+        except StudyError as error:
+            raise StudyError(f"{error} (row {row + 1} of column {column!r})") from error
+        except Exception as error:  # readers raise what they like about broken pictures
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise StudyError(
+                f"task.input: row {row + 1} of column {column!r} cannot be read as an image: {reason}"
+            ) from error
+
+
 def _channels_first(image: np.ndarray, channels: int) -> np.ndarray:
     """An image with its channels first, where they stand last."""
     last = image.ndim == 3 and image.shape[0] != channels and image.shape[-1] == channels

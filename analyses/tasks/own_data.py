@@ -19,6 +19,7 @@ from analyses.study.data_settings import DataKind, DataTask
 from analyses.tasks.base import Examples, Progress
 from analyses.tasks.encoding import (
     check_classes,
+    check_images,
     check_tagged,
     classes_of,
     decoder_inputs,
@@ -28,6 +29,7 @@ from analyses.tasks.encoding import (
     tagged_tokens,
     texts_of,
 )
+from analyses.tasks.models import check_causal, token_places
 from analyses.tasks.splits import by_groups, draw
 from analyses.tasks.tables import Table, class_names, columns, digest, read_table
 from landscape.losses import (
@@ -118,13 +120,14 @@ class OwnData:
 
     def _check_inputs(self, table: Table) -> None:
         if self.settings.name == "image_classification":
+            check_images(table[self.settings.inputs[0]], self.settings.inputs[0], self._config)
             return
         if self.settings.name == "token_classification":
             words, tags = self.settings.inputs[0], self.settings.target or ""
             check_tagged(table[words][:], table[tags][:], words)
             return
         texts = [texts_of(table[column][:], column) for column in self.settings.inputs]
-        places = getattr(self._config, "max_position_embeddings", None)
+        places = token_places(self._config, self._kind.auto, self.settings.max_length)
         if places and self.settings.max_length > places:
             lengths = [len(ids) for ids in self._tokenizer(*texts, truncation=True, max_length=places + 1)["input_ids"]]
             if max(lengths) > places:
@@ -304,7 +307,7 @@ class OwnData:
                 f"expected a model that fits task.name {self.settings.name}"
             )
         if self.settings.name == "causal_lm":
-            _check_causal(model, self.settings.model)
+            check_causal(model, self.settings.model)
         return model.eval()
 
     def finished_model(self) -> PreTrainedModel | None:
@@ -326,11 +329,22 @@ class OwnData:
         Raises:
             StudyError: The data have changed since the base model was made.
         """
-        if (path / _DATA).is_file() and read_json(path / _DATA) != self._digests():
-            raise StudyError("task.data: the data have changed since this study began; give it another --out")
+        self.refuse_changed(path)
         auto = getattr(transformers, self._kind.auto)
         model: PreTrainedModel = auto.from_pretrained(path, local_files_only=True, dtype=torch.float32)
         return model.eval()
+
+    def refuse_changed(self, path: Path) -> None:
+        """Refuse the folder of a base model that was made for other data.
+
+        Raises:
+            StudyError: It was.
+        """
+        if (path / _DATA).is_file() and read_json(path / _DATA) != self._digests():
+            raise StudyError(
+                "task.data: the data have changed since this study began; put them back, or begin a study of the new "
+                "ones with another --out"
+            )
 
     def _digests(self) -> dict[str, str]:
         return {split: digest(place) for split, place in self.settings.places.items()}
@@ -348,7 +362,8 @@ class OwnData:
 
     @property
     def _pad_token(self) -> int:
-        return int(self._tokenizer.pad_token_id)
+        token = self._tokenizer.pad_token_id  # a tokenizer without any special token has none
+        return 0 if token is None else int(token)
 
     def _loaded(self, kind: Any, **options: Any) -> Any:
         """`from_pretrained` of the task's model."""
@@ -362,24 +377,10 @@ class OwnData:
             )
         except (OSError, ValueError, KeyError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            if kind is AutoTokenizer and local and not any(Path(name).glob("token*")):
+                reason = "the folder holds no tokenizer"
             hint = "" if local else "; expected a local folder, or a name on the hub that can be reached from here"
             raise StudyError(f"task.model: cannot load {kind.__name__} from {name!r}: {reason}{hint}") from error
-
-
-@torch.no_grad()
-def _check_causal(model: PreTrainedModel, name: str) -> None:
-    """Refuse a language model whose prediction of a token sees the token.
-
-    Raises:
-        StudyError: A later token changes what is predicted before it.
-    """
-    ids = torch.tensor([[0, 1, 0, 1], [0, 1, 0, 0]])
-    first, second = model.eval()(input_ids=ids).logits[:, :2]
-    if not torch.allclose(first, second, rtol=1e-3, atol=1e-4 * float(first.abs().max())):
-        raise StudyError(
-            f"task.model: {name} predicts a token from those after it, too (is_decoder in its config.json?); expected "
-            "a causal language model"
-        )
 
 
 def _named(label: Any, names: Sequence[str]) -> Any:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from analyses.study.base import StudyError
 
@@ -46,8 +47,8 @@ def read_table(place: str, option: str = "task.data") -> Table:
         raise StudyError(f"{option}: {place} is of no known kind; expected {_EXPECTED}")
     try:
         table = _arrays(path) if path.suffix == ".npz" else _data_set(path)
-    except StudyError:
-        raise
+    except StudyError as error:
+        raise StudyError(f"{option}: {str(error).removeprefix('task.data: ')}") from error
     except Exception as error:  # readers raise what they like about broken files
         reason = (str(error.__cause__ or error).strip() or type(error).__name__).splitlines()[0]
         raise StudyError(f"{option}: cannot read {place}: {reason}") from error
@@ -95,8 +96,8 @@ def _data_set(path: Path) -> Table:
         options: dict[str, Any] = {"cache_dir": cache, "keep_in_memory": True}
         if path.is_file():
             kind = FORMATS[path.suffix]
-            if path.suffix == ".tsv":
-                options["sep"] = "\t"
+            if kind == "csv":
+                options |= _as_written(path)
             return getattr(datasets.Dataset, f"from_{kind}")(str(path), **options)
         if (path / "dataset_info.json").is_file():
             return datasets.load_from_disk(str(path), keep_in_memory=True)
@@ -108,6 +109,25 @@ def _data_set(path: Path) -> Table:
         if not any(one.is_dir() for one in path.iterdir()):
             raise StudyError(f"task.data: {path} is a folder without folders of images; expected {_EXPECTED}")
         return datasets.load_dataset("imagefolder", data_dir=str(path), split="train", **options)
+
+
+def _as_written(path: Path) -> dict[str, Any]:
+    """Options to read a file's columns with: numbers with leading zeros ("01") are names, and stay what they are.
+
+    Raises:
+        StudyError: The file has no row below its header.
+    """
+    options: dict[str, Any] = {"sep": "\t"} if path.suffix == ".tsv" else {}
+    texts = pd.read_csv(path, dtype=str, keep_default_na=False, **options)
+    if texts.empty:
+        raise StudyError(f"{path} holds no examples")
+    padded = [name for name in texts.columns if texts[name].str.fullmatch(r"-?\d+").all() and _zeros(texts[name]).any()]
+    return options | ({"converters": dict.fromkeys(padded, str)} if padded else {})
+
+
+def _zeros(texts: pd.Series) -> pd.Series:
+    """Whether a number is written with zeros in front."""
+    return texts.str.match(r"-?0\d")
 
 
 @contextmanager

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from analyses.cli import main
 
 MINI: dict[str, Any] = {
     "name": "mini",
@@ -57,6 +61,18 @@ QUICK: dict[str, Any] = MINI | {
 
 
 def landscape(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """The command in this process, which has its libraries loaded."""
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        try:
+            code = main([*map(str, arguments)])
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+    return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
+
+
+def landscape_apart(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own, as a shell starts it."""
     command = [sys.executable, "-m", "analyses.cli", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
 

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 from analyses.records import read_records
-from tests.analyses.mini import MINI, landscape, written
+from tests.analyses.mini import MINI, landscape, landscape_apart, written
 
 
 def numbers(out: Path) -> pd.DataFrame:
@@ -26,7 +26,7 @@ def numbers(out: Path) -> pd.DataFrame:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("finished")
-    done = landscape("audit", "--config", written(folder), "--out", folder / "out")
+    done = landscape_apart("audit", "--config", written(folder), "--out", folder / "out")
     assert done.returncode == 0, done.stderr
     assert "undecided" in done.stdout and "report.html" in done.stdout
     return folder
@@ -90,7 +90,7 @@ def test_another_radius_repeats_no_search(finished: Path, tmp_path: Path) -> Non
     measures = MINI["measures"]
     more = measures["worst_case"] | {"radii": [0.1, 0.3, 0.5]}
     config = written(tmp_path, measures=measures | {"worst_case": more})
-    done = landscape("audit", "--config", config, "--out", tmp_path / "out")
+    done = landscape("audit", "--config", config, "--out", tmp_path / "out", "--jobs", 1)
     assert done.returncode == 0, done.stderr
     after = set(tmp_path.glob("out/measurements/*/worst_case-*.safetensors"))
     assert all(path.stat().st_mtime == 0 and path.read_bytes() == content for path, content in before.items())
@@ -195,7 +195,7 @@ def test_killed_and_resumed_equals_uninterrupted(finished: Path, tmp_path: Path)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert not (out / "records.parquet").exists()
-    resumed = landscape("audit", "--config", config, "--out", out)
+    resumed = landscape("audit", "--config", config, "--out", out, "--jobs", 1)
     assert resumed.returncode == 0, resumed.stderr
     whole = numbers(finished / "out")
     expected = whole[whole["seed"] == 0].reset_index(drop=True)

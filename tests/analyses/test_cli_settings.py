@@ -21,7 +21,7 @@ def test_pictures_and_the_third_opinion_can_be_left_out(tmp_path: Path) -> None:
     skipped = dict.fromkeys(("gauss_newton", "alignment_along_training", "angles", "dynamics", "recovery"), 0)
     changed = {"surface": None, "third_opinion": False, "seeds": skipped}
     config = written(tmp_path, seeds=1, measures=MINI["measures"] | changed)
-    done = landscape("audit", "--config", config, "--out", tmp_path / "out")
+    done = landscape("audit", "--config", config, "--out", tmp_path / "out", "--jobs", 1)
     assert done.returncode == 0, done.stderr
     records = pd.read_parquet(tmp_path / "out" / "records.parquet")
     assert not set(records["measure"]) & {"loss_surface", "loss_profile", "loss_barrier", "quadratic_rise"}

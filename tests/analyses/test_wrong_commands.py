@@ -62,7 +62,7 @@ def studies(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("audit --config measure.yaml", "got 'sharpnes'; did you mean 'sharpness'?"),
         ("audit --config radius.yaml", "claims.rho: 0.3 is not among measures.worst_case.radii [0.1]; add it there"),
         ("audit --config device.yaml", "device: String should match pattern"),
-        ("audit --config rank.yaml", "adapters.r: rank 999 exceeds the smallest adapted dimension"),
+        ("audit --config rank.yaml", "adapters.r: rank 999 exceeds the dimensions of vit.layers.0"),
         ("audit --config size.yaml", "train_sizes"),
         (
             "audit --config ok.yaml --methods bilorra",
