@@ -346,7 +346,11 @@ def _stopping(options: Namespace, study: Study) -> Stopping | None:
             if options[name] is not None:
                 raise StudyError(f"--{name.replace('_', '-')}: belongs to --until-decided; add that")
         return None
-    if options.max_seeds is None or options.max_seeds < study.seeds:
+    if options.max_seeds is None:
+        raise StudyError(f"--max-seeds: --until-decided needs it, {2 * study.seeds} say: the level is spent on the way")
+    if options.hours is not None and options.hours <= 0:
+        raise StudyError(f"--hours: expected a time above 0, got {options.hours:g}")
+    if options.max_seeds < study.seeds:
         raise StudyError(f"--max-seeds: expected at least the study's {study.seeds} seeds, got {options.max_seeds}")
     return Stopping(options.max_seeds, hours=options.hours)
 

@@ -40,6 +40,8 @@ def panels(
     canvas, axes = grid(rows, columns, (TWO_COLUMNS, 0.6 + height * rows), canvas, **options)
     for ax in axes.flat[count:]:
         ax.set_visible(False)
+    for ax in axes.flat[max(0, count - columns) : count]:  # with shared axes, also above places that are empty
+        ax.tick_params(labelbottom=True)
     return canvas, list(axes.flat[:count])
 
 

@@ -13,6 +13,8 @@ from reports.tables import significant
 
 WIDTH, HEIGHT = 220, 26
 _SLOPE_WIDTH, _SLOPE_HEIGHT, _SIDE, _TOP = 300, 170, 70, 22
+_HALF = 22
+"""Characters that half of a drawing of slopes holds."""
 _LEAST_RATIO = 2.0
 """An axis of ratios reaches at least from half to double."""
 
@@ -76,12 +78,18 @@ def slope_plot(claim: Mapping[str, Any]) -> Markup:
     for value in (min(values), max(values)):
         parts.append(f'<text x="{left - 8}" y="{height(value) + 4:.1f}" text-anchor="end">{significant(value)}</text>')
     subject, reference = _sides(claim["comparison"])
-    parts.append(f'<text x="{left}" y="12" text-anchor="middle">{escape(reference)}</text>')
-    parts.append(f'<text x="{right}" y="12" text-anchor="middle">{escape(subject)}</text>')
-    lower = sum(pair["subject"] < pair["reference"] for pair in pairs)
+    parts.append(f'<text x="2" y="12" text-anchor="start">{escape(_shortened(reference))}</text>')
+    parts.append(f'<text x="{_SLOPE_WIDTH - 2}" y="12" text-anchor="end">{escape(_shortened(subject))}</text>')
+    lower, lost = sum(pair["subject"] < pair["reference"] for pair in pairs), len(claim["pairs"]) - len(pairs)
     label = f"{lower} of {len(pairs)} runs lie lower in {subject} than in {reference}"
     label += "; logarithmic axis" if logarithmic else ""
+    label += f"; {lost} without a finite value are not drawn" if lost else ""
     return _drawing("slopes", _SLOPE_WIDTH, _SLOPE_HEIGHT, label, parts)
+
+
+def _shortened(text: str) -> str:
+    """As much of a name as half of the drawing holds; its label has the whole one."""
+    return text if len(text) <= _HALF else f"{text[: _HALF - 1]}…"
 
 
 def methods_option(claim: Mapping[str, Any]) -> str:

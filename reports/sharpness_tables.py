@@ -43,7 +43,7 @@ def measures_table(records: pd.DataFrame, *, rho: float) -> Tables:
             if chosen["stderr"].notna().any():  # of the estimate at one minimum, beside the spread over runs
                 numbers[f"{name} median stderr"] = float(chosen["stderr"].median())
         sample = float(here.loc[own & (here["measure"] == "own_worst_case_examples"), "value"].astype(float).median())
-        texts["examples in that mean"] = f"{sample:.0f}"
+        texts["examples in that mean"] = NOTHING if np.isnan(sample) else f"{sample:.0f}"
         shown[method_style(method).label], plain[method] = texts, numbers | {"examples in that mean": sample}
     return by_row(shown, "method"), by_row(plain, "method")
 
@@ -72,11 +72,15 @@ def search_table(records: pd.DataFrame) -> Tables:
         plain.append(where | numbers)
         shown.append(
             {"ball": where["ball"], "space": where["subspace"], "rho": f"{where['rho']:g}", "minima": str(len(gap))}
-            | {name: f"{100 * numbers[name]:.1f} %" for name in ("median gap", "95th percentile", "largest gap")}
-            | {name: f"{100 * numbers[name]:.0f} %" for name in ("below 5 %", "agreed")}
+            | {name: _percent(numbers[name], 1) for name in ("median gap", "95th percentile", "largest gap")}
+            | {name: _percent(numbers[name], 0) for name in ("below 5 %", "agreed")}
             | {"median passes": NOTHING if passes.isna().all() else f"{passes.median():.0f}"}
         )
     return pd.DataFrame(shown), pd.DataFrame(plain)
+
+
+def _percent(share: float, digits: int) -> str:
+    return NOTHING if np.isnan(share) else f"{100 * share:.{digits}f} %"
 
 
 def ball_table(records: pd.DataFrame) -> Tables:

@@ -9,9 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from analyses.records import is_rise, write_atomically
+from analyses.records import DIVERGED, is_rise, write_atomically
 from analyses.records.derive import eigenvalues_by_sign
 from reports.best import significantly_best
 from reports.style import mean_interval, method_order, method_style
@@ -72,6 +73,10 @@ def main_table(records: pd.DataFrame, *, rho: float) -> tuple[pd.DataFrame, pd.D
                 for name, (mask, scale, digits) in columns.items()
             }
             texts = {name: plus_minus(*entry) for name, entry in summary.items()}
+            lost = {name: _lost(records.loc[own & mask, "value"]) for name, (mask, _, _) in columns.items()}
+            texts |= {name: f"{texts[name]} {words}" for name, words in lost.items() if words}
+            runs_lost = int((own & (records["measure"] == DIVERGED)).sum())
+            texts["runs diverged"] = str(runs_lost) if runs_lost else NOTHING
             texts |= {name: f"{BOLD}{texts[name]}{BOLD}" for name, winner in best.items() if winner == method}
             shown.append({"method": method_style(method).label} | examples | texts)
             numbers = {
@@ -81,6 +86,12 @@ def main_table(records: pd.DataFrame, *, rho: float) -> tuple[pd.DataFrame, pd.D
             }
             plain.append({"method": method} | examples | numbers)
     return pd.DataFrame(shown), pd.DataFrame(plain)
+
+
+def _lost(values: pd.Series) -> str:
+    """How many values a mean leaves out because they are not finite; empty for none."""
+    finite = int(np.isfinite(values.astype(float)).sum())
+    return "" if finite == len(values) else f"({finite} of {len(values)} finite)"
 
 
 def difference_table(records: pd.DataFrame, *, rho: float) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -106,7 +117,7 @@ def difference_table(records: pd.DataFrame, *, rho: float) -> tuple[pd.DataFrame
         numbers |= {f"{name} mean": mean, f"{name} half-width": half, f"{name} pairs": len(pair)}
         for name, mask in rises.items():
             pair = _paired(records[mask], method, baseline)
-            pair = pair[(pair > 0).all(axis=1)]
+            pair = pair[((pair > 0) & np.isfinite(pair)).all(axis=1)]
             mean, half = mean_interval(_by_seed((pair[method] / pair[baseline]).map(math.log)))
             low, ratio, high = (math.exp(mean + side * half) for side in (-1, 0, 1))
             texts[name] = NOTHING if math.isnan(ratio) else f"{ratio:.2f} × {interval(low, high)}"
@@ -203,7 +214,7 @@ def pyhessian_table(records: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     values = values.reindex(columns=list(ALGORITHMS)).dropna(subset="pyhessian").reset_index()
     shown, plain = [], []
     for row in values.to_dict("records"):
-        difference = abs(row["pyhessian"] / row["lanczos"] - 1)
+        difference = abs(row["pyhessian"] / row["lanczos"] - 1) if row["lanczos"] else math.nan
         plain.append(row | {"relative_difference": difference})
         shown.append(
             {"run": f"{method_style(row['method']).label}, seed {row['seed']}, {row['train_size']} examples"}
@@ -308,7 +319,12 @@ def _scientific(value: float) -> str:
 def markdown_table(frame: pd.DataFrame) -> str:
     """A table in Markdown."""
     lines = [list(frame.columns), ["---"] * len(frame.columns), *frame.astype(str).to_numpy().tolist()]
-    return "".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |\n" for line in lines)
+    return "".join("| " + " | ".join(_markdown_cell(cell) for cell in line) + " |\n" for line in lines)
+
+
+def _markdown_cell(text: str) -> str:
+    """A text on one line, in which Markdown sees no column and no HTML."""
+    return " ".join(text.split()).replace("|", r"\|").replace("<", "&lt;")
 
 
 def escape_latex(text: str) -> str:

@@ -60,6 +60,10 @@ class Minima:
         return any(not torch.equal(a, b) for one in others for a, b in zip(first, one, strict=True))
 
 
+_TAKEN = ("quantity",)
+"""What the tables call a column of their own."""
+
+
 def gather_minima(given: Mapping[str, Any], params: ParameterFilter | None, reader: Reader) -> Minima:
     """Read or copy all minima, refuse what cannot be compared, and settle the weights that are measured.
 
@@ -71,6 +75,11 @@ def gather_minima(given: Mapping[str, Any], params: ParameterFilter | None, read
     """
     if not given:
         raise StudyError("minima: expected at least one by its name, got none")
+    for name in given:
+        if not isinstance(name, str) or not name.strip() or not name.isprintable() or name in _TAKEN:
+            raise StudyError(
+                f"minima: expected names that are texts on one line, other than {', '.join(_TAKEN)}; got {name!r}"
+            )
     found = {name: _minimum(name, source, reader) for name, source in given.items()}
     names = list(found)
     for name in names:

@@ -83,6 +83,8 @@ def compare_places(options: Namespace) -> Comparison:
         check_folder(options.out)
     places, notes = _without_diverged(named_places(options.minima))
     data = _file_data(options)
+    if data is None:
+        _refuse_options_of_files(options)
     if options.model and ":" not in options.model:
         raise StudyError(f"--model: expected 'module:function', got {options.model!r}")
     factory = partial(_made, options.model) if options.model else None
@@ -115,17 +117,21 @@ def _without_diverged(places: dict[str, str]) -> tuple[dict[str, str], list[str]
     return found, notes
 
 
+def _refuse_options_of_files(options: Namespace) -> None:
+    """Refuse what describes a file of examples where they come from elsewhere."""
+    given = next((f"the study that --{name} names" for name in ("preset", "config") if options[name]), "the run")
+    says = f"the function {options.data}" if options.data else given
+    for name in ("test", "task", "input", "label", "examples", "tokenizer"):
+        if options[name] is not None:
+            raise StudyError(f"--{name}: belongs to --data with a file; {says} says which examples")
+
+
 def _examples(options: Namespace, places: Sequence[str], data: FileData | None) -> Examples:
     given = [f"--{name}" for name in ("data", "preset", "config") if options[name] is not None]
     if len(given) > 1:
         raise StudyError(f"{', '.join(given)}: give one of them: each names the examples")
     if data is not None:
         return data.examples(options.tokenizer or _model_among(places))
-    source = f"the study that {given[0]} names" if given else "the run"
-    says = f"the function {options.data}" if options.data else source
-    for name in ("test", "task", "input", "label", "examples", "tokenizer"):
-        if options[name] is not None:
-            raise StudyError(f"--{name}: belongs to --data with a file; {says} says which examples")
     if options.data:
         return examples_from_function(options.data)
     if options.preset or options.config:

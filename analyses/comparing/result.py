@@ -67,12 +67,15 @@ class Comparison:
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Worst-case rise over the radius of the l2 ball, a line a minimum."""
+        from reports.canvas import legend_of
         from reports.comparison.figures import plot_rises
-        from reports.style import styles_of
+        from reports.style import plot_context, styles_of
         from reports.units import unit
 
-        with styles_of(self.names), unit(self.unit):
-            return plot_rises(self.records, ball="l2", ax=ax)
+        with styles_of(self.names), unit(self.unit), plot_context():
+            drawn = plot_rises(self.records, ball="l2", ax=ax)
+            legend_of(drawn, ax, 2)
+        return drawn
 
     def to_markdown(self) -> str:
         """The tables as Markdown, with the caveats."""

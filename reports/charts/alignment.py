@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
+from html import escape
+
 import pandas as pd
 import plotly.graph_objects as go
 
 from reports.charts.base import Chart, marks, plot_data
 from reports.figures.alignment import CAPTURED, short_name
-from reports.style import method_order
-
-_REFERENCES = {
-    "captured_energy_null": ("chance", "#888", "solid"),
-    "captured_energy_optimum": ("optimum", "#888", "dot"),
-}
+from reports.style import method_order, method_style
 
 _SHOWN = ("bilora", "lora", "dual_lora", "random_aux")
 
@@ -29,21 +26,31 @@ def alignment_chart(records: pd.DataFrame) -> Chart | None:
     means = chosen.groupby(["measure", "method", "layer"])["value"].mean()
     methods = method_order(chosen["method"])
     subject = "bilora" if "bilora" in methods else methods[0]
+    shown = [method for method in methods if method in _SHOWN] or methods[:4]
     figure = go.Figure()
     for method in methods:
         own = means["captured_energy"][method].reindex(layers)
+        visible, look = True if method in shown else "legendonly", marks(method)
         figure.add_scatter(
-            x=names, y=own.tolist(), mode="markers", visible=True if method in _SHOWN else "legendonly",
+            x=names, y=own.tolist(), mode="markers", visible=visible,
             hovertemplate="%{x}: %{y:.1%}<extra>%{fullData.name}</extra>",
-            **{key: value for key, value in marks(method).items() if key != "line"},
+            **{key: value for key, value in look.items() if key != "line"},
         )  # fmt: skip
-    for measure, (name, colour, dash) in _REFERENCES.items():
-        own = means.reindex([(measure, subject, layer) for layer in layers])
+        chance = means.reindex([("captured_energy_null", method, layer) for layer in layers])
         figure.add_scatter(
-            x=names, y=own.tolist(), mode="lines", name=name, line={"color": colour, "dash": dash, "shape": "hvh"},
-            hovertemplate="%{x}: %{y:.1%}<extra>" + name + "</extra>",
+            x=names, y=chance.tolist(), mode="lines", name=f"chance of {look['name']}", showlegend=False,
+            legendgroup=look["legendgroup"], visible=visible,
+            line={"color": look["line"]["color"], "width": 1, "shape": "hvh"},
+            hovertemplate="%{x}: %{y:.1%}<extra>%{fullData.name}</extra>",
         )  # fmt: skip
-    figure.update_xaxes(title="adapted layer (block · module)", tickangle=-90)
+    best = means.reindex([("captured_energy_optimum", subject, layer) for layer in layers])
+    label = escape(method_style(subject).label)
+    figure.add_scatter(
+        x=names, y=best.tolist(), mode="lines", name=f"optimum of {label}'s rank",
+        line={"color": "#888", "dash": "dot", "shape": "hvh"},
+        hovertemplate="%{x}: %{y:.1%}<extra>%{fullData.name}</extra>",
+    )  # fmt: skip
+    figure.update_xaxes(type="category", title="adapted layer (block · module)", tickangle=-90)
     figure.update_yaxes(title="captured share of the block", tickformat=".0%", rangemode="tozero")
     figure.update_layout(height=480, legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"})
     data = plot_data(figure)
@@ -53,8 +60,9 @@ def alignment_chart(records: pd.DataFrame) -> Chart | None:
         "alignment",
         "Does the auxiliary see the dominant curvature?",
         "Share of the dominant Hessian eigenvectors' blocks in the column space of the auxiliary (of the primary for "
-        "methods without one), means over eigenvectors and runs. Line: the exact mean for a random space of the same "
-        "rank; dotted: the most that any space of that rank could hold. A click on a grey name shows its method.",
-        f"On average {whole:.0%} of a block, over {len(layers)} layers.",
+        "methods without one), means over eigenvectors and runs. Lines in a method's colour: the exact mean for random "
+        "spaces of its ranks; dotted: the most that any space of the named method's rank could hold. A click on a grey "
+        "name shows its method.",
+        f"{method_style(subject).label} has on average {whole:.0%} of a block, over {len(layers)} layers.",
         [data],
     )

@@ -32,20 +32,21 @@ def curves_chart(records: pd.DataFrame, *, balls: tuple[str, ...] = ("l2",)) -> 
         f"The largest rise of the training loss that {searched_by(records)} met in the ball: a lower bound. Geometric "
         "means over runs, bars 95 % Student-t intervals of their logarithms. A click on a name hides a method, a "
         "double click shows it alone.",
-        _seen(rises),
+        _seen(rises[rises["ball"] == balls[0]], balls[0]),
         plots,
     )
 
 
-def _seen(rises: pd.DataFrame) -> str:
-    """Who is flattest and who is sharpest at the largest radius."""
+def _seen(rises: pd.DataFrame, ball: str) -> str:
+    """Who is flattest and who is sharpest at the largest radius of one ball."""
     largest = rises["rho"].max()
     last = rises[(rises["rho"] == largest) & (rises["subspace"] == "full")].groupby("method")["value"].median()
     if last.empty:
         return ""
     low, high = (method_style(str(name)).label for name in (last.idxmin(), last.idxmax()))
     return (
-        f"At rho = {largest:g} the lowest median is {low}'s, {last.min():.3g}, the highest {high}'s, {last.max():.3g}."
+        f"In the {ball} ball at rho = {largest:g} the lowest median is {low}'s, {last.min():.3g}, the highest "
+        f"{high}'s, {last.max():.3g}."
     )
 
 

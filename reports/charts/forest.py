@@ -27,10 +27,15 @@ def forest_chart(records: pd.DataFrame, *, rho: float) -> Chart | None:
             _add_row(figure, own[own["method"] == method], method)
         figure.add_vline(x=1, line_color="#888", line_width=1)
         figure.update_xaxes(type="log", title=f"{title} over LoRA's")
-        figure.update_yaxes(categoryorder="array", categoryarray=[escape(method_style(m).label) for m in methods])
+        figure.update_yaxes(
+            type="category",
+            automargin=True,
+            categoryorder="array",
+            categoryarray=[escape(method_style(m).label) for m in methods],
+        )
         figure.update_layout(height=110 + 22 * len(methods), showlegend=False, hovermode="closest")
         data = plot_data(figure)
-        data["layout"]["margin"] = {"l": 150, "r": 12, "t": 34, "b": 50}
+        data["layout"]["margin"] = {"l": 20, "r": 12, "t": 34, "b": 50}
         plots.append(data)
     means = ratios[ratios["measure"] == f"{PREFIX}worst_case_rise"].groupby("method")["value"].mean().astype(float)
     ordered = [

@@ -6,7 +6,6 @@ import math
 from html import escape
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
@@ -23,7 +22,6 @@ _MOST = 6
 def surfaces_chart(records: pd.DataFrame) -> Chart | None:
     """The loss over the plane of two directions, a scene a method; none without surfaces."""
     grids = loss_grids(records)
-    grids = {method: grid for method, grid in grids.items() if np.isfinite(grid.to_numpy()).any()}
     telling = ([method for method in _TELLING if method in grids] or list(grids))[:_MOST]
     if not telling:
         return None

@@ -28,8 +28,10 @@ def _fits(records: pd.DataFrame, names: Sequence[str]) -> Iterator[str]:
     losses = _by_name(records, "train_loss", names)
     if len(losses) > 1:
         best, worst = min(losses, key=losses.__getitem__), max(losses, key=losses.__getitem__)
-        far = losses[worst] - losses[best] > _LEAST_LOSS_DIFFERENCE
-        if far and losses[worst] > _FITS_DIFFER * losses[best]:
+        difference = losses[worst] - losses[best]
+        # Below 0 a ratio says nothing; there the difference is held against the losses' size.
+        scale = losses[best] if losses[best] > 0 else max(abs(loss) for loss in losses.values())
+        if difference > max(_LEAST_LOSS_DIFFERENCE, (_FITS_DIFFER - 1) * scale):
             yield (
                 f"The minima fit the data differently: the training loss is {losses[best]:.3g} at {best} and "
                 f"{losses[worst]:.3g} at {worst}. Fit and flatness trade, so part of a difference in sharpness may be "

@@ -5,8 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.ticker import NullLocator
 
 from reports.canvas import Canvas, grid, legend_below, legend_of, one_axes, panels
+from reports.figures.rows import rounded
+from reports.figures.surfaces import loss_grid
 from reports.scales import loss_scale
 from reports.style import ONE_COLUMN, TWO_COLUMNS, method_order, method_style, plot_context
 from reports.units import loss_unit
@@ -40,9 +43,10 @@ def plot_rises(records: pd.DataFrame, *, ball: str = "l2", ax: Axes | None = Non
     ax.set_xscale("log")
     if len(chosen) and (chosen["value"] > 0).all():
         ax.set_yscale("log")
+        rounded(ax.yaxis)
     radii = sorted(chosen["rho"].unique())
-    ax.set_xticks(radii, [f"{radius:g}" for radius in radii])
-    ax.minorticks_off()
+    ax.set_xticks(radii, [f"{radius:g}" for radius in radii], minor=False)
+    ax.xaxis.set_minor_locator(NullLocator())
     ax.set_xlabel(UNITS[ball])
     ax.set_ylabel(f"worst-case loss rise ({loss_unit()})")
     return ax
@@ -128,7 +132,7 @@ def plot_plane(records: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
         records: Of a comparison.
         ax: Where to draw; default a new figure.
     """
-    grid = records[records["measure"] == "plane_loss"].pivot_table(index="alpha", columns="beta", values="value")
+    grid = loss_grid(records[records["measure"] == "plane_loss"])
     there = records[records["measure"] == "plane_minimum"].set_index("method")
     share = records.loc[records["measure"] == "plane_variance", "value"].sum()
     scale = loss_scale(grid.to_numpy())

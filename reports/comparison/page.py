@@ -101,7 +101,7 @@ def comparison_plans(records: pd.DataFrame) -> Iterator[Plan]:
         "paths",
         records[measure == "path_loss"],
         "Loss between minima over all weights in which any two differ: on the straight line (dotted) and on a "
-        "quadratic Bézier curve trained for low loss, at evenly spaced points; the first ten pairs.",
+        "quadratic Bézier curve trained for low loss, at evenly spaced points; of at most ten pairs.",
         lambda: plot_paths(records),
     )
     yield Plan(

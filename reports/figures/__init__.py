@@ -12,17 +12,19 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from analyses.records import is_rise, write_atomically
+from analyses.records.derive import eigenvalues_by_sign
 from reports.canvas import Canvas, figure_of
-from reports.figures.accuracy_sharpness import plot_accuracy_sharpness
+from reports.figures.accuracy_sharpness import accurate_and_flat, plot_accuracy_sharpness
 from reports.figures.alignment import CAPTURED, plot_alignment, shown_methods
-from reports.figures.alignment_map import plot_alignment_map
+from reports.figures.alignment_map import mapped_methods, plot_alignment_map
 from reports.figures.barriers import plot_barriers
-from reports.figures.carriers import carried, plot_carriers, plot_searches, searches
+from reports.figures.carriers import carried, passes_of, plot_carriers, plot_searches, searches
+from reports.figures.counting import count, over
 from reports.figures.dynamics import plot_alignment_training, plot_dynamics
 from reports.figures.eigenvalues import plot_eigenvalues
 from reports.figures.forest import log_ratios, plot_forest
 from reports.figures.numbers import figure_numbers
-from reports.figures.prediction import plot_prediction
+from reports.figures.prediction import plot_prediction, predictions
 from reports.figures.profiles import plot_profiles
 from reports.figures.recovered import captured_over_rank, plot_capture, plot_recovered, recovered_shares
 from reports.figures.surfaces import plot_contours, plot_surfaces
@@ -72,14 +74,7 @@ def draw_all(
     Raises:
         ValueError: A name is unknown, or there are no records for it.
     """
-    runs = records.loc[records["measure"] == "train_loss", ["train_size", "seed"]].drop_duplicates()
-    seeds, sizes = runs["seed"].nunique(), runs["train_size"].nunique()
-    count = f"n = {len(runs)} {'seeds' if seeds > 1 else 'seed'}"
-    if sizes > 1:
-        count = f"n = {len(runs)} runs, {seeds} {'seeds' if seeds > 1 else 'seed'} at {sizes} sizes of the training set"
-    bars = f"bars are 95 % Student-t intervals over {'seeds' if sizes == 1 else 'runs'}"
-    bars = bars if len(runs) > 1 else "one seed has no interval"
-    plans = [*_over_runs(records, rho, count, bars), *_pictures(records, rho), *_along_training(records, count, bars)]
+    plans = [*_over_runs(records, rho), *_pictures(records, rho), *_along_training(records)]
     return draw_plans(plans, folder, only=only, formats=formats)
 
 
@@ -91,12 +86,16 @@ def draw_plans(
     Raises:
         ValueError: A name in ``only`` is unknown, or there are no records for it.
     """
+    plans = list(plans)
     possible = [plan for plan in plans if len(plan.chosen)]
     for name in only or ():
         if name not in {plan.name for plan in possible}:
             there = ", ".join(plan.name for plan in possible)
             raise ValueError(f"--figures: expected some of {there} (or all), for which there are records; got {name!r}")
-    drawn = []
+    drawn: list[FigureFile] = []
+    for plan in plans if only is None else ():  # what earlier records left, of which there are none now
+        for suffix in () if len(plan.chosen) else (*FORMATS, "csv"):
+            (folder / f"{plan.name}.{suffix}").unlink(missing_ok=True)
     for plan in possible:
         if only is None or plan.name in only:
             figure = figure_of(plan.draw())
@@ -107,17 +106,15 @@ def draw_plans(
     return drawn
 
 
-def _over_runs(records: pd.DataFrame, rho: float, count: str, bars: str) -> Iterator[Plan]:
+def _over_runs(records: pd.DataFrame, rho: float) -> Iterator[Plan]:
     """Figures of what every minimum has."""
     measure = records["measure"]
-    means = f"Means over {count}"
-    over = f"{means}; {bars}."
-    over_logs = over.replace("Student-t intervals", "Student-t intervals of the logarithms")
     ratios_to_lora = log_ratios(records, rho=rho)
     yield Plan(
         "forest",
         ratios_to_lora,
-        f"Each method over LoRA, seed by seed ({count}): the worst-case rise of the training loss at rho = {rho:g} in "
+        f"Each method over LoRA, seed by seed ({count(ratios_to_lora)}): the worst-case rise of the training loss at "
+        f"rho = {rho:g} in "
         "the full space (a lower bound), the training loss and the test loss at the minimum. Dots are runs, marks "
         "geometric means with 95 % Student-t intervals of the log ratios. A flatter minimum of the same training loss "
         "is one that fits as well; where the training loss is larger, some of the flatness is fit.",
@@ -132,7 +129,8 @@ def _over_runs(records: pd.DataFrame, rho: float, count: str, bars: str) -> Iter
         f"that {searched_by(records)} met, lower bounds of the true maximum; the table of search errors has "
         "the gap between two. Over all weights and (hollow marks, where there are several radii) inside the tangent "
         "space of the run's adapter (for methods without one, of the best rank-r fit of their update). "
-        f"Geometric {over_logs.lower()} The claims are judged at rho = {rho:g}. The numbers hold the ratios to LoRA at "
+        f"Geometric {over(rises, logs=True)} The claims are judged at rho = {rho:g}. The numbers hold the "
+        "ratios to LoRA at "
         "the same seed, too.",
         lambda: plot_worst_case(records, rho=rho),
     )
@@ -143,44 +141,47 @@ def _over_runs(records: pd.DataFrame, rho: float, count: str, bars: str) -> Iter
         f"How many of the training examples carry the worst case at rho = {rho:g}: participation ratio (Σr)²/Σr² of "
         "the examples' parts in the rise, and the part of the largest, which exceeds 1 where the loss of others "
         "falls. A worst case carried by one example is a statement about that example. Geometric "
-        f"{over_logs.lower()}",
+        f"{over(carriers, logs=True)}",
         lambda: plot_carriers(carriers),
     )
     gaps = searches(records)
     with_passes = records.loc[records["measure"] == "worst_case_rise", "num_passes"].notna().any()
     yield Plan(
         "searches",
-        gaps if with_passes else gaps.iloc[:0],
+        pd.concat([gaps, passes_of(records)]) if with_passes else gaps.iloc[:0],
         "How far the poorer of two independent searches stays behind the best rise known, against the passes that both "
         "took: effort is doubled until they agree to 5 % (grey line) or the limit is reached. A mark a ball; a small "
         "gap does not prove that the maximum was found.",
         lambda: plot_searches(gaps, records),
     )
+    eigenvalues = eigenvalues_by_sign(records)
     yield Plan(
         "eigenvalues",
-        records[(measure == "hessian_eigenvalue") & (records["algorithm"] == "lanczos")],
+        eigenvalues,
         "Hessian eigenvalues of largest magnitude of the training loss over the adapted layers' merged weights, "
         "by thick-restart Lanczos, ranked among those of their sign (hollow: negative); residuals stand in the "
-        f"agreement table. Sizes by geometric means. {over_logs}",
+        f"agreement table. Sizes by geometric {over(eigenvalues, logs=True)}",
         lambda: plot_eigenvalues(records),
     )
     captured = records[measure.isin(CAPTURED)]
     by_layer = captured[captured["layer"] != "all"]
     by_layer = by_layer if (by_layer["measure"] == "captured_energy").any() else by_layer.iloc[:0]
+    drawn = by_layer[by_layer["method"].isin(shown_methods(by_layer))]
     yield Plan(
         "alignment",
-        by_layer[by_layer["method"].isin(shown_methods(by_layer))],
+        drawn,
         "Share of the dominant eigenvectors in the column space of the auxiliary adapter (of the primary for methods "
         "without one), averaged with equal weights over the eigenvectors and the layers of a block. "
         "Black: expectation for a random subspace of the same rank, r/out. Grey dotted: the most that any "
-        f"subspace of that rank could hold. {over}",
+        f"subspace of that rank could hold. {over(drawn)}",
         lambda: plot_alignment(records),
     )
+    mapped = by_layer[by_layer["method"].isin(mapped_methods(by_layer))]
     yield Plan(
         "alignment_map",
-        by_layer,
+        mapped,
         "The same shares eigenvector by eigenvector (1 has the largest absolute eigenvalue). White crosses: at or "
-        f"below the expectation for a random subspace. {means}.",
+        f"below the expectation for a random subspace. Means over {count(mapped)}; at most three methods.",
         lambda: plot_alignment_map(records),
     )
     shares = recovered_shares(records)
@@ -189,22 +190,24 @@ def _over_runs(records: pd.DataFrame, rho: float, count: str, bars: str) -> Iter
         shares,
         "Worst-case rise inside the tangent space of the auxiliary at the end of training, over the rise in the full "
         "ball of the same radius: the share of the sharpness that a perturbation of the auxiliary's form can see. "
-        "Dotted: the same in a random space of equal ranks. All rises are lower bounds by the same search. "
-        f"{over} Bars that leave the axes are cut.",
+        f"{_random_spaces(shares)} All rises are lower bounds by the same search.",
         lambda: plot_recovered(shares),
     )
     at_rho = is_rise(records, "full", rho)
     accuracy = measure == "test_accuracy"
+    flat = accurate_and_flat(records, rho=rho)
     yield Plan(
         "accuracy_sharpness",
-        records[at_rho | accuracy] if at_rho.any() and accuracy.any() else records.iloc[:0],
+        records[at_rho | accuracy] if len(flat) else records.iloc[:0],
         f"Test accuracy against the worst-case rise of the training loss at rho = {rho:g} in the full space "
         "(a lower bound). Faint marks are runs, large marks are over "
-        f"{count}: means of accuracies, geometric means of rises; intervals stand in the main table.",
+        f"{count(flat, by_size=True)}: means of accuracies, geometric means of rises; intervals stand in the "
+        "main table.",
         lambda: plot_accuracy_sharpness(records, rho=rho),
     )
     by_size, by_rank = over_train_size(records), over_rank(records)
-    swept = "Test accuracy and worst-case rise of the training loss (a lower bound) over the"
+    both = "Test accuracy and worst-case rise" if accuracy.any() else "Worst-case rise"
+    swept = f"{both} of the training loss (a lower bound) over the"
     cut = "Rises by geometric means, with intervals of their logarithms."
     seeds = "Means over seeds; bars are 95 % Student-t intervals over them."
     at = records[at_rho | accuracy]
@@ -218,7 +221,7 @@ def _over_runs(records: pd.DataFrame, rho: float, count: str, bars: str) -> Iter
     yield Plan(
         "rank",
         at if several_ranks else records.iloc[:0],
-        f"{swept} rank of the adapters. {over} {cut}",
+        f"{swept} rank of the adapters. {over(at)} {cut}",
         lambda: plot_sweep(by_rank, rho=rho, xlabel="rank"),
     )
     shares_by_rank = captured_over_rank(records, rho=rho) if several_ranks else records.iloc[:0]
@@ -228,9 +231,16 @@ def _over_runs(records: pd.DataFrame, rho: float, count: str, bars: str) -> Iter
         "Left: share of the Hessian's dominant eigenvectors, weighted by |eigenvalue|, in the column spaces of the "
         "auxiliary, of the primary and of the gradient's top r singular vectors, against a random space and against "
         "the most that a space of that rank could hold. Right: worst-case rise inside the auxiliary's tangent space "
-        f"over the rise in the full ball at rho = {rho:g}, and the same in a random space. {over}",
+        f"over the rise in the full ball at rho = {rho:g}, and the same in a random space. {over(shares_by_rank)}",
         lambda: plot_capture(shares_by_rank),
     )
+
+
+def _random_spaces(shares: pd.DataFrame) -> str:
+    """How random spaces and means are drawn among the recovered shares."""
+    if shares["rho"].nunique() == 1:
+        return f"Grey bar: the same in a random space of equal ranks. Geometric {over(shares, logs=True)}"
+    return f"Dotted: the same in a random space of equal ranks. {over(shares)} Bars that leave the axes are cut."
 
 
 def _pictures(records: pd.DataFrame, rho: float) -> Iterator[Plan]:
@@ -241,7 +251,8 @@ def _pictures(records: pd.DataFrame, rho: float) -> Iterator[Plan]:
         losses_of(records, "loss_profile"),
         "Training loss along unit directions through the first seed's minima, exact at the points drawn: a random "
         "direction inside the run's LoRA subspace, one in its complement, the top Hessian eigenvector, and the "
-        f"worst case found at rho = {rho:g}. Where the loss overflows the line ends.",
+        f"worst case found at rho = {rho:g}. Directions along which no loss changes by a "
+        "tenth are left out; where the loss overflows the line ends.",
         lambda: plot_profiles(records),
     )
     grid = losses_of(records, "loss_surface")
@@ -250,13 +261,13 @@ def _pictures(records: pd.DataFrame, rho: float) -> Iterator[Plan]:
         grid,
         "Training loss over the plane of two unit directions through the first seed's minima (crosses): the parts of "
         f"the worst case found at rho = {rho:g} inside the run's LoRA subspace and outside it. All panels share one "
-        "logarithmic colour scale.",
+        "colour scale, logarithmic where no loss is negative.",
         lambda: plot_contours(records),
     )
     yield Plan(
         "surfaces",
         grid,
-        "The contours of four methods in three dimensions, on one logarithmic height and colour scale.",
+        "The contours of at most four methods in three dimensions, on one scale of heights and colours.",
         lambda: plot_surfaces(records),
     )
     yield Plan(
@@ -269,15 +280,14 @@ def _pictures(records: pd.DataFrame, rho: float) -> Iterator[Plan]:
         "logarithmic colour scale; methods that train all weights keep no snapshots.",
         lambda: plot_trajectories(records),
     )
-    predicted = records[measure == "quadratic_rise"]
-    found = records[is_rise(records, "full") & (records["seed"] == 0)]
+    predicted = predictions(records[(records["seed"] == 0)])
     yield Plan(
         "prediction",
-        pd.concat([predicted, found]) if len(predicted) else predicted,
+        predicted,
         "Worst-case rise found by the searches over the maximum of the quadratic model, solved exactly in the span "
         "of the gradient, its image under the Hessian and the dominant eigenvectors; first seed. At 1 (grey) the "
         "loss behaves as its second-order expansion says; far above it, eigenvalues do not tell the sharpness.",
-        lambda: plot_prediction(records),
+        lambda: plot_prediction(records[records["seed"] == 0]),
     )
     yield Plan(
         "barriers",
@@ -288,25 +298,26 @@ def _pictures(records: pd.DataFrame, rho: float) -> Iterator[Plan]:
     )
 
 
-def _along_training(records: pd.DataFrame, count: str, bars: str) -> Iterator[Plan]:
+def _along_training(records: pd.DataFrame) -> Iterator[Plan]:
     """Figures over the steps of training."""
     measure = records["measure"]
-    over = f"Means over {count}; {bars.replace('bars are', 'bands are')}."
+    along = records[measure.isin(["angle_to_final", "cos_auxiliary_gradient"])]
     yield Plan(
         "dynamics",
-        records[measure.isin(["angle_to_final", "cos_auxiliary_gradient"])],
+        along,
         "First: largest principal angle between a factor B's column space and its final one, averaged over layers; "
         "the grey line is 10°, below which a space counts as settled. Second: cosine between the perturbation of the "
         "weights and the gradient at the perturbed weights, on the step's own batch; means alone for more than eight "
         "methods. Dashed: the auxiliary's space. "
-        f"{over}",
+        f"{over(along, bands=True)}",
         lambda: plot_dynamics(records),
     )
+    shares = records[measure == "alignment_along_training"]
     yield Plan(
         "alignment_training",
-        records[measure == "alignment_along_training"],
+        shares,
         "Share of the dominant Hessian eigenvectors of the minimum that training ends in, weighted by |eigenvalue|, "
         "in the column spaces of the factors B on the way there. B starts at zero, with no space; the space of the "
-        f"random auxiliary shows chance. {over}",
+        f"random auxiliary shows chance. {over(shares, bands=True)}",
         lambda: plot_alignment_training(records),
     )

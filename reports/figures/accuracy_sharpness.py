@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
@@ -21,11 +22,7 @@ def plot_accuracy_sharpness(records: pd.DataFrame, *, rho: float, canvas: Canvas
         rho: Radius of the rise.
         canvas: Figure or subfigure to draw in; default a new figure.
     """
-    rises = records[is_rise(records, "full", rho)]
-    keys = ["method", "train_size", "seed"]
-    accuracy = records[records["measure"] == "test_accuracy"].set_index(keys)["value"].rename("accuracy")
-    runs = rises.set_index(keys)["value"].rename("rise").to_frame().join(accuracy, how="inner").reset_index()
-    runs = runs[runs["rise"] > 0]
+    runs = accurate_and_flat(records, rho=rho)
     sizes = sorted(runs["train_size"].unique())
     with plot_context():
         if len(sizes) == 1:
@@ -35,12 +32,22 @@ def plot_accuracy_sharpness(records: pd.DataFrame, *, rho: float, canvas: Canvas
         for ax, size in zip(axes, sizes, strict=True):
             _draw_size(ax, runs[runs["train_size"] == size])
             readable(ax)
-            ax.set_xlabel(f"worst-case loss rise at rho = {rho:g} ({loss_unit()})")
             if len(sizes) > 1:
                 ax.set_title(f"{size} training examples")
             ax.set_ylabel("test accuracy (%)")
-        legend_below(canvas, [axes[0]], 2 if len(sizes) == 1 else 5)
+            ax.tick_params(labelbottom=True)
+            ax.set_xlabel(f"worst-case rise at rho = {rho:g}\n({loss_unit()})")
+        legend_below(canvas, axes, 2 if len(sizes) == 1 else 5)
     return canvas
+
+
+def accurate_and_flat(records: pd.DataFrame, *, rho: float) -> pd.DataFrame:
+    """A row a run with a rise above 0: ``method``, ``train_size``, ``seed``, ``rise`` and ``accuracy``."""
+    rises = records[is_rise(records, "full", rho)]
+    keys = ["method", "train_size", "seed"]
+    accuracy = records[records["measure"] == "test_accuracy"].set_index(keys)["value"].rename("accuracy")
+    runs = rises.set_index(keys)["value"].rename("rise").to_frame().join(accuracy, how="inner").reset_index()
+    return runs[(runs["rise"] > 0) & np.isfinite(runs["rise"].astype(float))]
 
 
 def _draw_size(ax: Axes, runs: pd.DataFrame) -> None:

@@ -20,7 +20,7 @@ def plot_alignment_map(records: pd.DataFrame, *, canvas: Canvas | None = None) -
         canvas: Figure or subfigure to draw in; default a new figure.
     """
     chosen = records[(records["subspace"] == "column") & (records["layer"] != "all")]
-    methods = [method for method in SHOWN if (chosen["method"] == method).any()] or sorted(set(chosen["method"]))[:3]
+    methods = mapped_methods(chosen)
     layers = list(dict.fromkeys(chosen.loc[chosen["measure"] == "captured_energy", "layer"]))
     highest = _means(chosen[chosen["method"].isin(methods)], "captured_energy", ["method", "index"], layers).max().max()
     with plot_context():
@@ -32,7 +32,7 @@ def plot_alignment_map(records: pd.DataFrame, *, canvas: Canvas | None = None) -
                 _means(own, measure, ["index"], layers) for measure in ("captured_energy", "captured_energy_null")
             )
             shown = ax.imshow(share.to_numpy(dtype=float), aspect="auto", cmap="viridis", vmin=0, vmax=highest)
-            below = np.argwhere((share <= null).to_numpy())
+            below = np.argwhere((share <= null.reindex_like(share)).to_numpy())
             ax.plot(below[:, 1], below[:, 0], ls="none", marker="x", ms=3, color="white")
             ax.set_yticks(range(len(share)), [str(k) for k in share.index])
             ax.set_title(method_style(method).drawn)
@@ -41,6 +41,12 @@ def plot_alignment_map(records: pd.DataFrame, *, canvas: Canvas | None = None) -
         canvas.supylabel("eigenvector", fontsize=8)
         canvas.colorbar(shown, ax=axes, label="captured share")
     return canvas
+
+
+def mapped_methods(records: pd.DataFrame) -> list[str]:
+    """The methods of the figure: the usual three, or the first three of a study that has none of these."""
+    there = set(records["method"])
+    return [method for method in SHOWN if method in there] or sorted(there)[:3]
 
 
 def _means(records: pd.DataFrame, measure: str, index: list[str], layers: list[str]) -> pd.DataFrame:

@@ -45,6 +45,12 @@ def searches(records: pd.DataFrame) -> pd.DataFrame:
     return records[(records["measure"] == "worst_case_gap") & (records["subspace"] == "full")]
 
 
+def passes_of(records: pd.DataFrame) -> pd.DataFrame:
+    """Records with the measure ``passes_of_both_searches``, in the same balls."""
+    rises = records[(records["measure"] == "worst_case_rise") & (records["subspace"] == "full")]
+    return rises.assign(measure="passes_of_both_searches", value=rises["num_passes"]).dropna(subset="value")
+
+
 def plot_searches(gaps: pd.DataFrame, records: pd.DataFrame, *, canvas: Canvas | None = None) -> Canvas:
     """A row a method: the gap between the two searches of every ball, and the passes that both took.
 
@@ -69,6 +75,7 @@ def plot_searches(gaps: pd.DataFrame, records: pd.DataFrame, *, canvas: Canvas |
         axes[0].set_xscale("symlog", linthresh=0.1)
         axes[0].set_xticks([0, 0.1, 1, 5, 20], ["0", "0.1", "1", "5", "20"])
         axes[0].minorticks_off()
+        axes[0].set_xlim(0, 1.3 * points["percent"].max() if points["percent"].max() > 5 else 6.5)
         axes[0].set_xlabel("gap of the two searches (% of the rise)")
         axes[1].set_xlabel("passes over the data of both")
         axes[1].set_xlim(left=0)

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import math
+
 import pandas as pd
 
-from reports.style import mean_interval
+from reports.style import geometric_interval, mean_interval
+
+_GEOMETRIC = ("geometric_mean", "geometric_low", "geometric_high")
 
 DIMENSIONS = (
-    *("method", "train_size", "measure", "component", "other", "subspace", "layer", "rho", "index", "step"),
+    *("method", "train_size", "measure", "component", "other", "ball", "subspace", "layer", "rho", "index", "step"),
     *("alpha", "beta"),
 )
 
 
 def figure_numbers(chosen: pd.DataFrame) -> pd.DataFrame:
-    """One row a point of the figure: mean, half-width of the 95 % interval, and n, over seeds.
+    """One row a point of the figure, over seeds: mean, half-width of its 95 % interval, and n.
+
+    Where all values are above 0 the geometric mean stands beside them, with the ends of the interval of the mean
+    logarithm: what figures with logarithmic axes draw.
 
     Args:
         chosen: The records that the figure draws.
@@ -22,5 +29,7 @@ def figure_numbers(chosen: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for point, values in chosen.groupby(keys, dropna=False, sort=False)["value"]:
         mean, half = mean_interval(values)
-        rows.append(dict(zip(keys, point, strict=True)) | {"mean": mean, "half_width": half, "n": len(values)})
-    return pd.DataFrame(rows, columns=[*keys, "mean", "half_width", "n"])
+        ends = geometric_interval(values) if (values > 0).all() else (math.nan,) * 3
+        numbers = {"mean": mean, "half_width": half, **dict(zip(_GEOMETRIC, ends, strict=True)), "n": len(values)}
+        rows.append(dict(zip(keys, point, strict=True)) | numbers)
+    return pd.DataFrame(rows, columns=[*keys, "mean", "half_width", *_GEOMETRIC, "n"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 
 from analyses.records import is_rise
@@ -13,6 +14,17 @@ _MOST = 4
 """Radii shown: the smallest, the largest and some between."""
 
 
+def predictions(records: pd.DataFrame) -> pd.DataFrame:
+    """Records with the measure ``found_over_predicted``: the rise over the quadratic model's, both above 0."""
+    keys = ["method", "seed", "train_size", "rho"]
+    model = records[records["measure"] == "quadratic_rise"].drop_duplicates(keys).set_index(keys)["value"]
+    found = records[is_rise(records, "full")]
+    found = found.join(model.rename("model"), on=keys)
+    found = found[(found["model"] > 0) & (found["value"] > 0) & np.isfinite(found["value"].astype(float))]
+    ratios = found["value"] / found["model"]
+    return found.assign(measure="found_over_predicted", value=ratios).drop(columns="model")
+
+
 def plot_prediction(records: pd.DataFrame, *, canvas: Canvas | None = None) -> Canvas:
     """Rise found by the searches over the rise that the quadratic model predicts: a panel a radius, a row a method.
 
@@ -20,10 +32,7 @@ def plot_prediction(records: pd.DataFrame, *, canvas: Canvas | None = None) -> C
         records: Long-form records with ``quadratic_rise`` and ``worst_case_rise`` rows.
         canvas: Figure or subfigure to draw in; default a new figure.
     """
-    keys = ["method", "seed", "train_size", "rho"]
-    predicted = records[records["measure"] == "quadratic_rise"].set_index(keys)["value"]
-    found = records[is_rise(records, "full")]
-    ratios = (found.set_index(keys)["value"] / predicted[predicted > 0]).dropna().rename("ratio").reset_index()
+    ratios = predictions(records)
     radii = sorted(ratios["rho"].unique())
     if len(radii) > _MOST:
         radii = [radii[round(place * (len(radii) - 1) / (_MOST - 1))] for place in range(_MOST)]
@@ -34,7 +43,7 @@ def plot_prediction(records: pd.DataFrame, *, canvas: Canvas | None = None) -> C
         for ax, rho in zip(axes[0], radii, strict=True):
             own = ratios[ratios["rho"] == rho]
             for place, method in enumerate(reversed(methods)):
-                draw_row(ax, own.loc[own["method"] == method, "ratio"], method, place)
+                draw_row(ax, own.loc[own["method"] == method, "value"], method, place)
             ax.axvline(1, color="0.8", lw=3, zorder=0)
             ax.set_title(f"rho = {rho:g}")
             readable(ax)

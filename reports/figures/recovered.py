@@ -98,7 +98,7 @@ def _recovered_rows(shares: pd.DataFrame, ax: Axes | None) -> Axes:
         random = own.loc[own["subspace"] == "random", "value"]
         if len(random):
             ax.plot(geometric_interval(random)[0], place, marker="|", ms=11, color=RANDOM.colour, ls="none")
-    ax.set_xlabel(f"recovered share of the rise at rho = {shares['rho'].iloc[0]:g} (bar: random space)")
+    ax.set_xlabel(f"recovered share of the rise at rho = {shares['rho'].iloc[0]:g}\n(bar: random space)")
     readable(ax)
     label_rows(ax, methods)
     return ax

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
 
 from reports.style import geometric_interval, method_style
@@ -32,14 +33,21 @@ def label_rows(ax: Axes, methods: list[str]) -> None:
 def readable(ax: Axes) -> None:
     """Logarithmic in x, with round numbers as ticks, few enough for a narrow panel and at least two."""
     ax.set_xscale("log")
-    low, high = ax.get_xlim()
+    rounded(ax.xaxis)
+
+
+def rounded(axis: Axis) -> None:
+    """Round numbers as ticks of a logarithmic axis, and no ticks between them."""
+    low, high = axis.get_view_interval()
+    if not (0 < low < high < np.inf):
+        return
     decades = np.log10(high / low)
     if decades < 0.5:
         steps = np.array([1.0, 1.1, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0])
         powers = 10.0 ** np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
-        ax.xaxis.set_major_locator(FixedLocator((powers[:, None] * steps).ravel()))
+        axis.set_major_locator(FixedLocator((powers[:, None] * steps).ravel()))
     else:
         steps_of = (1.0, 2.0, 5.0) if decades < 1.5 else (1.0, 3.0) if decades < 2.5 else (1.0,)
-        ax.xaxis.set_major_locator(LogLocator(subs=steps_of, numticks=12))
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    ax.xaxis.set_minor_formatter(NullFormatter())
+        axis.set_major_locator(LogLocator(subs=steps_of, numticks=12))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())

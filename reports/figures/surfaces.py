@@ -81,9 +81,15 @@ def loss_grids(records: pd.DataFrame) -> dict[str, pd.DataFrame]:
     surfaces = records[records["measure"] == "loss_surface"]
     first = surfaces[surfaces["train_size"] == surfaces["train_size"].min()]
     return {
-        method: first[first["method"] == method].pivot_table(index="alpha", columns="beta", values="value")
+        method: loss_grid(own)
         for method in method_order(first["method"])
+        if np.isfinite((own := first[first["method"] == method])["value"].astype(float)).any()
     }
+
+
+def loss_grid(rows: pd.DataFrame) -> pd.DataFrame:
+    """Losses by alpha and beta; those that are not finite keep their places."""
+    return rows.pivot_table(index="alpha", columns="beta", values="value", dropna=False)
 
 
 def scale_of(grids: dict[str, pd.DataFrame]) -> LossScale:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.ticker import NullLocator
 
 from analyses.records import is_rise
 from reports.canvas import Canvas, grid, legend_below
+from reports.figures.rows import rounded
 from reports.style import (
     TWO_COLUMNS,
     MethodStyle,
@@ -47,19 +49,22 @@ def plot_sweep(swept: pd.DataFrame, *, rho: float, xlabel: str, canvas: Canvas |
     """
     panels = [
         (swept[swept["measure"] == "test_accuracy"], 100.0, "test accuracy (%)", "linear"),
-        (swept[is_rise(swept, "full", rho)], 1.0, f"worst-case rise at rho = {rho:g} ({loss_unit()})", "log"),
+        (swept[is_rise(swept, "full", rho)], 1.0, f"worst-case rise at rho = {rho:g}\n({loss_unit()})", "log"),
     ]
+    panels = [panel for panel in panels if len(panel[0])]  # a regression has no accuracy
     with plot_context():
-        canvas, (axes,) = grid(1, 2, (TWO_COLUMNS, 2.7), canvas)
+        canvas, (axes,) = grid(1, len(panels), (TWO_COLUMNS, 2.7), canvas)
         for ax, (chosen, scale, label, yscale) in zip(axes, panels, strict=True):
             for curve in method_order(chosen["curve"]):
                 own = chosen[chosen["curve"] == curve]
                 own = own.assign(value=scale * own["value"])
                 draw_curve(ax, own, method_style(curve), logarithmic=yscale == "log")
             ax.set_yscale(yscale)
+            if yscale == "log":
+                rounded(ax.yaxis)
             mark_swept(ax, chosen["swept"], xlabel)
             ax.set_ylabel(label)
-        legend_below(canvas, [axes[0]], 4)
+        legend_below(canvas, axes, 4)
     return canvas
 
 
@@ -93,5 +98,5 @@ def mark_swept(ax: Axes, swept: pd.Series, xlabel: str) -> None:
     ax.set_xscale("log")
     ticks = sorted(float(x) for x in swept.unique())
     ax.set_xticks(ticks, [f"{x:g}" for x in ticks])
-    ax.minorticks_off()
+    ax.xaxis.set_minor_locator(NullLocator())
     ax.set_xlabel(xlabel)

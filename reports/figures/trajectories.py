@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 
 from reports.canvas import Canvas, panels
+from reports.figures.surfaces import loss_grid
 from reports.scales import loss_scale
 from reports.style import method_order, method_style, plot_context
 from reports.units import loss_unit
@@ -23,12 +25,13 @@ def plot_trajectories(records: pd.DataFrame, *, canvas: Canvas | None = None) ->
     chosen = chosen[chosen["train_size"] == chosen["train_size"].min()]
     scale = loss_scale(chosen.loc[chosen["measure"] == "trajectory_loss", "value"])
     levels = scale.levels()
-    methods = method_order(chosen["method"])
+    finite = chosen[(chosen["measure"] == "trajectory_loss") & np.isfinite(chosen["value"].astype(float))]
+    methods = method_order(finite["method"])
     with plot_context():
         canvas, axes = panels(len(methods), _COLUMNS, 1.6, canvas)
         for ax, method in zip(axes, methods, strict=True):
             own = chosen[chosen["method"] == method]
-            grid = own[own["measure"] == "trajectory_loss"].pivot_table(index="alpha", columns="beta", values="value")
+            grid = loss_grid(own[own["measure"] == "trajectory_loss"])
             filled = ax.contourf(
                 grid.index,
                 grid.columns,

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.ticker import NullLocator
 
 from analyses.records import is_rise
 from reports.canvas import Canvas, grid, panels
-from reports.figures.rows import draw_row, label_rows, readable
+from reports.figures.rows import draw_row, label_rows, readable, rounded
 from reports.style import TWO_COLUMNS, geometric_interval, method_order, method_style, plot_context
 from reports.units import loss_unit
 
@@ -104,6 +105,7 @@ def searched_by(records: pd.DataFrame) -> str:
 def with_ratios(records: pd.DataFrame) -> pd.DataFrame:
     """Rises, with the rise over the reference's at the same seed, space and radius; undefined where that is 0."""
     rises = records[is_rise(records) & records["subspace"].isin(list(PANELS))]
+    rises = rises[np.isfinite(rises["value"].astype(float))]
     keys = ["train_size", "seed", "subspace", "rho"]
     reference = rises.loc[rises["method"] == REFERENCE, [*keys, "value"]].rename(columns={"value": "reference"})
     joined = rises.merge(reference, on=keys, how="left")
@@ -117,6 +119,7 @@ def _logarithmic(axes: list[Axes], values: pd.Series) -> None:
     for ax in axes:
         if len(positive) and not (values <= 0).any():
             ax.set_yscale("log")
+            rounded(ax.yaxis)
         else:
             ax.set_yscale("symlog", linthresh=positive.min() if len(positive) else 1.0)
-        ax.minorticks_off()
+        ax.xaxis.set_minor_locator(NullLocator())

@@ -33,6 +33,24 @@ const opened = () => { const target = location.hash && document.getElementById(d
 addEventListener("hashchange", opened); opened();
 addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((one) => { one.open = true; }));
 // Charts take the page's colours, and scenes that belong together turn together.
+// Marks that are nearly black would vanish on a dark page: there they take the text's colour.
+const nearlyBlack = (colour) => {
+  const hex = /^#([0-9a-f]{2})([0-9a-f]{2})([0-9a-f]{2})$/i.exec(colour || "");
+  if (!hex) return false;
+  const [red, green, blue] = hex.slice(1).map((part) => parseInt(part, 16));
+  return 0.2126 * red + 0.7152 * green + 0.0722 * blue < 70;
+};
+const legible = (plot) => {
+  const dark = matchMedia("(prefers-color-scheme: dark)").matches;
+  const text = getComputedStyle(document.body).color;
+  plot.given = plot.given || plot.data.map((trace) => [trace.marker?.color, trace.line?.color, trace.error_x?.color, trace.error_y?.color]);
+  const places = ["marker.color", "line.color", "error_x.color", "error_y.color"];
+  return Promise.all(plot.given.map((colours, index) => {
+    const changed = {};
+    colours.forEach((colour, place) => { if (nearlyBlack(colour)) changed[places[place]] = dark ? text : colour; });
+    return Object.keys(changed).length ? Plotly.restyle(plot, changed, [index]) : null;
+  }));
+};
 const coloured = (layout) => {
   const colour = getComputedStyle(document.body).color;
   const found = { "font.color": colour, "legend.font.color": colour, "title.font.color": colour };
@@ -46,7 +64,7 @@ for (const group of document.querySelectorAll(".plots")) {
     const data = JSON.parse(plot.querySelector("script").textContent);
     const layout = { ...data.layout, autosize: true };
     return Plotly.newPlot(plot, data.data, layout, { responsive: true, displaylogo: false, displayModeBar: "hover", modeBarButtonsToRemove: ["lasso2d", "select2d"] })
-      .then(() => Plotly.relayout(plot, coloured(layout)));
+      .then(() => Plotly.relayout(plot, coloured(layout))).then(() => legible(plot));
   });
   if (group.dataset.linked === "true") {
     let turning = false;
@@ -61,5 +79,5 @@ for (const group of document.querySelectorAll(".plots")) {
   Promise.all(drawn).then(() => { group.dataset.drawn = "true"; });
 }
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
-  for (const plot of document.querySelectorAll(".plot")) if (plot.layout) Plotly.relayout(plot, coloured(plot.layout));
+  for (const plot of document.querySelectorAll(".plot")) if (plot.layout) Plotly.relayout(plot, coloured(plot.layout)).then(() => legible(plot));
 });
