@@ -23,6 +23,7 @@ from reports.figures import draw_all
 from reports.figures.worst_case import searched_by
 from reports.methods_text import bibliography, methods_paragraph
 from reports.sharpness_tables import ball_table, few_examples, measures_table, search_table
+from reports.style import told_apart
 from reports.tables import (
     agreement_table,
     cost_table,
@@ -47,12 +48,12 @@ def write_report(folder: Path) -> Path:
     Returns:
         Path of ``report.html``.
     """
-    with units_of(folder):
-        return _written(folder)
-
-
-def _written(folder: Path) -> Path:
     records = read_records(folder / "records.parquet")
+    with units_of(folder), told_apart(records["method"].dropna()):
+        return _written(folder, records)
+
+
+def _written(folder: Path, records: pd.DataFrame) -> Path:
     claims = read_json(folder / "claims.json")
     figures = draw_all(records, rho=claims["rho"], folder=folder / "figures")
     tables = {

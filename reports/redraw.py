@@ -9,7 +9,7 @@ from analyses.records import read_json, read_records
 from reports.comparison import DESCRIPTION
 from reports.comparison.page import comparison_plans
 from reports.figures import FigureFile, draw_all, draw_plans
-from reports.style import FORMATS, styles_of
+from reports.style import FORMATS, styles_of, told_apart
 from reports.units import units_of
 
 
@@ -43,7 +43,8 @@ def redraw(folder: Path, names: Sequence[str], formats: Sequence[str] = FORMATS)
 
 def _of_a_study(folder: Path, only: Sequence[str] | None, formats: Sequence[str]) -> list[FigureFile]:
     records, rho = read_records(folder / "records.parquet"), read_json(folder / "claims.json", "rho")["rho"]
-    return draw_all(records, rho=rho, folder=folder / "figures", only=only, formats=formats)
+    with told_apart(records["method"].dropna()):
+        return draw_all(records, rho=rho, folder=folder / "figures", only=only, formats=formats)
 
 
 def _of_a_comparison(folder: Path, only: Sequence[str] | None, formats: Sequence[str]) -> list[FigureFile]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -106,6 +107,7 @@ _INVISIBLE = "\u200b"
 _OTHERS = ("#332288", "#117733", "#882255", "#AA4499", "#44AA99", "#DDCC77", "#661100", "#888888")
 _OTHER_MARKERS = "xh<>dp8H"
 _OWN: ContextVar[Mapping[str, MethodStyle]] = ContextVar("own styles", default=MappingProxyType({}))
+_APART: ContextVar[Mapping[str, MethodStyle]] = ContextVar("styles told apart", default=MappingProxyType({}))
 _OWN_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#8C6D31")
 _OWN_MARKERS = "osD^vXPp"
 
@@ -125,6 +127,26 @@ def styles_of(names: Iterable[str]) -> Iterator[None]:
         _OWN.reset(token)
 
 
+@contextmanager
+def told_apart(methods: Iterable[str]) -> Iterator[None]:
+    """Inside, no two of a study's methods share colour and marker: of two that would, the later gets others."""
+    taken: set[tuple[str, str]] = set()
+    styles = {}
+    free = itertools.product(_OTHERS, _OTHER_MARKERS)
+    for method in method_order(methods):
+        style = method_style(method)
+        while (style.colour, style.marker) in taken:
+            colour, marker = next(free)
+            style = replace(style, colour=colour, marker=marker)
+        taken.add((style.colour, style.marker))
+        styles[method] = style
+    token = _APART.set(styles)
+    try:
+        yield
+    finally:
+        _APART.reset(token)
+
+
 def method_style(method: str) -> MethodStyle:
     """Marks of a method.
 
@@ -134,8 +156,9 @@ def method_style(method: str) -> MethodStyle:
     >>> method_style("bilora_r8").label, method_style("bilora_half_rate").label
     ('Bi-LoRA, r = 8', 'Bi-LoRA, half rate')
     """
-    if method in _OWN.get():
-        return _OWN.get()[method]
+    for given in (_OWN.get(), _APART.get()):
+        if method in given:
+            return given[method]
     if method in _STYLES:
         return _STYLES[method]
     rule, _, variant = method.partition("_")

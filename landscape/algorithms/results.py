@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+import torch
 from torch import Tensor
 
 from landscape.showing import Shown, axes_or_new
@@ -51,8 +52,10 @@ class EigenResult(Shown):
 
     @property
     def error_bounds(self) -> Tensor:
-        """(k,) distances within which some eigenvalue of H lies from each returned one."""
-        return self.residuals * self.eigenvalues.abs().clamp(min=self.resolution)
+        """(k,) distances within which some eigenvalue of H lies from each returned one: residual and rounding."""
+        sizes = self.eigenvalues.abs()
+        rounding = torch.finfo(self.eigenvectors.dtype).eps * sizes.max(dim=0).values if len(sizes) else 0.0
+        return self.residuals * sizes.clamp(min=self.resolution) + rounding
 
 
 @dataclass(frozen=True, repr=False)

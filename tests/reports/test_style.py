@@ -10,7 +10,16 @@ import pandas as pd
 import pytest
 
 from reports.comparison.figures import plot_balls
-from reports.style import _STYLES, mean_interval, method_order, method_style, plot_context, save_figure, styles_of
+from reports.style import (
+    _STYLES,
+    mean_interval,
+    method_order,
+    method_style,
+    plot_context,
+    save_figure,
+    styles_of,
+    told_apart,
+)
 from tests.reports.conftest import SHARPNESS
 
 
@@ -71,3 +80,15 @@ def test_a_name_stands_in_figures_as_it_is(name: str) -> None:
     shown = [text.get_text() for text in canvas.legends[0].get_texts()]
     assert [text.replace("\\$", "$").replace("\u200b", "") for text in shown] == [name, "plain"]
     plt.close(canvas)
+
+
+def test_no_two_methods_of_a_study_share_colour_and_marker() -> None:
+    names = ["lora", "b", "galore", "c", "dora", "a", "lora_plus", *(f"bilora_r{rank}" for rank in (2, 3, 4, 6, 8, 12))]
+    before = {name: method_style(name) for name in names}
+    assert len({(style.colour, style.marker) for style in before.values()}) < len(names)
+    with told_apart([*names, *SHARPNESS]):
+        styles = {name: method_style(name) for name in {*names, *SHARPNESS}}
+    assert len({(style.colour, style.marker) for style in styles.values()}) == len(styles)
+    assert all(styles[name] == method_style(name) for name in SHARPNESS)
+    assert all(styles[name].label == before[name].label for name in names)
+    assert method_style("b") == before["b"]
