@@ -87,6 +87,8 @@ class OwnData:
         self._kind = KINDS[settings.name]
         self.loss, self.error = self._kind.loss, self._kind.error
         self._check_model()
+        if settings.name != "image_classification":
+            self._tokenizer  # noqa: B018
         for table in self._tables.values():  # before any long work: missing texts, and splits that cannot be made
             self._check_inputs(table)
         self._parts  # noqa: B018

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -132,6 +133,10 @@ def test_an_adapter_is_measured_by_its_own_command(places: Path, capsys: pytest.
     where = ["--adapter", parts[0], "--base", parts[1], "--data", parts[2]]
     assert main(["measure", *where]) == 0
     assert "| train loss |" in capsys.readouterr().out
+    assert main(["measure", *where, "--what", "generalization", "--csv", str(places / "adapter.csv")]) == 0
+    assert "train_loss" in set(pd.read_csv(places / "adapter.csv")["measure"])
+    assert main(["measure", *where, "--what", "recovery"]) == 2
+    assert "--what: of an adapter expected some of fit" in capsys.readouterr().err
     assert main(["measure", *where[:4]]) == 2
     assert "give all three and no run" in capsys.readouterr().err
     assert main(["measure"]) == 2

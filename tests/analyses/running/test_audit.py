@@ -19,11 +19,13 @@ from analyses.cli import main
 from analyses.records import read_json, read_records, write_json
 from analyses.records.integrity import seal_folder
 from analyses.running import audit as audit_module
+from analyses.running.preparing import prepare, refuse_changed_data
 from analyses.running.stopping import Stopping, until_decided
 from analyses.study import Cell, StudyFolder, load_study
 from analyses.training.runs import load_minimum, study_task
 from landscape import EmpiricalRisk
 from tests.analyses.mini import QUICK
+from tests.analyses.own import bert, reviews
 
 
 def study_file(folder: Path, **changes: object) -> str:
@@ -313,3 +315,19 @@ def test_a_run_folder_can_be_checked_by_hand(finished: Path) -> None:
     for folder in (finished / "out" / "runs").iterdir():
         done = subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=folder, check=False)
         assert done.returncode == 0
+
+
+def test_data_that_changed_are_refused_before_anything_of_the_study(tmp_path: Path) -> None:
+    data = tmp_path / "data.csv"
+    reviews()[["text", "label"]].to_csv(data, index=False)
+    task = {"name": "text_classification", "model": str(bert(tmp_path / "model")), "data": str(data)}
+    adapters = {"r": 2, "target_modules": ["query"], "modules_to_save": ["classifier"]}
+    study = load_study(Path(study_file(tmp_path, task=task, adapters=adapters)))
+    folder = StudyFolder(tmp_path / "out")
+    refuse_changed_data(study, folder)  # there is nothing yet
+    prepare(study, folder)
+    refuse_changed_data(study, folder)
+    reviews(seed=5)[["text", "label"]].to_csv(data, index=False)
+    assert audit(tmp_path, task=task, adapters=adapters) == 2
+    assert audit(tmp_path, "--dry-run", task=task, adapters=adapters) == 2
+    assert not (folder.root / "looks.json").exists() and not folder.runs.exists()

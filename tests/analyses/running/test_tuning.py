@@ -12,8 +12,8 @@ import yaml
 
 from analyses.cli import main
 from analyses.records.front import flatter_at_equal_fit, on_front
-from analyses.running.tuning import at_the_edge, best_settings, tried
-from analyses.study import MethodSettings, Study, TuningSettings
+from analyses.running.tuning import at_the_edge, best_settings, tried, unfit
+from analyses.study import MethodSettings, Study, StudyError, TuningSettings
 from reports.figures.front import front_lines, plot_front
 from tests.analyses.mini import QUICK
 
@@ -106,3 +106,16 @@ def test_the_command_tries_chooses_and_warns(tmp_path: Path, capsys: pytest.Capt
     assert results.loc[diverged, ["method", "learning_rate"]].to_numpy().tolist() == [["bilora", 1e30]]
     assert (results["rise"].dropna() > 0).all() and len(results["rise"].dropna()) == 3
     assert (tmp_path / "out" / "figures" / "front.png").is_file()
+
+
+def test_a_method_that_fits_nothing_is_told_and_the_others_are_chosen() -> None:
+    rows = table([{"learning_rate": 0.1}, {"learning_rate": 0.2, "train_loss": 3.0, "method": "lora"}])
+    rows = rows.assign(validation_accuracy=0.8, validation_loss=0.5)
+    study = study_of({"learning_rate": {"lora": [0.2], "bilora_share_a": [0.1]}, "max_train_loss": 1.0})
+    assert study.tuning is not None
+    assert list(best_settings(rows, study.tuning, study.methods)) == ["bilora_share_a"]
+    (sentence,) = unfit(rows, study.tuning)
+    assert sentence.startswith("lora: no setting reaches a training loss of 1 at all seeds (the lowest is 3)")
+    like = study.tuning.model_copy(update={"fit_like": "lora"})
+    with pytest.raises(StudyError, match=r"tuning\.fit_like: lora: no setting reaches"):
+        best_settings(rows, like, study.methods)

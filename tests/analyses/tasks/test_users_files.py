@@ -12,12 +12,21 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Value
 from PIL import Image
-from transformers import BertConfig, BertLMHeadModel, ViTConfig, ViTForImageClassification
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    BertConfig,
+    BertLMHeadModel,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+    ViTConfig,
+    ViTForImageClassification,
+)
 
 from analyses.study.base import StudyError
 from analyses.study.data_settings import DataTask
 from analyses.tasks.own_data import OwnData
-from tests.analyses.own import bert, gpt2, reviews, save_tokenizer, t5
+from tests.analyses.own import VOCABULARY, bert, gpt2, reviews, save_tokenizer, t5
 
 
 def task(name: str, data: Path, model: Path, size: int = 20, **settings: Any) -> OwnData:
@@ -205,3 +214,75 @@ def test_texts_of_one_token_have_no_next_one(tmp_path: Path) -> None:
     texts.write_text("text\n" + "good film\n" * 30 + "good\nbad\n" + "good film\n" * 10)
     with pytest.raises(StudyError, match=r"texts of two tokens and more.*row 31 and 1 others have fewer; leave these"):
         task("causal_lm", texts, gpt2(tmp_path / "gpt2"), input="text")
+
+
+def test_a_picture_that_cannot_be_read_is_found_before_any_work(tmp_path: Path) -> None:
+    for name, shade in {"ant": 20, "zebra": 200}.items():
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        for number in range(20):
+            Image.new("L", (8, 8), shade).save(tmp_path / "pictures" / name / f"{number:02}.png")
+    model = vit(tmp_path / "model")
+    task("image_classification", tmp_path / "pictures", model)
+    (tmp_path / "pictures" / "ant" / "03.png").write_bytes(b"broken")
+    with pytest.raises(StudyError, match=r"row 4 of column 'image' cannot be read as an image"):
+        task("image_classification", tmp_path / "pictures", model)
+    images = np.random.default_rng(0).random((40, 8, 8)).astype(np.float32)
+    images[30, 2, 2] = np.nan
+    np.savez(tmp_path / "arrays.npz", image=images, label=np.arange(40) % 2)
+    with pytest.raises(StudyError, match=r"not finite \(row 31 of column 'image'\)"):
+        task("image_classification", tmp_path / "arrays.npz", model)
+
+
+def test_numbers_with_leading_zeros_are_names(tmp_path: Path) -> None:
+    frame = reviews()[["text"]].assign(label=[("01", "1", "2")[row % 3] for row in range(len(reviews()))])
+    own = task("text_classification", csv(tmp_path, frame), bert(tmp_path / "model"))
+    assert own.classes == {"01": 0, "1": 1, "2": 2}
+    plain = task("text_classification", csv(tmp_path, frame.replace("01", "0")), bert(tmp_path / "model"))
+    assert plain.classes == {0: 0, 1: 1, 2: 2}
+
+
+def test_a_header_alone_holds_no_examples(tmp_path: Path) -> None:
+    (tmp_path / "data.csv").write_text("text,label\n")
+    with pytest.raises(StudyError, match="holds no examples"):
+        task("text_classification", tmp_path / "data.csv", bert(tmp_path / "model"))
+
+
+@pytest.mark.parametrize(("padding", "places"), [(1, 32), (0, 33)])
+def test_positions_behind_the_paddings_are_the_limit(tmp_path: Path, padding: int, places: int) -> None:
+    config = RobertaConfig(
+        vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8,
+        max_position_embeddings=34, pad_token_id=padding,
+    )  # fmt: skip
+    model = RobertaForSequenceClassification(config)
+    model.save_pretrained(tmp_path / "model")
+    save_tokenizer(tmp_path / "model", framed=True)
+    frame = reviews()[["text", "label"]].assign(text=" ".join(["film"] * 60))
+    data = csv(tmp_path, frame)
+    with pytest.raises(StudyError, match=f"set it to {places} at most"):
+        task("text_classification", data, tmp_path / "model")
+    own = task("text_classification", data, tmp_path / "model", max_length=places)
+    batch = own.batches("train")[0]
+    assert batch["input_ids"].shape[1] == places
+    model.config.pad_token_id = own.new_model(0).config.pad_token_id
+    ids = batch["input_ids"].clone()
+    with torch.no_grad():
+        model(input_ids=torch.full_like(ids, 5))
+        with pytest.raises((IndexError, RuntimeError)):
+            model(input_ids=torch.full((1, places + 1), 5))
+
+
+def test_a_tokenizer_without_special_tokens_pads_with_what_the_mask_hides(tmp_path: Path) -> None:
+    bert(tmp_path / "model")
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(VOCABULARY)}))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    for file in (tmp_path / "model").glob("*token*"):
+        file.unlink()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(tmp_path / "model")
+    own = task("text_classification", csv(tmp_path, reviews()[["text", "label"]]), tmp_path / "model")
+    assert own.collate(own.dataset("train")[:4])["attention_mask"].shape[0] == 4
+
+
+def test_a_folder_without_a_tokenizer_is_told(tmp_path: Path) -> None:
+    data = csv(tmp_path, reviews()[["text", "label"]])
+    with pytest.raises(StudyError, match="the folder holds no tokenizer"):
+        task("text_classification", data, vit(tmp_path / "model"))
