@@ -67,7 +67,7 @@ def plot_data(figure: go.Figure) -> dict[str, Any]:
 def titled(figure: go.Figure, text: str) -> None:
     """A small title above a plot of the usual height, and its legend below."""
     title = {"text": text, "font": {"size": 13}}
-    figure.update_layout(title=title, height=430, legend={"orientation": "h", "y": -0.2})
+    figure.update_layout(title=title, height=430, legend={"orientation": "h", "y": -0.25})
 
 
 def marks(method: str) -> dict[str, Any]:

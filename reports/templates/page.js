@@ -33,12 +33,14 @@ const opened = () => { const target = location.hash && document.getElementById(d
 addEventListener("hashchange", opened); opened();
 addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((one) => { one.open = true; }));
 // Charts take the page's colours, and scenes that belong together turn together.
-// Marks that are nearly black would vanish on a dark page: there they take the text's colour.
-const nearlyBlack = (colour) => {
+// Dark marks would vanish on a dark page: there grey ones take the text's colour, others become lighter.
+const lighter = (colour, text) => {
   const hex = /^#([0-9a-f]{2})([0-9a-f]{2})([0-9a-f]{2})$/i.exec(colour || "");
-  if (!hex) return false;
-  const [red, green, blue] = hex.slice(1).map((part) => parseInt(part, 16));
-  return 0.2126 * red + 0.7152 * green + 0.0722 * blue < 70;
+  if (!hex) return null;
+  const parts = hex.slice(1).map((part) => parseInt(part, 16));
+  if (0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2] >= 70) return null;
+  if (Math.max(...parts) - Math.min(...parts) < 30) return text;
+  return `rgb(${parts.map((part) => Math.round(part + 0.5 * (255 - part))).join(",")})`;
 };
 const legible = (plot) => {
   const dark = matchMedia("(prefers-color-scheme: dark)").matches;
@@ -47,7 +49,10 @@ const legible = (plot) => {
   const places = ["marker.color", "line.color", "error_x.color", "error_y.color"];
   return Promise.all(plot.given.map((colours, index) => {
     const changed = {};
-    colours.forEach((colour, place) => { if (nearlyBlack(colour)) changed[places[place]] = dark ? text : colour; });
+    colours.forEach((colour, place) => {
+      const seen = lighter(colour, text);
+      if (seen) changed[places[place]] = dark ? seen : colour;
+    });
     return Object.keys(changed).length ? Plotly.restyle(plot, changed, [index]) : null;
   }));
 };
