@@ -43,6 +43,19 @@ def measuring(model: nn.Module, order: int) -> Iterator[None]:
                 _refill(vars(module)[name], content)
 
 
+def _precisions() -> list[tuple[Any, str, Any]]:
+    """Where torch keeps the precision of products: object, attribute, and its value for exact ones."""
+    cudnn: Any = torch.backends.cudnn  # torch's stubs do not know its parts
+    matmul: Any = torch.backends.cuda.matmul
+    try:  # not `allow_tf32`, which torch refuses to read once a user has set the precision by its newer name
+        return [(kind, "fp32_precision", "ieee") for kind in (matmul, cudnn.conv, cudnn.rnn)]
+    except AttributeError:  # torch before 2.9
+        return [(matmul, "allow_tf32", False), (cudnn, "allow_tf32", False)]
+
+
+_PRECISIONS = _precisions()
+
+
 @contextmanager
 def exact_products() -> Iterator[None]:
     """Products of matrices and convolutions in the precision of their numbers.
@@ -50,13 +63,10 @@ def exact_products() -> Iterator[None]:
     GPUs keep 10 bits of float32 in TF32, and `torch.autocast` would keep 8 to 11: around a measurement, or inside a
     forward pass, where accelerate leaves it in models that were trained with ``bf16=True``.
     """
-    # Not `allow_tf32`, which torch refuses to read once a user has set the precision by its newer name.
-    cudnn: Any = torch.backends.cudnn  # torch's stubs do not know its parts
-    kinds: tuple[Any, ...] = (torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn)
-    kept, entering = [kind.fp32_precision for kind in kinds], torch.autocast.__enter__
+    kept, entering = [getattr(kind, name) for kind, name, _ in _PRECISIONS], torch.autocast.__enter__
     try:
-        for kind in kinds:
-            kind.fp32_precision = "ieee"
+        for kind, name, exact in _PRECISIONS:
+            setattr(kind, name, exact)
         with ExitStack() as stack:
             for device in ("cpu", "cuda"):
                 if torch.is_autocast_enabled(device):
@@ -65,8 +75,8 @@ def exact_products() -> Iterator[None]:
             yield
     finally:
         torch.autocast.__enter__ = entering  # type: ignore[method-assign]
-        for kind, precision in zip(kinds, kept, strict=True):
-            kind.fp32_precision = precision
+        for (kind, name, _), precision in zip(_PRECISIONS, kept, strict=True):
+            setattr(kind, name, precision)
 
 
 _ENTER = torch.autocast.__enter__
