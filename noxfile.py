@@ -1,7 +1,6 @@
 """The tests with the oldest and the newest libraries that pyproject.toml allows: `make matrix`, or one session of it.
 
-The lock's versions are those of `make test`. What follows `--` goes to pytest: `nox -s
-"oldest-3.10" -- tests/landscape`.
+The lock's versions are those of `make test`. What follows `--` goes to pytest: `nox -s oldest -- tests/landscape`.
 """
 
 from __future__ import annotations

@@ -88,7 +88,8 @@ def factor_subspace(layout: Layout, factors: Mapping[str, Pair], kind: Kind) -> 
 def minimum(source: Trainer | nn.Module | str | Path, *, base: nn.Module | None = None) -> Minimum:
     """What was trained, as a plain model with the spaces of its adapters.
 
-    The source is left as it is: its model is copied, so that the memory for one more is needed.
+    The source is left as it is: its model is copied, so that the memory for one more is needed; in float32 where
+    adapters are merged into weights of half precision, in whose rounding their change would be lost.
 
     Args:
         source: A trainer; a `peft.PeftModel`, whose active adapters without the auxiliary are merged; a plain model; or
@@ -97,7 +98,8 @@ def minimum(source: Trainer | nn.Module | str | Path, *, base: nn.Module | None 
             model, what it is compared with for ``updates``.
 
     Raises:
-        ValueError: The folder holds none of these, or an adapter's base is missing.
+        ValueError: The folder holds none of these, an adapter's base is missing, or adapters lie in other layers than
+            linear ones.
 
     >>> from bilora import BiLoraConfig, attach
     >>> net = nn.Sequential(nn.Linear(4, 3))

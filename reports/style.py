@@ -132,12 +132,11 @@ def told_apart(methods: Iterable[str]) -> Iterator[None]:
     """Inside, no two of a study's methods share colour and marker: of two that would, the later gets others."""
     taken: set[tuple[str, str]] = set()
     styles = {}
-    free = itertools.product(_OTHERS, _OTHER_MARKERS)
+    free = itertools.product(_OTHERS, _OTHER_MARKERS)  # 64: beyond them marks repeat
     for method in method_order(methods):
         style = method_style(method)
-        while (style.colour, style.marker) in taken:
-            colour, marker = next(free)
-            style = replace(style, colour=colour, marker=marker)
+        while (style.colour, style.marker) in taken and (other := next(free, None)) is not None:
+            style = replace(style, colour=other[0], marker=other[1])
         taken.add((style.colour, style.marker))
         styles[method] = style
     token = _APART.set(styles)

@@ -114,10 +114,9 @@ def _over_runs(records: pd.DataFrame, rho: float) -> Iterator[Plan]:
         "forest",
         ratios_to_lora,
         f"Each method over LoRA, seed by seed ({count(ratios_to_lora)}): the worst-case rise of the training loss at "
-        f"rho = {rho:g} in "
-        "the full space (a lower bound), the training loss and the test loss at the minimum. Dots are runs, marks "
-        "geometric means with 95 % Student-t intervals of the log ratios. A flatter minimum of the same training loss "
-        "is one that fits as well; where the training loss is larger, some of the flatness is fit.",
+        f"rho = {rho:g} in the full space (a lower bound), the training loss and the test loss at the minimum. Dots "
+        "are runs, marks geometric means with 95 % Student-t intervals of the log ratios. A flatter minimum of the "
+        "same training loss is one that fits as well; where the training loss is larger, some of the flatness is fit.",
         lambda: plot_forest(ratios_to_lora),
     )
     rises = with_ratios(records)
@@ -130,8 +129,7 @@ def _over_runs(records: pd.DataFrame, rho: float) -> Iterator[Plan]:
         "the gap between two. Over all weights and (hollow marks, where there are several radii) inside the tangent "
         "space of the run's adapter (for methods without one, of the best rank-r fit of their update). "
         f"Geometric {over(rises, logs=True)} The claims are judged at rho = {rho:g}. The numbers hold the "
-        "ratios to LoRA at "
-        "the same seed, too.",
+        "ratios to LoRA at the same seed, too.",
         lambda: plot_worst_case(records, rho=rho),
     )
     carriers = carried(records, rho=rho)

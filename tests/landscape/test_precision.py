@@ -37,3 +37,31 @@ def test_tf32_is_off_inside_and_as_before_after(setting: str, reading: str) -> N
     program = PROGRAM.format(setting=setting, reading=reading)
     done = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+OLDER = """
+import torch
+newer = torch.backends.cudnn
+
+class Older:
+    def __getattr__(self, name):
+        if name in ("conv", "rnn"):
+            raise AttributeError(name)
+        return getattr(newer, name)
+
+    def __setattr__(self, name, value):
+        setattr(newer, name, value)
+
+torch.backends.cudnn = Older()
+from landscape.evaluation import exact_products
+matmul = torch.backends.cuda.matmul
+matmul.allow_tf32 = True
+with exact_products():
+    assert not matmul.allow_tf32 and not newer.allow_tf32
+assert matmul.allow_tf32 and newer.allow_tf32
+"""
+
+
+def test_tf32_is_off_by_the_names_of_torch_before_2_9_too() -> None:
+    done = subprocess.run([sys.executable, "-c", OLDER], check=False, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
