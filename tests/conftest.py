@@ -3,17 +3,34 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def svg_alone() -> Iterator[None]:
+    """Draw what pages show and leave the files for print empty, which take half of a report's time."""
+    whole = Figure.savefig
+
+    def savefig(figure: Figure, path: Path, **options: object) -> None:
+        if path.suffix == ".svg":
+            whole(figure, path, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", savefig)
+        yield
 
 
 _SLOW = (

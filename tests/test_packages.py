@@ -62,7 +62,7 @@ def test_an_installed_package_runs_a_study_from_another_repository(built: Path, 
         subprocess.run(["git", *command], cwd=tmp_path, check=True)
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(QUICK | {"seeds": 1}))
     done = subprocess.run(
-        [sys.executable, "-m", "analyses.cli", "audit", "--config", "study.yaml", "--out", "out"],
+        [sys.executable, "-m", "analyses.cli", "audit", "--config", "study.yaml", "--out", "out", "--jobs", "1"],
         cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(site)}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -15,10 +15,10 @@ from analyses.cli import main
 
 MINI: dict[str, Any] = {
     "name": "mini",
-    "task": {"name": "digits", "pretrain_epochs": 1},
-    "train_sizes": [40],
+    "task": {"name": "digits", "pretrain_epochs": 1, "test_size": 100},
+    "train_sizes": [20],
     "seeds": 2,
-    "training": {"epochs": 2, "batch_size": 20},
+    "training": {"epochs": 2, "batch_size": 10},
     "adapters": {"r": 2, "alpha": 4, "target_modules": ["q_proj", "fc1"]},
     "methods": {
         "lora": {"learning_rate": 0.003},
@@ -55,7 +55,7 @@ QUICK: dict[str, Any] = MINI | {
         "surface": None,
         "cost_rounds": 1,
     },
-    "training": {"max_steps": 2, "batch_size": 20},
+    "training": {"max_steps": 2, "batch_size": 10},
 }
 """A study of losses and rises alone."""
 

@@ -16,6 +16,8 @@ import pytest
 from analyses.records import read_records
 from tests.analyses.mini import MINI, landscape, landscape_apart, written
 
+pytestmark = pytest.mark.usefixtures("svg_alone")
+
 
 def numbers(out: Path) -> pd.DataFrame:
     records = pd.read_parquet(out / "records.parquet")

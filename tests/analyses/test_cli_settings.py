@@ -16,6 +16,8 @@ from analyses.running.tuning import best_settings
 from analyses.study import Study, load_preset, preset_names
 from tests.analyses.mini import MINI, landscape, written
 
+pytestmark = pytest.mark.usefixtures("svg_alone")
+
 
 def test_pictures_and_the_third_opinion_can_be_left_out(tmp_path: Path) -> None:
     skipped = dict.fromkeys(("gauss_newton", "alignment_along_training", "angles", "dynamics", "recovery"), 0)

@@ -153,7 +153,7 @@ def test_alignment_leaves_a_gap_where_a_block_is_missing(records: pd.DataFrame) 
 
 def test_alignment_of_many_variants_is_left_to_the_map(tmp_path: Path) -> None:
     records = made_up_records(tuple(f"bilora_r{2**power}" for power in range(6)), num_seeds=1)
-    drawn = {one.name for one in draw_all(records, rho=RHO, folder=tmp_path)}
+    drawn = {one.name for one in draw_all(records, rho=RHO, folder=tmp_path, formats=["svg"])}
     assert "alignment_map" in drawn and "alignment" not in drawn
 
 
@@ -246,7 +246,8 @@ def test_forest_has_every_run_and_geometric_means_of_paired_ratios(records: pd.D
 def test_draw_all_leaves_out_what_has_no_records(tmp_path: Path) -> None:
     records = made_up_records(("bilora",), num_seeds=1)
     absent = ["captured_energy", "loss_profile", "loss_surface", "quadratic_rise", "loss_barrier"]
-    drawn = draw_all(records[~records["measure"].isin(absent)], rho=0.3, folder=tmp_path)
+    present = records[~records["measure"].isin(absent)]
+    drawn = draw_all(present, rho=0.3, folder=tmp_path, formats=["svg"])
     assert [one.name for one in drawn] == ["worst_case_rise", "eigenvalues"]  # nothing of rho = 0.3 is recorded
     assert "one seed has no interval" in drawn[0].caption
     assert draw_all(records.iloc[:0], rho=RHO, folder=tmp_path) == []

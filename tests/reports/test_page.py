@@ -18,6 +18,8 @@ from reports.claims import TITLES, claims_text, details, print_claims
 from reports.page import write_report
 from tests.reports.conftest import made_up_claims, made_up_records, write_study
 
+pytestmark = pytest.mark.usefixtures("svg_alone")
+
 FAILURES = [{"cell": "sam-3", "reason": "the loss <diverged>"}]
 UNDEFINED = re.compile(r"\b(nan|None|inf|<NA>)\b")
 

@@ -18,6 +18,8 @@ from reports.figures.numbers import figure_numbers
 from reports.figures.recovered import captured_over_rank, plot_capture, plot_recovered, recovered_shares
 from reports.style import mean_interval
 
+pytestmark = pytest.mark.usefixtures("svg_alone")
+
 RANKS, RADII, SEEDS = (1, 2, 8), (0.1, 0.2), 3
 
 

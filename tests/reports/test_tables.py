@@ -28,6 +28,8 @@ from reports.tables import (
 )
 from tests.reports.conftest import RHO, SHARPNESS, made_up_records, write_study
 
+pytestmark = pytest.mark.usefixtures("svg_alone")
+
 
 def test_main_table_has_a_row_a_method_with_mean_and_half_width(records: pd.DataFrame) -> None:
     shown, plain = main_table(records, rho=RHO)

@@ -29,6 +29,8 @@ from reports.sharpness_tables import search_table
 from reports.tables import difference_table, main_table, markdown_table
 from tests.reports.conftest import RHO, made_up_records, write_study
 
+pytestmark = pytest.mark.usefixtures("svg_alone")
+
 
 @pytest.fixture(autouse=True)
 def _close_figures() -> Iterator[None]:

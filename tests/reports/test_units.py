@@ -11,6 +11,8 @@ from reports.page import write_report
 from reports.units import loss_unit, units_of
 from tests.reports.conftest import made_up_records, write_study
 
+pytestmark = pytest.mark.usefixtures("svg_alone")
+
 
 @pytest.mark.parametrize(
     ("settings", "unit"),

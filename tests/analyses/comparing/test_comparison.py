@@ -21,6 +21,8 @@ from bilora import BiLoraConfig, attach
 from landscape import EmpiricalRisk
 from tests.analyses.comparing.nets import QUICK, examples, minimum_of
 
+pytestmark = pytest.mark.usefixtures("svg_alone")
+
 
 @pytest.fixture(scope="module")
 def three() -> Comparison:

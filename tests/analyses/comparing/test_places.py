@@ -17,6 +17,8 @@ from analyses.records import read_records
 from tests.analyses.comparing.nets import QUICK, minimum_of
 from tests.analyses.own import bert, reviews
 
+pytestmark = pytest.mark.usefixtures("svg_alone")
+
 NETS = "tests.analyses.comparing.nets"
 FACTORY = ("--model", f"{NETS}:network")
 DATA = ("--data", f"{NETS}:with_test")

@@ -15,6 +15,8 @@ from analyses.comparing import compare
 from landscape.losses import mse
 from reports.comparison.page import write_comparison
 
+pytestmark = pytest.mark.usefixtures("svg_alone")
+
 
 def absolute(outputs: Any, batch: Any) -> Tensor:
     return F.l1_loss(outputs, batch[1], reduction="none").mean(dim=1)

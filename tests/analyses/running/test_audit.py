@@ -6,6 +6,7 @@ import fcntl
 import json
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 import torch
 import yaml
 
+from analyses import cli
 from analyses.cli import main
 from analyses.records import read_json, read_records, write_json
 from analyses.records.integrity import seal_folder
@@ -24,6 +26,7 @@ from analyses.running.stopping import Stopping, until_decided
 from analyses.study import Cell, StudyFolder, load_study
 from analyses.training.runs import load_minimum, study_task
 from landscape import EmpiricalRisk
+from reports.page import write_report
 from tests.analyses.mini import QUICK
 from tests.analyses.own import bert, reviews
 
@@ -35,7 +38,16 @@ def study_file(folder: Path, **changes: object) -> str:
 
 
 def audit(folder: Path, *arguments: str, **changes: object) -> int:
-    return main(["audit", "--config", study_file(folder, **changes), "--out", str(folder / "out"), *arguments])
+    source = ["--config", study_file(folder, **changes), "--out", str(folder / "out")]
+    return main(["audit", *source, "--jobs", "1", *arguments])
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_report() -> Iterator[None]:
+    """Reports have tests of their own; one here asks for it by its command."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cli, "write_report", lambda folder: folder / "report.html")
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -133,18 +145,18 @@ def test_run_folders_hold_no_pickle(tmp_path: Path) -> None:
 def test_a_diverged_run_is_a_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     methods = {"lora": {"learning_rate": 0.003}, "bilora": {"learning_rate": 1e30, "rho": 0.05}}
     assert audit(tmp_path, methods=methods) == 0
-    assert "diverged: bilora-seed0-n40: the training loss of the deployed weights is" in capsys.readouterr().err
+    assert "diverged: bilora-seed0-n20: the training loss of the deployed weights is" in capsys.readouterr().err
     records = read_records(tmp_path / "out" / "records.parquet")
     assert records.loc[records["measure"] == "diverged", "method"].tolist() == ["bilora", "bilora"]
     assert set(records.loc[records["measure"] == "worst_case_rise", "method"]) == {"lora"}
     claims = {claim["name"]: claim for claim in read_json(tmp_path / "out" / "claims.json")["claims"]}
     assert claims["flatter_than_lora"]["n"] == 2 and "diverged" in claims["flatter_than_lora"]["test"]
-    assert "Runs that diverged" in (tmp_path / "out" / "report.html").read_text()
+    assert "Runs that diverged" in write_report(tmp_path / "out").read_text()
     runs = sorted(map(str, (tmp_path / "out" / "runs").iterdir()))
     quick = ["--what", "fit", "--radii", "0.1"]
     assert main(["compare", *runs, *quick]) == 0
     shown = capsys.readouterr().out
-    assert "bilora-seed0-n40" in shown and "there is no minimum to measure" in shown and "| train loss |" in shown
+    assert "bilora-seed0-n20" in shown and "there is no minimum to measure" in shown and "| train loss |" in shown
     assert main(["compare", runs[0], *quick]) == 2
     assert "none is left" in capsys.readouterr().err
 
@@ -187,14 +199,14 @@ def test_barriers_interpolate_every_weight(tmp_path: Path) -> None:
     measures = QUICK["measures"] | {"surface": {"line_points": 3, "grid_points": 3, "path_points": 5}}
     assert audit(tmp_path, methods=methods, measures=measures, seeds=1) == 0
     study, folder = load_study(tmp_path / "out" / "study.yaml"), StudyFolder(tmp_path / "out")
-    minima = [load_minimum(study, Cell(method, 0, 40), folder).model for method in methods]
-    batches = study_task(study, Cell("lora", 0, 40)).batches("train")
+    minima = [load_minimum(study, Cell(method, 0, 20), folder).model for method in methods]
+    batches = study_task(study, Cell("lora", 0, 20)).batches("train")
     losses = []
     for share in np.linspace(0, 1, 5):
         mixed = {
             name: (1 - share) * a + share * minima[1].state_dict()[name] for name, a in minima[0].state_dict().items()
         }
-        model = study_task(study, Cell("lora", 0, 40)).load_base(folder.base(study)).eval()
+        model = study_task(study, Cell("lora", 0, 20)).load_base(folder.base(study)).eval()
         model.load_state_dict(mixed)
         losses.append(EmpiricalRisk(model, batches).loss())
     records = read_records(tmp_path / "out" / "records.parquet")

@@ -15,7 +15,7 @@ from analyses.running.drafting import draft
 from analyses.study import StudyError, load_study
 from tests.analyses.own import bert, gpt2, reviews
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("svg_alone")]
 
 SMALL = {"training": {"max_steps": 2, "batch_size": 16}, "seeds": 1}
 

@@ -15,6 +15,8 @@ from analyses.study import Cell, StudyError, parse_study
 from analyses.tasks import build_task
 from tests.analyses.mini import QUICK
 
+pytestmark = pytest.mark.usefixtures("svg_alone")
+
 MEASURE = '''
 from analyses.measures.base import Measure
 
@@ -150,7 +152,7 @@ def test_a_cell_that_fails_is_named_and_the_others_finish(outside: Path) -> None
     (outside / "study.yaml").write_text(yaml.safe_dump(QUICK | {"measures": measures, "seeds": 1}))
     assert main(["audit", "--config", str(outside / "study.yaml"), "--out", str(outside / "out")]) == 1
     (failure,) = read_json(outside / "out" / "failures.json")
-    assert failure["cell"] == "bilora-seed0-n40" and failure["reason"] == "ArithmeticError: no such <number>"
+    assert failure["cell"] == "bilora-seed0-n20" and failure["reason"] == "ArithmeticError: no such <number>"
     records = read_records(outside / "out" / "records.parquet")
     assert records.loc[records["measure"] == "broken", "method"].tolist() == ["lora"]
     assert set(records.loc[records["measure"] == "worst_case_rise", "method"]) == {"lora", "bilora"}

@@ -17,6 +17,8 @@ from analyses.study import MethodSettings, Study, StudyError, TuningSettings
 from reports.figures.front import front_lines, plot_front
 from tests.analyses.mini import QUICK
 
+pytestmark = pytest.mark.usefixtures("svg_alone")
+
 DESIGN = {"settings": 8, "learning_rate": [1e-4, 1e-1], "rho": [0.01, 1.0], "auxiliary_lr_ratio": [0.1, 10.0]}
 METHODS: dict[str, Any] = {
     "lora": {"learning_rate": 0.003},
