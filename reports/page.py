@@ -55,6 +55,8 @@ def write_report(folder: Path) -> Path:
 
 def _written(folder: Path, records: pd.DataFrame) -> Path:
     claims = read_json(folder / "claims.json")
+    failures, diverged = (_optional(folder / f"{name}.json", "cell", "reason") for name in ("failures", "diverged"))
+    made, correlations = (_optional(folder / f"{name}.json") for name in ("environment", "correlations"))
     figures = draw_all(records, rho=claims["rho"], folder=folder / "figures")
     tables = {
         "main": main_table(records, rho=claims["rho"]),
@@ -70,15 +72,14 @@ def _written(folder: Path, records: pd.DataFrame) -> Path:
         "agreement": agreement_table(records),
         "pyhessian": pyhessian_table(records),
         "claims": claims_table(claims["claims"]),
-        "correlations": correlation_table(_optional(folder / "correlations.json")),
+        "correlations": correlation_table(correlations),
     }
     tables = {name: said(*pair) for name, pair in tables.items()}
     write_tables(tables, folder / "tables")
-    failures, diverged = (_optional(folder / f"{name}.json") for name in ("failures", "diverged"))
     num_runs = int((records["measure"] == "train_loss").sum())
     short = summary(claims, study=_study_name(records), runs=num_runs, failed=len(failures), diverged=len(diverged))
     write_json(folder / "summary.json", short)
-    settings, made = folder / "study.yaml", _optional(folder / "environment.json")
+    settings = folder / "study.yaml"
     text = settings.read_text() if settings.exists() else ""
     if len(records):
         paragraph = methods_paragraph(yaml.safe_load(text) or {}, records, claims)
@@ -153,14 +154,19 @@ def _embed(path: Path) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(path.with_suffix(".svg").read_bytes()).decode()
 
 
-def _optional(path: Path) -> list[dict[str, Any]]:
+def _optional(path: Path, *keys: str) -> list[dict[str, Any]]:
     """The entries of a file of the folder, also of one that holds a single one; none where there is no file.
+
+    Args:
+        path: JSON.
+        keys: What each entry has to have.
 
     Raises:
         RecordsError: It holds something else.
     """
     content = read_json(path) if path.exists() else []
     entries = [content] if isinstance(content, dict) else content
-    if not isinstance(entries, list) or not all(isinstance(one, dict) for one in entries):
-        raise RecordsError(f"{path} cannot be read as what the study wrote: expected entries, got {content!r:.60}")
+    if not isinstance(entries, list) or not all(isinstance(one, dict) and {*keys} <= {*one} for one in entries):
+        what = f"entries with {', '.join(keys)}" if keys else "entries"
+        raise RecordsError(f"{path} cannot be read as what the study wrote: expected {what}, got {content!r:.60}")
     return entries

@@ -323,8 +323,15 @@ def markdown_table(frame: pd.DataFrame) -> str:
 
 
 def _markdown_cell(text: str) -> str:
-    """A text on one line, in which Markdown sees no column and no HTML."""
-    return " ".join(text.split()).replace("|", r"\|").replace("<", "&lt;")
+    """A text on one line, in which Markdown sees no column, no HTML and no emphasis but that of `BOLD`."""
+    if _is_bold(text):
+        return f"{BOLD}{_markdown_cell(text.removeprefix(BOLD).removesuffix(BOLD))}{BOLD}"
+    line = " ".join(text.split()).replace("|", r"\|").replace("<", "&lt;")
+    return re.sub(r"[*`]|~~|(?<!\w)_|_(?!\w)", r"\\\g<0>", line)
+
+
+def _is_bold(text: str) -> bool:
+    return text.startswith(BOLD) and text.endswith(BOLD) and len(text) > 2 * len(BOLD)
 
 
 def escape_latex(text: str) -> str:
@@ -333,7 +340,7 @@ def escape_latex(text: str) -> str:
 
 
 def _latex_cell(text: str) -> str:
-    if text.startswith(BOLD) and text.endswith(BOLD) and len(text) > 2 * len(BOLD):
+    if _is_bold(text):
         return rf"\textbf{{{escape_latex(text.removeprefix(BOLD).removesuffix(BOLD))}}}"
     return escape_latex(text)
 

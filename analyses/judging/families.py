@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from statsmodels.stats.multitest import multipletests
-
 
 @dataclass(frozen=True)
 class Adjusted:
@@ -57,15 +55,15 @@ def holm(p_values: Sequence[float], *, alpha: float) -> list[Adjusted]:
     >>> [round(one.p_value, 3) for one in holm([0.01, 0.04, 0.02], alpha=0.05)]
     [0.03, 0.04, 0.04]
     """
-    if not p_values:
-        return []
-    adjusted = multipletests(p_values, alpha=alpha, method="holm")[1]
     order = sorted(range(len(p_values)), key=lambda i: p_values[i])
-    levels, going_on = [0.0] * len(p_values), True
-    for rank, i in enumerate(order):
-        levels[i] = alpha / (len(p_values) - rank) if going_on else 0.0
-        going_on = going_on and p_values[i] <= levels[i]
-    return [Adjusted(float(p), level) for p, level in zip(adjusted, levels, strict=True)]
+    found: dict[int, Adjusted] = {}
+    largest, going_on = 0.0, True
+    for rank, i in enumerate(order):  # statsmodels' multipletests collects the process's garbage at each call
+        left = len(p_values) - rank
+        largest = max(largest, min(1.0, left * float(p_values[i])))
+        found[i] = Adjusted(largest, alpha / left if going_on else 0.0)
+        going_on = going_on and p_values[i] <= found[i].level
+    return [found[i] for i in range(len(p_values))]
 
 
 def _over(p: float, share: float) -> float:

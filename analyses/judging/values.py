@@ -24,7 +24,8 @@ class Values:
     """
 
     def __init__(self, records: pd.DataFrame, settings: ClaimSettings) -> None:
-        self._records, self._rho = with_derived(records), settings.rho
+        self._none, self._rho = records.iloc[:0], settings.rho
+        self._rows_of = dict(iter(with_derived(records).groupby(["method", "measure"])))
         self.columns = set(records["method"].dropna())
 
     def series(self, method: str, measure: str, where: Mapping[str, str | float], *, worst: float) -> pd.Series:
@@ -36,8 +37,7 @@ class Values:
             where: Column and value of the records that count.
             worst: Value of runs that diverged and of numbers that are not finite.
         """
-        own = self._records[self._records["method"] == method]
-        chosen = own[own["measure"] == measure]
+        chosen = self._rows_of.get((method, measure), self._none)
         for column, value in self._rows(measure, where).items():
             held = chosen[column]
             if column == "ball":
@@ -46,7 +46,8 @@ class Values:
             chosen = chosen[same]
         found = chosen.assign(value=chosen["value"].where(np.isfinite(chosen["value"]), worst))
         means = found.groupby(["train_size", "seed"])["value"].mean()
-        diverged = own[own["measure"] == DIVERGED].groupby(["train_size", "seed"])["value"].size() * worst
+        diverged = self._rows_of.get((method, DIVERGED), self._none)
+        diverged = diverged.groupby(["train_size", "seed"])["value"].size() * worst
         return pd.concat([means, diverged.rename("value").drop(means.index, errors="ignore")]).astype(float)
 
     def gaps(self, method: str, where: Mapping[str, str | float]) -> pd.Series:

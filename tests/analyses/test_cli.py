@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pandas as pd
@@ -17,12 +13,6 @@ from analyses.records import read_records
 from tests.analyses.mini import MINI, landscape, landscape_apart, written
 
 pytestmark = pytest.mark.usefixtures("svg_alone")
-
-
-def numbers(out: Path) -> pd.DataFrame:
-    records = pd.read_parquet(out / "records.parquet")
-    timed = records["measure"].str.contains("seconds")
-    return records[~timed].drop(columns=["seconds"]).reset_index(drop=True)
 
 
 @pytest.fixture(scope="module")
@@ -92,12 +82,12 @@ def test_another_radius_repeats_no_search(finished: Path, tmp_path: Path) -> Non
     measures = MINI["measures"]
     more = measures["worst_case"] | {"radii": [0.1, 0.3, 0.5]}
     config = written(tmp_path, measures=measures | {"worst_case": more})
-    done = landscape("audit", "--config", config, "--out", tmp_path / "out", "--jobs", 1)
+    done = landscape("audit", "--config", config, "--out", tmp_path / "out", "--jobs", 1, "--methods", "lora")
     assert done.returncode == 0, done.stderr
     after = set(tmp_path.glob("out/measurements/*/worst_case-*.safetensors"))
     assert all(path.stat().st_mtime == 0 and path.read_bytes() == content for path, content in before.items())
     new = after - set(before)
-    assert len(new) == 4 and all("-l2-full-" in path.name for path in new)  # one a cell
+    assert len(new) == 2 and all("-l2-full-" in path.name for path in new)  # one a cell
 
 
 def test_the_quadratic_model_is_right_at_small_radii(finished: Path) -> None:
@@ -185,27 +175,6 @@ def test_second_run_computes_nothing(finished: Path) -> None:
     again = landscape("audit", "--config", finished / "study_input.yaml", "--out", out)
     assert again.returncode == 0 and "done already" in again.stdout
     assert before == {path: path.stat().st_mtime_ns for path in (out / "measurements").rglob("*.parquet")}
-
-
-def test_killed_and_resumed_equals_uninterrupted(finished: Path, tmp_path: Path) -> None:
-    config, out = written(tmp_path, seeds=1), tmp_path / "out"
-    command = [sys.executable, "-m", "analyses.cli", "audit", "--config", str(config), "--out", str(out)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    deadline = time.monotonic() + 120
-    while not list((out / "runs").glob("[!.]*")) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    assert not (out / "records.parquet").exists()
-    resumed = landscape("audit", "--config", config, "--out", out, "--jobs", 1)
-    assert resumed.returncode == 0, resumed.stderr
-    whole = numbers(finished / "out")
-    expected = whole[whole["seed"] == 0].reset_index(drop=True)
-    pd.testing.assert_frame_equal(numbers(out), expected, check_exact=True)
-    for run in (out / "runs").iterdir():
-        for weights in run.rglob("*.safetensors"):
-            twin = finished / "out" / "runs" / run.name / weights.relative_to(run)
-            assert weights.read_bytes() == twin.read_bytes()
 
 
 def test_measure_and_compare_print_a_run(finished: Path) -> None:

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
+from analyses.records import RecordsError
 from reports.charts import plotly_source
 from reports.claims import TITLES, claims_text, details, print_claims
 from reports.page import write_report
@@ -106,9 +107,22 @@ def test_page_without_any_records_or_settings(claims: dict[str, Any], tmp_path: 
     assert "sam-3" in page.text
 
 
-def test_a_second_report_has_the_same_bytes(whole: Path) -> None:
-    first = (whole / "report.html").read_bytes()
-    assert write_report(whole).read_bytes() == first
+@pytest.mark.parametrize("name", ["failures", "diverged"])
+@pytest.mark.parametrize("content", ["{}", "[1]", '[{"cell": "a"}]', '"none"'])
+def test_files_of_another_shape_are_refused_before_anything_is_drawn(
+    claims: dict[str, Any], tmp_path: Path, name: str, content: str
+) -> None:
+    folder = write_study(tmp_path, made_up_records(("lora",), num_seeds=1), claims, [])
+    (folder / f"{name}.json").write_text(content)
+    with pytest.raises(RecordsError, match=f"{name}.json cannot be read .* expected entries with cell, reason, got"):
+        write_report(folder)
+    assert not (folder / "figures").exists()
+
+
+def test_a_second_report_has_the_same_bytes(claims: dict[str, Any], tmp_path: Path) -> None:
+    folder = write_study(tmp_path, made_up_records(("lora", "bilora"), num_seeds=2), claims, FAILURES)
+    first = write_report(folder).read_bytes()
+    assert write_report(folder).read_bytes() == first
 
 
 def test_a_study_without_anything_to_judge_says_so(claims: dict[str, Any], tmp_path: Path) -> None:

@@ -188,6 +188,9 @@ def test_tables_of_searches_and_balls_do_not_wait_for_the_other_measures(
 def test_markdown_keeps_a_cell_on_its_line() -> None:
     text = markdown_table(pd.DataFrame({"method": ["two\nlines <b>|"]}))
     assert text.splitlines()[-1] == r"| two lines &lt;b>\| |"
+    shown = markdown_table(pd.DataFrame({"method": ["**1.2**", "a*b*", "_new_", "lora_sam", "`x`", "**"]}))
+    cells = [line[2:-2] for line in shown.splitlines()[2:]]
+    assert cells == ["**1.2**", r"a\*b\*", r"\_new\_", "lora_sam", r"\`x\`", r"\*\*"]
 
 
 @pytest.mark.parametrize(("losses", "differ"), [((-5.0, -4.99), False), ((-5.0, -1.0), True), ((0.1, 0.2), True)])

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 from scipy import stats
+from statsmodels.stats.multitest import multipletests
 
 from analyses.judging.families import fallback, holm
 from analyses.judging.power import runs_needed, smallest_effect
@@ -74,13 +75,12 @@ def test_so_many_runs_decide_with_their_power(effect: float, margin: float | Non
 
 
 def test_holm_matches_its_definition() -> None:
-    p_values, running, expected = [0.03, 0.2, 0.001, 0.02], 0.0, {}
-    for rank, p in enumerate(sorted(p_values)):
-        running = max(running, min(1.0, (4 - rank) * p))
-        expected[p] = running
-    found = holm(p_values, alpha=0.05)
-    assert [one.p_value for one in found] == pytest.approx([expected[p] for p in p_values])
-    assert [p <= one.level for p, one in zip(p_values, found, strict=True)] == [False, False, True, False]
+    for p_values in ([0.03, 0.2, 0.001, 0.02], [0.01, 0.01, 0.5], [0.04], [1.0, 0.9], [0.001, 0.01, 0.02, 0.04]):
+        rejected, expected, *_ = multipletests(p_values, alpha=0.05, method="holm")
+        found = holm(p_values, alpha=0.05)
+        assert [one.p_value for one in found] == pytest.approx(list(expected))
+        assert [p <= one.level for p, one in zip(p_values, found, strict=True)] == list(rejected)
+    assert holm([], alpha=0.05) == []
 
 
 def test_the_fallback_procedure_keeps_the_family_error() -> None:
