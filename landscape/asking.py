@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 from torch import Tensor, nn
@@ -45,14 +45,48 @@ def expect_vector(name: str, vector: Any, size: int) -> None:
     raise ValueError(f"{name}: expected a tensor of shape ({size},), one entry per selected weight, got {got}{fix}")
 
 
-def expect_count(name: str, value: Any) -> None:
-    """Refuse what is no whole number of at least 1.
+def expect_floating(name: str, tensor: Any) -> None:
+    """Refuse what is no tensor of floating type.
 
     Raises:
         ValueError: It is none.
     """
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name}: expected a count of at least 1, got {value!r}")
+    if isinstance(tensor, Tensor) and tensor.is_floating_point():
+        return
+    got = f"numbers of {tensor.dtype}" if isinstance(tensor, Tensor) else kind_of(tensor)
+    fix = "; pass tensor.float()" if isinstance(tensor, Tensor) else "; pass a tensor"
+    raise ValueError(f"{name}: expected a tensor of floating type, got {got}{fix}")
+
+
+def expect_finite(name: str, tensor: Any) -> None:
+    """Refuse what is no tensor of floating type, or holds inf or NaN.
+
+    Raises:
+        ValueError: It is or does.
+    """
+    expect_floating(name, tensor)
+    if not bool(tensor.isfinite().all()):
+        raise ValueError(f"{name}: expected finite entries, got inf or nan")
+
+
+def expect_count(name: str, value: Any, *, least: int = 1) -> None:
+    """Refuse what is no whole number of at least ``least``.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name}: expected a count of at least {least}, got {value!r}")
+
+
+def expect_seed(value: Any) -> None:
+    """Refuse what is no whole number from which a generator can be seeded.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise ValueError(f"seed: expected a whole number, got {value!r}")
 
 
 def expect_number(name: str, value: Any, *, instead: str = "") -> None:
@@ -61,6 +95,6 @@ def expect_number(name: str, value: Any, *, instead: str = "") -> None:
     Raises:
         ValueError: It is none.
     """
-    if not isinstance(value, int | float) or isinstance(value, bool):
+    if not isinstance(value, Real) or isinstance(value, bool):
         got = repr(value) if isinstance(value, bool | str) else kind_of(value)
         raise ValueError(f"{name}: expected a number, got {got}{instead}")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -49,10 +50,13 @@ def batch_size(batch: Batch) -> int:
     if packed:
         return int(packed[0].batch_sizes[0])
     tensors = [part for part in tensors_of(batch) if part.ndim]
+    targets = batch.get("labels") if isinstance(batch, Mapping) else batch[-1]
+    single = isinstance(targets, Tensor) and targets.shape[:1] == (1,)
+    if single and any(part.shape[0] == 1 for part in tensors if part is not targets):
+        return 1  # beside whatever all examples share
     first = next((part for part in tensors if part.shape[0] != 1), tensors[0] if tensors else None)
     if first is None:
         raise ValueError(f"batches: expected tensors with one row per example, got {type(batch).__name__} without any")
-    targets = batch.get("labels") if isinstance(batch, Mapping) else batch[-1]
     if isinstance(targets, Tensor) and targets.ndim and targets.shape[0] in first.shape:
         return targets.shape[0]
     return first.shape[0]
@@ -81,11 +85,29 @@ def map_tensors(part: Any, function: Callable[[Tensor], Any]) -> Any:
     if isinstance(part, Tensor):
         return function(part)
     if isinstance(part, Mapping):
-        return {key: map_tensors(value, function) for key, value in part.items()}
+        return like_mapping(part, {key: map_tensors(value, function) for key, value in part.items()})
     if isinstance(part, (tuple, list)):
-        mapped = tuple(map_tensors(value, function) for value in part)
-        return type(part)(*mapped) if hasattr(part, "_fields") else mapped
+        return like_sequence(part, [map_tensors(value, function) for value in part])
     return part
+
+
+def like_mapping(part: Mapping[str, Any], values: dict[str, Any]) -> Mapping[str, Any]:
+    """A mapping of the same kind with other values: models read `BatchEncoding`'s by attribute, say."""
+    if type(part) is dict:
+        return values
+    try:
+        made: Any = copy.copy(part)
+        made.update(values)
+    except (TypeError, AttributeError):  # it cannot be written to
+        return values
+    return made  # type: ignore[no-any-return]
+
+
+def like_sequence(part: Sequence[Any], values: list[Any]) -> Sequence[Any]:
+    """A sequence of the same kind with other values: models tell lists from tuples."""
+    if hasattr(part, "_fields"):
+        return type(part)(*values)
+    return values if isinstance(part, list) else tuple(values)
 
 
 def _out_of_inference(batch: Any) -> Any:

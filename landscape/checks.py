@@ -14,12 +14,15 @@ from torch.nn.parameter import UninitializedParameter
 from landscape.batches import map_tensors, names_labels, takes_labels, tensors_of, to_device
 from landscape.evaluation import measuring
 from landscape.losses import Batch, check_targets
+from landscape.torch_losses import TorchLoss
 
 if TYPE_CHECKING:
     from landscape.risk import EmpiricalRisk
 
 _NUDGE, _SEEN = 1e-3, 1e-5
 """Relative change of a weight to which a loss is asked to answer, and of the loss beyond rounding."""
+_KINDS = 8
+"""Kinds of batches that are tried: of examples of many lengths, say, a few."""
 _SAME_LOSS = 1e-3
 """Relative difference to which two ways of computing one loss agree."""
 
@@ -73,7 +76,7 @@ def first_outputs(risk: EmpiricalRisk, batch: Batch) -> Any:
     """
     try:
         return risk.outputs(batch, risk.layout.split(risk.theta), order=0)
-    except (RuntimeError, TypeError, IndexError) as error:
+    except (RuntimeError, TypeError, LookupError, AttributeError, AssertionError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
             f"batches: the model fails on the first batch: {reason}; are shapes, types and names those that its "
@@ -118,21 +121,52 @@ def check_labels(risk: EmpiricalRisk) -> None:
             "batches: a sequence-to-sequence model makes its decoder's inputs from the labels, which it is not "
             "given here; put decoder_input_ids into the batches (prepare_decoder_input_ids_from_labels)"
         )
-    check_targets(risk.loss_function, first_outputs(risk, batch), risk.batches)
+    outputs = first_outputs(risk, batch)
+    check_targets(risk.loss_function, outputs, risk.batches)
+    if isinstance(risk.loss_function, TorchLoss):
+        risk.loss_function.try_on(outputs, batch)
 
 
 @torch.no_grad()
 def check_batches(risk: EmpiricalRisk) -> None:
-    """Batches after the first whose inputs hold NaN must have a loss all the same.
+    """Batches after the first of other kinds, or with numbers that are not finite, must have a loss all the same.
 
     Raises:
-        ValueError: One has none.
+        ValueError: The model fails on one, or its loss is NaN.
     """
     parameters = risk.layout.split(risk.theta)
+    seen: set[str] = set()
     for index, batch in enumerate(risk.batches):
-        broken = [t for t in tensors_of(batch) if t.is_floating_point() and bool(t.isnan().any())]
-        if broken and bool(risk.batch_losses(batch, parameters, order=0).isnan().any()):
-            raise ValueError(f"batches: the loss of batch {index} is NaN, and so are some of its inputs or labels")
+        kind = _kind_of_batch(batch)
+        new = index > 0 and kind not in seen and len(seen) < _KINDS
+        seen.add(kind)
+        broken = any(t.is_floating_point() and not bool(_entries(t).isfinite().all()) for t in tensors_of(batch))
+        if not new and not broken:
+            continue
+        try:
+            losses = risk.batch_losses(batch, parameters, order=0)
+        except (RuntimeError, TypeError, LookupError, AttributeError, AssertionError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ValueError(f"batches: the model takes the first and fails on batch {index}: {reason}") from error
+        if broken and bool(losses.isnan().any()):
+            raise ValueError(
+                f"batches: the loss of batch {index} is NaN, and some of its inputs or labels are not finite"
+            )
+
+
+def _entries(tensor: Tensor) -> Tensor:
+    """All entries that a tensor stores."""
+    if tensor.layout is torch.strided:
+        return tensor.values() if tensor.is_nested else tensor
+    return tensor.coalesce().values() if tensor.layout is torch.sparse_coo else tensor.values()
+
+
+def _kind_of_batch(batch: Batch) -> str:
+    """What most batches of a data set share: shapes of an example of real numbers, axes of indices, types."""
+    shapes = [
+        (tensor.shape[1:] if tensor.is_floating_point() else tensor.ndim, tensor.dtype) for tensor in tensors_of(batch)
+    ]
+    return f"{[*batch] if isinstance(batch, Mapping) else len(batch)} {shapes}"
 
 
 @torch.no_grad()

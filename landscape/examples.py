@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.func import grad_and_value, vmap
 
-from landscape.batches import tensors_of
+from landscape.batches import like_mapping, like_sequence, tensors_of
 from landscape.evaluation import exact_products
 from landscape.losses import Batch
 from landscape.risk import EmpiricalRisk
@@ -41,17 +41,18 @@ def take_examples(risk: EmpiricalRisk, chosen: Tensor) -> list[Batch]:
 def can_take_examples(risk: EmpiricalRisk) -> bool:
     """Whether every tensor of every batch has one row per example, and an example's loss is that of its rows.
 
-    Shapes do not tell examples from times where there are as many, so two examples of the first batch are tried alone.
+    Shapes do not tell examples from times where there are as many: two of the first batch that has two are tried alone.
     """
     if not has_rows(risk):
         return False
-    size = risk.batch_sizes[0] if risk.batches else 1
-    if size == 1:
+    several = [(batch, size) for batch, size in zip(risk.batches, risk.batch_sizes, strict=True) if size > 1]
+    if not several:
         return True
+    batch, size = several[0]
     rows, parameters = torch.tensor([size - 1, 0]), risk.layout.split(risk.theta)
-    whole = risk.batch_losses(risk.batches[0], parameters, order=0)[rows.to(risk.device)]
+    whole = risk.batch_losses(batch, parameters, order=0)[rows.to(risk.device)]
     try:
-        alone = risk.batch_losses(_take(risk.batches[0], rows, size), parameters, order=0)
+        alone = risk.batch_losses(_take(batch, rows, size), parameters, order=0)
     except (RuntimeError, ValueError, IndexError):
         return False
     return bool((alone - whole).abs().max() <= _SAME_LOSS * whole.abs().max())
@@ -113,7 +114,7 @@ class PointwiseGradient:
         try:
             with exact_products():
                 gradients, losses = vmap(grad_and_value(loss))(points, tensors)
-        except RuntimeError:  # vmap's refusal; an error of the model's own comes again from the loop
+        except Exception:  # vmap's refusal, or a compiler's; an error of the model's own comes again from the loop
             self._together = False
             return None
         return losses.detach(), gradients.detach()
@@ -175,7 +176,7 @@ def _by_part(function: Callable[[Sequence[Any]], Any], batches: Sequence[Any]) -
     """Apply a function to the corresponding parts of batches of one kind, nested mappings and sequences included."""
     first = batches[0]
     if isinstance(first, Mapping):
-        return {key: _by_part(function, [batch[key] for batch in batches]) for key in first}
+        return like_mapping(first, {key: _by_part(function, [batch[key] for batch in batches]) for key in first})
     if isinstance(first, (tuple, list)):
-        return tuple(_by_part(function, parts) for parts in zip(*batches, strict=True))
+        return like_sequence(first, [_by_part(function, parts) for parts in zip(*batches, strict=True)])
     return function(batches)

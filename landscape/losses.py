@@ -10,10 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from landscape.showing import kind_of
+
 Batch = Mapping[str, Any] | tuple[Any, Any] | list[Any]
 PerExampleLoss = Callable[[Any, Batch], Tensor]
 
-Tokens = Literal["none", "aligned", "next"]
+Tokens = Literal["none", "places", "aligned", "next"]
 
 IGNORED = -100
 """Label that PyTorch and Hugging Face leave out of the loss."""
@@ -30,9 +32,10 @@ class LabelLoss:
 
     Args:
         per_label: Loss (m,) of logits (m, classes) against class indices (m,) or class probabilities (m, classes).
-        tokens: ``none``: one label an example, logits (n, classes). ``aligned``: one label a token, logits
-            (n, T, classes) and labels (n, T). ``next``: the logits at t predict the label at t + 1 (causal language
-            models).
+        tokens: ``none``: one label an example, logits (n, classes), or one a pixel, logits (n, classes, H, W).
+            ``places``: as `torch.nn.CrossEntropyLoss` has them, logits (n, classes, …) and labels (n, …). ``aligned``:
+            one label a token, logits (n, T, classes) and labels (n, T). ``next``: the logits at t predict the label
+            at t + 1 (causal language models).
         class_weights: (classes,) how much a label of each class weighs; by default all the same.
     """
 
@@ -42,18 +45,23 @@ class LabelLoss:
 
     def __call__(self, outputs: Any, batch: Batch) -> Tensor:
         """Losses (n,) of the examples of a batch."""
-        logits, targets = logits_of(outputs), targets_of(batch)
+        logits, targets = logits_of(outputs), _labels_of(batch)
         if logits.ndim == 3 and self.tokens == "none":
             raise ValueError(
-                f"loss: the logits have shape {tuple(logits.shape)}, one row per token; say how the labels lie: "
-                "token_cross_entropy (label t belongs to token t) or next_token_cross_entropy (causal models)"
+                f"loss: the logits have shape {tuple(logits.shape)}, as one row per token; say how the labels lie: "
+                "token_cross_entropy (logits (n, T, classes), label t belongs to token t), next_token_cross_entropy "
+                "(causal models), or torch.nn.CrossEntropyLoss() (logits (n, classes, T))"
             )
-        if self.tokens == "none":
+        if self.tokens in ("none", "places"):
             _check_labels(logits, targets)
-        if logits.ndim > 3 and not targets.is_floating_point():  # one label a pixel
+            if logits.ndim < 3 or targets.is_floating_point():
+                return self._masked(logits, targets)
             logits, targets = logits.flatten(2).transpose(1, 2), targets.flatten(1)
-        elif self.tokens == "none":
-            return self._masked(logits, targets)
+        elif logits.shape[:2] != targets.shape:
+            raise ValueError(
+                f"labels: expected one a token, shape {tuple(logits.shape[:2])}, got {tuple(targets.shape)}; logits "
+                "(n, classes, T) are those of torch.nn.CrossEntropyLoss()"
+            )
         if self.tokens == "next":
             logits, targets = logits[:, :-1], targets[:, 1:]
         losses = self._masked(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1)).view(targets.shape)
@@ -62,7 +70,7 @@ class LabelLoss:
 
     def weights(self, batch: Batch) -> Tensor:
         """Number of labels that count, or the sum of their classes' weights, for each example (n,)."""
-        targets = targets_of(batch)
+        targets = _labels_of(batch)
         if targets.is_floating_point():  # class probabilities
             return torch.ones(len(targets), device=targets.device)
         if self.tokens == "next":
@@ -73,13 +81,13 @@ class LabelLoss:
         counts = targets != IGNORED
         if self.class_weights is None:
             return counts.double()
-        return self.class_weights.to(targets.device).double()[targets.where(counts, 0).long()] * counts
+        return self.class_weights.to(targets.device).double()[targets.where(counts, 0)] * counts
 
     def _masked(self, logits: Tensor, targets: Tensor) -> Tensor:
         if targets.is_floating_point():
             return self.per_label(logits, targets)
         counts = targets != IGNORED
-        return self.per_label(logits, targets.where(counts, 0).long()).where(counts, 0.0)
+        return self.per_label(logits, targets.where(counts, 0)).where(counts, 0.0)
 
 
 @dataclass(frozen=True)
@@ -194,7 +202,9 @@ def _check_labels(logits: Tensor, targets: Tensor) -> None:
         raise ValueError(f"labels: expected logits of several classes, shape (n, classes), {shapes}; {others}")
     if not targets.is_floating_point():
         if targets.shape != logits.shape[:1] + logits.shape[2:]:
-            raise ValueError(f"labels: expected one class index an example, shape ({len(logits)},), {shapes}; {others}")
+            wanted = logits.shape[:1] + logits.shape[2:]
+            each = "a place" if len(wanted) > 1 else "an example"
+            raise ValueError(f"labels: expected one class index {each}, shape {tuple(wanted)}, {shapes}; {others}")
     elif targets.shape != logits.shape or logits.shape[-1] == 1:
         raise ValueError(
             f"labels: numbers of floating type are class probabilities, one for each of several logits; {shapes}; "
@@ -220,8 +230,8 @@ def check_targets(loss: PerExampleLoss, outputs: Any, batches: Sequence[Batch]) 
     if not isinstance(loss, LabelLoss):
         return
     logits = logits_of(outputs)
-    classes = logits.shape[1] if logits.ndim > 3 else logits.shape[-1]
-    for index, targets in enumerate(map(targets_of, batches)):
+    classes = logits.shape[1] if logits.ndim > 3 or loss.tokens == "places" else logits.shape[-1]
+    for index, targets in enumerate(map(_labels_of, batches)):
         if targets.is_floating_point() and targets.ndim > 2:
             raise ValueError(
                 f"labels: those of batch {index} have the shape {tuple(targets.shape)} of class probabilities of many "
@@ -257,9 +267,22 @@ def logits_of(outputs: Any) -> Tensor:
 def targets_of(batch: Batch) -> Tensor:
     """The second part of a pair, or the ``labels`` of a mapping."""
     if not isinstance(batch, Mapping):
-        targets: Tensor = batch[1]
-        return targets
+        return _tensor(batch[1])
     if "labels" not in batch:
         raise ValueError(f"batches: a mapping needs 'labels', got the keys {sorted(batch)}")
-    labels: Tensor = batch["labels"]
-    return labels
+    return _tensor(batch["labels"])
+
+
+def _labels_of(batch: Batch) -> Tensor:
+    """Targets, of a type that can be -100 where they are class indices."""
+    targets = targets_of(batch)
+    return targets if targets.is_floating_point() else targets.long()
+
+
+def _tensor(labels: Any) -> Tensor:
+    if isinstance(labels, Tensor):
+        return labels
+    listed = isinstance(labels, list | tuple)
+    numbers = listed and all(isinstance(one, int | float) for one in labels)
+    fix = "use torch.tensor(labels)" if numbers else "a loss of your own, a function of (outputs, batch), reads others"
+    raise ValueError(f"labels: expected a tensor, got {kind_of(labels)}; {fix}")

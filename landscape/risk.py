@@ -265,7 +265,10 @@ class EmpiricalRisk:
     def _unshared(self, tensors: Mapping[str, Tensor], buffers: Iterable[str]) -> dict[str, Tensor]:
         """The tensors, with copies of those that a forward pass could write to: buffers and a module's own state."""
         written = self._own_state.union(buffers)
-        return {name: tensor.clone() if name in written else tensor for name, tensor in tensors.items()}
+        return {
+            name: tensor.clone() if name in written or tensor.is_inference() else tensor
+            for name, tensor in tensors.items()
+        }
 
     def _cast(self, tensor: Tensor) -> Tensor:
         if tensor.is_complex():

@@ -11,6 +11,7 @@ from torch import Tensor
 from landscape.algorithms.krylov import Callback, KrylovBasis
 from landscape.algorithms.results import SpectralDensity
 from landscape.algorithms.storage import Storage
+from landscape.asking import expect_count, expect_number, expect_seed
 from landscape.operators.base import SymmetricOperator, expect_operator
 
 _ONE_VALUE = 1e-6
@@ -63,11 +64,15 @@ def spectral_density(
     1.0
     """
     expect_operator(operator)
-    if num_steps < 1 or num_probes < 2 or num_points < 2:
-        raise ValueError(
-            "num_steps, num_probes, num_points: expected at least 1, 2 and 2, got "
-            f"{num_steps}, {num_probes} and {num_points}"
-        )
+    for name, count, least in (
+        ("num_steps", num_steps, 1),
+        ("num_probes", num_probes, 2),
+        ("num_points", num_points, 2),
+    ):
+        expect_count(name, count, least=least)
+    expect_seed(seed)
+    if width is not None:
+        expect_number("width", width)
     if width is not None and not (width > 0 and math.isfinite(width)):
         raise ValueError(f"width: expected a positive standard deviation, got {width}")
     generator = torch.Generator().manual_seed(seed)

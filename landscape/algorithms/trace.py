@@ -10,6 +10,7 @@ from torch import Tensor
 
 from landscape.algorithms.krylov import Callback, product
 from landscape.algorithms.results import TraceResult
+from landscape.asking import expect_count, expect_number, expect_seed
 from landscape.operators.base import SymmetricOperator, expect_operator
 
 Method = Literal["hutchinson", "hutch++", "xtrace"]
@@ -72,6 +73,9 @@ def estimate_trace(
     estimators = {"hutchinson": _hutchinson, "hutch++": _hutch_plus_plus, "xtrace": _xtrace}
     if method not in estimators:
         raise ValueError(f"method: expected one of {', '.join(estimators)}; got {method!r}")
+    expect_number("tol", tol)
+    expect_count("max_matvecs", max_matvecs)
+    expect_seed(seed)
     if not tol > 0:
         raise ValueError(f"tol: expected a positive relative standard error, got {tol}")
     if max_matvecs < 3 * FEWEST_SAMPLES:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy.sparse.linalg import LinearOperator as ScipyLinearOperator
 from torch import Tensor
 
+from landscape.asking import expect_floating
 from landscape.risk import EmpiricalRisk
 from landscape.showing import kind_of
 
@@ -89,6 +90,7 @@ class DenseOperator(SymmetricOperator):
     """
 
     def __init__(self, matrix: Tensor) -> None:
+        expect_floating("matrix", matrix)
         if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
             raise ValueError(f"matrix: expected a square matrix, got shape {tuple(matrix.shape)}")
         self.matrix = matrix

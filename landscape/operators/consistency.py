@@ -23,6 +23,7 @@ _STEPS = {torch.float64: (1e-4, 1e-6, 1e-8), torch.float32: (1e-1, 3e-2, 1e-2, 1
 """Central differences' steps, over 1 + |theta|. A kink of a ReLU spoils some: the best one counts."""
 
 _TOLERANCE = {torch.float64: 1e-3, torch.float32: 2e-2}
+_BESIDE = 1e-3
 _VECTORS = 12
 """Vectors of weights in float64 that the check holds at a time."""
 
@@ -34,8 +35,10 @@ def check_second_derivatives(kind: type[RiskOperator[Any]], risk: EmpiricalRisk,
     part of the graph is detached on the way back, or a layer is rebuilt from something else: products are then
     asymmetric, or zero. Of the first batch the first few examples are looked at in float64, with random u and v; where
     the model does not run on a part of a batch, all of it, and where it does not run in float64, in its own precision
-    and less sharply. A model that can be asked in none of these ways is taken as it is, with a warning; one of which a
-    dozen vectors of weights in float64 would take a quarter of the free memory is taken as it is.
+    and less sharply. Differences across a kink (an image's black pixels under a bias of zero) tell nothing of either
+    side, so what disagrees is asked once more a thousandth away. A model that can be asked in none of these ways is
+    taken as it is, with a warning; one of which a dozen vectors of weights in float64 would take a quarter of the free
+    memory is taken as it is.
 
     Args:
         kind: Operator to ask.
@@ -57,6 +60,8 @@ def check_second_derivatives(kind: type[RiskOperator[Any]], risk: EmpiricalRisk,
         for batch in (few, risk.batches[0]):
             try:
                 error, asymmetry = _errors(kind, risk, batch, theta.detach().to(dtype))
+                if error > _TOLERANCE[dtype]:
+                    error, asymmetry = _errors(kind, risk, batch, _beside(theta.detach().to(dtype)))
             except (RuntimeError, ValueError, ArithmeticError, NotImplementedError) as failure:
                 reason = str(failure).splitlines()[0] if str(failure) else type(failure).__name__
                 continue
@@ -92,6 +97,12 @@ def _errors(kind: type[RiskOperator[Any]], risk: EmpiricalRisk, batch: Batch, th
             error = min(error, _difference(pushed, operator.value, v, step * float(1 + theta.norm())))
     scale = float(hv.norm() + hu.norm())
     return error, abs(float(u @ hv - v @ hu)) / scale if scale > 0 else 0.0
+
+
+def _beside(theta: Tensor) -> Tensor:
+    """A point near theta (n,) at which no weight is where it was, zeros least of all."""
+    noise = torch.randn(len(theta), dtype=torch.float64, generator=torch.Generator().manual_seed(1)).to(theta)
+    return theta + _BESIDE * noise * (theta.abs() + theta.square().mean().sqrt())
 
 
 def _difference(pushed: Tensor, value: Callable[[Tensor], Tensor], direction: Tensor, step: float) -> float:

@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
-from landscape.asking import expect_risk
+from landscape.asking import expect_risk, expect_vector
 from landscape.batches import map_tensors, to_device
 from landscape.evaluation import exact_products, expect_gradients
 from landscape.operators.base import SymmetricOperator
@@ -55,6 +55,8 @@ class RiskOperator(SymmetricOperator, Generic[Graph]):
         self.shape = (risk.num_params, risk.num_params)
         self.dtype, self.device = risk.dtype, risk.device
         self._rest = risk.rest()
+        if theta is not None:
+            expect_vector("theta", theta, risk.num_params)
         self._parameters = risk.layout.leaves(risk.theta if theta is None else theta.to(risk.dtype))
         self.leaves = tuple(self._parameters.values())
         if check:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from landscape.operators.base import SymmetricOperator
-from landscape.subspaces import BasisSubspace, Subspace
+from landscape.operators.base import SymmetricOperator, expect_operator
+from landscape.showing import kind_of
+from landscape.subspaces import BasisSubspace, Subspace, space_of
 
 
 class RestrictedOperator(SymmetricOperator):
@@ -30,6 +31,9 @@ class RestrictedOperator(SymmetricOperator):
     """
 
     def __init__(self, operator: SymmetricOperator, basis: Tensor) -> None:
+        expect_operator(operator)
+        if not isinstance(basis, Tensor):
+            raise ValueError(f"basis: expected a tensor of shape ({operator.shape[0]}, k), got {kind_of(basis)}")
         if basis.ndim != 2 or basis.shape[0] != operator.shape[0]:
             raise ValueError(f"basis: expected shape ({operator.shape[0]}, k), got {tuple(basis.shape)}")
         self.operator, self.basis = operator, BasisSubspace(basis).basis.to(operator.dtype)
@@ -48,11 +52,12 @@ class ProjectedOperator(SymmetricOperator):
 
     Args:
         operator: H (n, n).
-        subspace: What P projects onto.
+        subspace: What P projects onto: an object with ``project``, or an orthonormal basis (n, k).
     """
 
-    def __init__(self, operator: SymmetricOperator, subspace: Subspace) -> None:
-        self.operator, self.subspace = operator, subspace
+    def __init__(self, operator: SymmetricOperator, subspace: Subspace | Tensor) -> None:
+        expect_operator(operator)
+        self.operator, self.subspace = operator, space_of(subspace)
         self.shape, self.dtype, self.device = operator.shape, operator.dtype, operator.device
 
     def matvec(self, vector: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from typing import ClassVar, Literal
@@ -10,13 +11,13 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from landscape.asking import expect_number, expect_risk
+from landscape.asking import expect_count, expect_number, expect_risk, expect_seed
 from landscape.evaluation import expect_gradients
 from landscape.examples import can_take_examples, has_rows, take_examples
 from landscape.params import Layout
 from landscape.risk import EmpiricalRisk
 from landscape.showing import Shown
-from landscape.subspaces import BasisSubspace, Subspace
+from landscape.subspaces import Subspace, space_of
 
 Scale = Literal["isotropic", "filter"]
 
@@ -29,7 +30,7 @@ class AverageSharpnessResult(Shown):
         sigma: Size of the noise; per weight (``isotropic``) or relative to the weights (``filter``).
         loss: :math:`L(\theta)`.
         rise: Mean of ``samples``.
-        stderr: Standard error of ``rise``, from the spread of ``samples``.
+        stderr: Standard error of ``rise``, from the spread of ``samples``; infinite where the loss overflows in one.
         samples: (num_samples,) float64, each the mean rise of one pair of opposite perturbations.
         num_passes: Forward passes over the data.
     """
@@ -50,7 +51,8 @@ class MSharpnessResult(Shown):
         rho: Radius of the step.
         m: Examples in a chunk; the last one may be smaller.
         rise: Mean of ``rises``, weighted by examples.
-        stderr: Standard error of ``rise``, from the spread over chunks; NaN for a single chunk.
+        stderr: Standard error of ``rise``, from the spread over chunks; NaN for a single chunk, infinite where a loss
+            overflows.
         rises: (chunks,) float64, the rise of each chunk's own loss.
         chunk_sizes: Examples in each chunk; one none of whose labels counts is left out.
     """
@@ -98,7 +100,7 @@ def average_sharpness(
 
     Raises:
         ValueError: sigma is negative or not finite, there are fewer than 2 samples, or the scale is unknown.
-        FloatingPointError: The loss is not finite without noise.
+        FloatingPointError: The loss is not finite without noise, or not a number with it.
 
     >>> model = torch.nn.Linear(3, 1)
     >>> batches = [(torch.ones(4, 3), torch.zeros(4))]
@@ -111,14 +113,14 @@ def average_sharpness(
     expect_number("sigma", sigma)
     if not (sigma >= 0 and math.isfinite(sigma)):
         raise ValueError(f"sigma: expected a finite standard deviation >= 0, got {sigma}")
-    if num_samples < 2:
-        raise ValueError(f"num_samples: expected at least 2 pairs for a standard error, got {num_samples}")
+    expect_count("num_samples", num_samples, least=2)  # for a standard error
+    expect_seed(seed)
     if scale not in ("isotropic", "filter"):
         raise ValueError(f"scale: expected 'isotropic' or 'filter', got {scale!r}")
     theta, loss = risk.theta, risk.loss()
     if not math.isfinite(loss):
         raise FloatingPointError(f"the loss without noise is {loss}: nothing to compare")
-    space = BasisSubspace(subspace) if isinstance(subspace, Tensor) else subspace
+    space = None if subspace is None else space_of(subspace)
     unit = torch.ones_like(theta) if scale == "isotropic" else _filter_scale(theta, risk.layout)
     generator = torch.Generator().manual_seed(seed)
     rises = []
@@ -127,8 +129,8 @@ def average_sharpness(
         epsilon = sigma * unit * z
         epsilon = epsilon if space is None else space.project(epsilon)
         rises.append((risk.loss(theta + epsilon) + risk.loss(theta - epsilon)) / 2 - loss)
-    samples = torch.tensor(rises, dtype=torch.float64)
-    stderr = float(samples.std()) / math.sqrt(num_samples)
+    samples = _numbers("sample", rises)
+    stderr = float(samples.std()) / math.sqrt(num_samples) if bool(samples.isfinite().all()) else math.inf
     return AverageSharpnessResult(sigma, loss, float(samples.mean()), stderr, samples, 1 + 2 * num_samples)
 
 
@@ -150,6 +152,7 @@ def m_sharpness(risk: EmpiricalRisk, rho: float, *, m: int, seed: int = 0) -> MS
     Raises:
         ValueError: rho is negative or not finite, m is not between 1 and N, or a tensor of a batch does not have
             one row per example.
+        FloatingPointError: A loss is not a number.
 
     >>> model = torch.nn.Linear(2, 1, bias=False)
     >>> batches = [(torch.tensor([[3.0, 4.0], [-3.0, -4.0]]), torch.zeros(2))]
@@ -185,14 +188,26 @@ def m_sharpness(risk: EmpiricalRisk, rho: float, *, m: int, seed: int = 0) -> MS
         epsilon = gradient * (rho / norm) if norm > 0 else torch.zeros_like(gradient)
         rises.append(chunk.loss(theta + epsilon) - chunk.loss(theta))
         sizes.append(len(chosen))
-    per_chunk = torch.tensor(rises, dtype=torch.float64)
+    per_chunk = _numbers("chunk", rises)
     shares = torch.tensor(sizes, dtype=torch.float64) / sum(sizes)
     rise = float(shares @ per_chunk)
     count = len(sizes)
     # With equal shares this is the standard deviation over the square root of the number of chunks.
-    spread = float((shares * (per_chunk - rise)).square().sum())
+    spread = float((shares * (per_chunk - rise)).square().sum()) if math.isfinite(rise) else math.inf
     stderr = math.sqrt(spread * count / (count - 1)) if count > 1 else math.nan
     return MSharpnessResult(rho, m, rise, stderr, per_chunk, tuple(sizes))
+
+
+def _numbers(what: str, rises: Sequence[float]) -> Tensor:
+    """The rises (m,) float64, infinite ones among them.
+
+    Raises:
+        FloatingPointError: One is not a number.
+    """
+    for index, rise in enumerate(rises):
+        if math.isnan(rise):
+            raise FloatingPointError(f"the rise of {what} {index} is not a number: the loss is not one there")
+    return torch.tensor(rises, dtype=torch.float64)
 
 
 def _filter_scale(theta: Tensor, layout: Layout) -> Tensor:

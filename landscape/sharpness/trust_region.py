@@ -13,9 +13,10 @@ from torch import Tensor
 
 from landscape.algorithms.krylov import KrylovBasis, OutsideProbe
 from landscape.algorithms.storage import Storage, affordable_vectors
+from landscape.asking import expect_count, expect_number
 from landscape.operators.base import SymmetricOperator, expect_operator
 from landscape.risk import EmpiricalRisk
-from landscape.showing import Shown
+from landscape.showing import Shown, kind_of
 
 _FEWEST = 20
 """Vectors that are kept whatever the free memory."""
@@ -202,13 +203,15 @@ def _maximise(
 def _check(operator: SymmetricOperator, gradient: Tensor, rho: float, tol: float, max_matvecs: int) -> None:
     expect_operator(operator)
     n = operator.shape[0]
-    if gradient.shape != (n,):
-        raise ValueError(f"gradient: expected shape ({n},) as the operator has, got {tuple(gradient.shape)}")
+    if not isinstance(gradient, Tensor) or gradient.shape != (n,):
+        got = tuple(gradient.shape) if isinstance(gradient, Tensor) else kind_of(gradient)
+        raise ValueError(f"gradient: expected shape ({n},) as the operator has, got {got}")
+    for name, number in (("rho", rho), ("tol", tol)):
+        expect_number(name, number)
+    expect_count("max_matvecs", max_matvecs)
     if not bool(gradient.isfinite().all()):
         raise ValueError("gradient: expected finite entries, got NaN or infinity; check the loss at this point")
     if not (rho >= 0 and math.isfinite(rho)):
         raise ValueError(f"rho: expected a finite radius >= 0, got {rho}")
     if not tol > 0:
         raise ValueError(f"tol: expected a positive relative residual, got {tol}")
-    if max_matvecs < 1:
-        raise ValueError(f"max_matvecs: expected a budget of at least 1 product, got {max_matvecs}")

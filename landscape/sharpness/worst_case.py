@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from landscape.asking import expect_count, expect_number, expect_risk, expect_vector
+from landscape.asking import expect_count, expect_number, expect_risk, expect_seed, expect_vector
 from landscape.risk import EmpiricalRisk
 from landscape.sharpness.ascent import Climb
 from landscape.sharpness.balls import Adaptive, Ball, Norm, ball_around
@@ -19,7 +19,7 @@ from landscape.sharpness.search import Effort, Search
 from landscape.sharpness.shelf import Kept, Shelf, Storage, held
 from landscape.sharpness.surroundings import Surroundings
 from landscape.showing import kind_of
-from landscape.subspaces import BasisSubspace, Subspace
+from landscape.subspaces import Subspace, space_of
 
 
 def worst_case_sharpness(
@@ -131,6 +131,8 @@ def sharpness_curve(
         first.
     """
     expect_risk(risk)
+    if hasattr(rhos, "tolist"):
+        raise ValueError(f"rhos: expected a list of radii, got {kind_of(rhos)}; pass rhos.tolist()")
     if not isinstance(rhos, Sequence) or isinstance(rhos, str):
         raise ValueError(f"rhos: expected a list of radii, got {rhos!r}; use [rho], or worst_case_sharpness for one")
     for rho in rhos:
@@ -138,7 +140,11 @@ def sharpness_curve(
     if not rhos:
         raise ValueError("rhos: expected at least one radius, got none")
     _check_effort(steps, restarts, screened, max_passes, agreement)
-    space = BasisSubspace(subspace) if isinstance(subspace, Tensor) else subspace
+    expect_number("tol", tol)
+    if not tol >= 0:
+        raise ValueError(f"tol: expected a share of the rise, at least 0, got {tol}")
+    expect_seed(seed)
+    space = None if subspace is None else space_of(subspace)
     balls = [
         ball_around(risk, rho, norm=norm, adaptive=adaptive, relative=relative, subspace=space) for rho in sorted(rhos)
     ]
@@ -177,7 +183,7 @@ def join_curve(
     Returns:
         The results in ascending order of the radius; the rise never falls.
     """
-    space = BasisSubspace(subspace) if isinstance(subspace, Tensor) else subspace
+    space = None if subspace is None else space_of(subspace)
     ordered = sorted(results, key=lambda result: result.rho)
     balls = [
         ball_around(risk, result.rho, norm=norm, adaptive=adaptive, relative=False, subspace=space)
@@ -319,6 +325,7 @@ def _check_effort(steps: int, restarts: int, screened: int, max_passes: int, agr
     counts = {"steps": steps, "restarts": restarts, "screened": screened, "max_passes": max_passes}
     for name, count in counts.items():
         expect_count(name, count)
+    expect_number("agreement", agreement)
     if not 0 <= agreement < 1:
         raise ValueError(f"agreement: expected a share of the rise, 0 <= agreement < 1, got {agreement}")
 

@@ -12,6 +12,7 @@ from landscape.subspaces.spaces import (
     orthonormal_basis,
     principal_angles,
     project_each,
+    space_of,
     subspace_overlap,
 )
 
@@ -27,5 +28,6 @@ __all__ = [
     "orthonormal_basis",
     "principal_angles",
     "project_each",
+    "space_of",
     "subspace_overlap",
 ]

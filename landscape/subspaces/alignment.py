@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from landscape.asking import expect_vector
+from landscape.asking import expect_count, expect_finite, expect_vector
 from landscape.params import Layout
 from landscape.showing import Shown, axes_or_new, kind_of
 from landscape.subspaces import Kind, LowRankSubspace
@@ -135,7 +135,8 @@ def alignment(
     expect_vector("direction", direction, layout.size)
     if not bool(torch.isfinite(direction).all()) or not bool(direction.any()):
         raise ValueError("direction: expected a finite direction that is not zero")
-    if num_samples < 0 or num_samples == 1:
+    expect_count("num_samples", num_samples, least=0)
+    if num_samples == 1:
         raise ValueError(f"num_samples: expected 0 or at least 2, got {num_samples}")
     spectra = block_spectra(layout, direction) if spectra is None else spectra
     inside = layout.split(_in_float64(subspace).project(direction.double()))
@@ -187,7 +188,7 @@ def weighted_capture(eigenvalues: Tensor, eigenvectors: Tensor, subspace: LowRan
 
 def block_spectra(layout: Layout, vector: Tensor) -> dict[str, Tensor]:
     """Singular values of every block of a vector (n,): by name (min(out, in),) float64, descending."""
-    return {name: torch.linalg.svdvals(block.double()) for name, block in layout.split(vector).items()}
+    return {name: torch.linalg.svdvals(block.double()) for name, block in _blocks(layout, vector).items()}
 
 
 def top_singular_bases(layout: Layout, vector: Tensor, r: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -204,15 +205,28 @@ def top_singular_bases(layout: Layout, vector: Tensor, r: int) -> tuple[dict[str
     >>> columns["w"].abs().T, rows["w"].abs().T
     (tensor([[1., 0.]]), tensor([[0., 1.]]))
     """
-    if r < 1:
-        raise ValueError(f"r: expected at least 1, got {r}")
+    expect_count("r", r)
     columns, rows = {}, {}
-    for name, block in layout.split(vector).items():
+    for name, block in _blocks(layout, vector).items():
         left, singular, right = torch.linalg.svd(block.double(), full_matrices=False)
         rounding = torch.finfo(vector.dtype).eps * max(block.shape) * float(singular.max())
         rank = min(r, int((singular > rounding).sum()))
         columns[name], rows[name] = left[:, :rank].to(vector), right[:rank].T.contiguous().to(vector)
     return columns, rows
+
+
+def _blocks(layout: Layout, vector: Tensor) -> dict[str, Tensor]:
+    """The blocks of a vector (n,), matrices all.
+
+    Raises:
+        ValueError: The vector is none of the layout's, or not finite, or a tensor is no matrix.
+    """
+    expect_vector("vector", vector, layout.size)
+    expect_finite("vector", vector)
+    for name, shape in zip(layout.names, layout.shapes, strict=True):
+        if len(shape) != 2:
+            raise ValueError(f"layout: expected matrices only, but {name!r} has shape {tuple(shape)}; leave it out")
+    return layout.split(vector)
 
 
 def _in_float64(subspace: LowRankSubspace) -> LowRankSubspace:

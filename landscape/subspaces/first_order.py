@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from landscape.asking import expect_count, expect_finite
 from landscape.params import Layout
 from landscape.subspaces import LowRankSubspace, orthonormal_basis
 
@@ -80,8 +81,10 @@ def first_order_optimum(gradients: Mapping[str, Tensor], r: int | Mapping[str, i
     FirstOrderOptimum(frobenius=0.5, ky_fan=0.7000000000000001)
     """
     ranks = r if isinstance(r, Mapping) else dict.fromkeys(gradients, r)
-    if set(ranks) != set(gradients) or min(ranks.values(), default=1) < 1:
-        raise ValueError(f"r: expected at least 1 for each of {', '.join(gradients)}, got {r}")
+    if set(ranks) != set(gradients):
+        raise ValueError(f"r: expected a rank for each of {', '.join(gradients)}, got {r}")
+    for rank in ranks.values():
+        expect_count("r", rank)
     if not rho >= 0:
         raise ValueError(f"rho: expected at least 0, got {rho}")
     _check_matrices(gradients)
@@ -146,6 +149,7 @@ def _check_matrices(gradients: Mapping[str, Tensor]) -> None:
     for name, gradient in gradients.items():
         if gradient.ndim != 2:
             raise ValueError(f"gradients: expected matrices (out, in), but {name!r} has shape {tuple(gradient.shape)}")
+        expect_finite(f"gradients of {name!r}", gradient)
 
 
 def _norm(blocks: Iterable[Tensor]) -> float:

@@ -11,7 +11,7 @@ from torch import Tensor
 from landscape.algorithms import lanczos
 from landscape.operators import ProjectedOperator, SymmetricOperator
 from landscape.showing import Shown
-from landscape.subspaces import Subspace
+from landscape.subspaces import Subspace, space_of
 
 
 @dataclass(frozen=True, repr=False)
@@ -36,7 +36,7 @@ class RestrictedCurvature(Shown):
 
 def restricted_curvature(
     operator: SymmetricOperator,
-    subspace: Subspace,
+    subspace: Subspace | Tensor,
     eigenvalues: Tensor,
     *,
     start: Tensor | None = None,
@@ -49,7 +49,7 @@ def restricted_curvature(
 
     Args:
         operator: H (n, n).
-        subspace: Where the curvature is looked at.
+        subspace: Where the curvature is looked at: an object with ``project``, or an orthonormal basis (n, k).
         eigenvalues: (k,) the k eigenvalues :math:`\lambda_i` of H of largest magnitude, in any order; not zero.
         start: Vectors (n, m), such as the eigenvectors of H, whose projections begin the search.
         tol: Relative residual.
@@ -65,6 +65,7 @@ def restricted_curvature(
     >>> [round(ratio, 3) for ratio in restricted_curvature(H, space, torch.tensor([8.0, 2.0])).ratios.tolist()]
     [0.25, 0.5]
     """
+    subspace = space_of(subspace)
     full = eigenvalues.double().abs()
     if full.ndim != 1 or not len(full) or not bool((full > 0).all()):
         raise ValueError(f"eigenvalues: expected (k,) numbers that are not zero, got {eigenvalues.tolist()}")

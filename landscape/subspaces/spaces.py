@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from landscape.params import Layout
+from landscape.showing import kind_of
 
 Kind = Literal["column", "row", "core", "tangent"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -39,10 +40,18 @@ def orthonormal_basis(matrix: Tensor, *, tol: float = 1e-6) -> Tensor:
     Returns:
         (m, rank) with orthonormal columns, in float32 at least; (m, 0) for a zero matrix.
 
+    Raises:
+        ValueError: The matrix is none of floating type, or not finite.
+
     >>> orthonormal_basis(torch.tensor([[2.0, 4.0], [0.0, 0.0]])).abs()
     tensor([[1.],
             [0.]])
     """
+    if not isinstance(matrix, Tensor) or matrix.ndim != 2 or not matrix.is_floating_point():
+        got = f"{matrix.dtype} of shape {tuple(matrix.shape)}" if isinstance(matrix, Tensor) else kind_of(matrix)
+        raise ValueError(f"matrix: expected numbers of floating type, shape (m, c), got {got}")
+    if not bool(matrix.isfinite().all()):
+        raise ValueError("matrix: expected finite columns, got inf or nan: what spans a space has not diverged")
     tol = max(tol, torch.finfo(matrix.dtype).eps)
     precise = matrix.to(torch.promote_types(matrix.dtype, torch.float32))
     left, singular, _ = torch.linalg.svd(precise, full_matrices=False)
@@ -70,7 +79,7 @@ def principal_angles(basis_a: Tensor, basis_b: Tensor) -> Tensor:
     >>> principal_angles(eye[:, :1], eye[:, 1:2])
     tensor([1.5708], dtype=torch.float64)
     """
-    _check_bases(basis_a, basis_b)
+    basis_a, basis_b = _in_one_precision(basis_a, basis_b)
     if basis_a.shape[1] < basis_b.shape[1]:
         basis_a, basis_b = basis_b, basis_a
     overlap = basis_a.T @ basis_b
@@ -100,8 +109,13 @@ def chordal_distance(basis_a: Tensor, basis_b: Tensor) -> float:
 
 
 def subspace_overlap(basis_a: Tensor, basis_b: Tensor) -> float:
-    r"""Overlap :math:`\|A^\top B\|_F^2/\min(k_a,k_b)`: 0 orthogonal, 1 contained (Gur-Ari et al. 2018, section 2)."""
-    _check_bases(basis_a, basis_b)
+    r"""Overlap :math:`\|A^\top B\|_F^2/\min(k_a,k_b)`: 0 orthogonal, 1 contained (Gur-Ari et al. 2018, section 2).
+
+    A space of dimension 0 overlaps with none: 0.
+    """
+    basis_a, basis_b = _in_one_precision(basis_a, basis_b)
+    if 0 in (basis_a.shape[1], basis_b.shape[1]):
+        return 0.0
     return float((basis_a.T @ basis_b).square().sum() / min(basis_a.shape[1], basis_b.shape[1]))
 
 
@@ -115,17 +129,30 @@ def captured_energy(block: Tensor, basis: Tensor) -> float:
     Returns:
         Share between 0 and 1; NaN for a zero block, which has no direction.
 
+    Raises:
+        ValueError: The basis is not orthonormal or of another height.
+
     >>> round(captured_energy(torch.tensor([[3.0], [4.0]]), torch.tensor([[0.0], [1.0]])), 6)
     0.64
     """
     if basis.shape[0] != block.shape[0]:
         raise ValueError(f"basis: expected {block.shape[0]} rows as block has, got {basis.shape[0]}")
+    _check_bases(basis)
     total = block.double().square().sum()
     return float((basis.double().T @ block.double()).square().sum() / total)
 
 
+def _in_one_precision(basis_a: Tensor, basis_b: Tensor) -> tuple[Tensor, Tensor]:
+    _check_bases(basis_a, basis_b)
+    dtype = torch.promote_types(torch.promote_types(basis_a.dtype, basis_b.dtype), torch.float32)
+    return basis_a.to(dtype), basis_b.to(basis_a.device, dtype)
+
+
 def _check_bases(*bases: Tensor) -> None:
     for basis in bases:
+        if not isinstance(basis, Tensor) or not basis.is_floating_point():
+            got = basis.dtype if isinstance(basis, Tensor) else kind_of(basis)
+            raise ValueError(f"basis: expected a tensor of floating type with orthonormal columns (n, k), got {got}")
         if basis.ndim != 2:
             raise ValueError(
                 f"basis: expected orthonormal columns, shape (n, k), got {tuple(basis.shape)}; use vector[:, None] for "
@@ -135,7 +162,7 @@ def _check_bases(*bases: Tensor) -> None:
         raise ValueError(f"bases: expected one ambient dimension, got shapes {[tuple(b.shape) for b in bases]}")
     for basis in bases:
         error = _orthonormality_error(basis.T @ basis)
-        if error > 1e-3:
+        if not error <= 1e-3:  # nor NaN
             raise ValueError(f"bases: expected orthonormal columns, but Q'Q differs from I by {error:.2g}")
 
 
@@ -143,6 +170,21 @@ def _orthonormality_error(gram: Tensor) -> float:
     if gram.numel() == 0:
         return 0.0
     return float((gram - torch.eye(len(gram), dtype=gram.dtype, device=gram.device)).abs().max())
+
+
+def space_of(subspace: Subspace | Tensor) -> Subspace:
+    """The subspace that is given, or the span of an orthonormal basis (n, k).
+
+    Raises:
+        ValueError: It is neither, or the basis is not orthonormal.
+    """
+    if isinstance(subspace, Tensor):
+        return BasisSubspace(subspace)
+    if not callable(getattr(subspace, "project", None)):
+        raise ValueError(
+            f"subspace: expected an orthonormal basis (n, k) or an object with project, got {kind_of(subspace)}"
+        )
+    return subspace
 
 
 def project_each(subspace: Subspace, vectors: Tensor) -> Tensor:

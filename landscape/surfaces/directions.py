@@ -8,11 +8,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from landscape.asking import expect_risk
+from landscape.asking import expect_count, expect_finite, expect_floating, expect_risk, expect_vector
 from landscape.params import Layout
 from landscape.risk import EmpiricalRisk
-from landscape.showing import Shown
-from landscape.subspaces import BasisSubspace, Subspace
+from landscape.showing import Shown, kind_of
+from landscape.subspaces import Subspace, space_of
 
 Unit = Literal["filter", "layer"]
 
@@ -75,6 +75,11 @@ def filter_normalize(direction: Tensor, theta: Tensor, layout: Layout, *, unit: 
     """
     if unit not in ("filter", "layer"):
         raise ValueError(f"unit: expected 'filter' or 'layer', got {unit!r}")
+    if not isinstance(layout, Layout):
+        raise ValueError(f"layout: expected a Layout, got {kind_of(layout)}; pass risk.layout")
+    for name, vector in (("direction", direction), ("theta", theta)):
+        expect_vector(name, vector, layout.size)
+        expect_floating(name, vector)
     if all(len(shape) < 2 for shape in layout.shapes):
         raise ValueError("layout: expected a tensor with at least two dimensions, got none; use normalize='none'")
     scaled = layout.split(torch.zeros_like(direction))
@@ -123,10 +128,10 @@ def trajectory_plane(points: Tensor, *, k: int = 2) -> TrajectoryPlane:
     >>> round(float(plane.explained_variance.sum()), 6)
     1.0
     """
-    if points.dim() != 2 or not bool(torch.isfinite(points).all()):
+    expect_finite("points", points)
+    if points.dim() != 2:
         raise ValueError(f"points: expected finite weights of shape (T, n), got shape {tuple(points.shape)}")
-    if k < 1:
-        raise ValueError(f"k: expected at least 1, got {k}")
+    expect_count("k", k)
     blocks = points.split(_COLUMNS_AT_ONCE, dim=1)
     gram = torch.zeros(len(points), len(points), dtype=torch.float64, device=points.device)
     for block in blocks:
@@ -162,18 +167,19 @@ def split_direction(direction: Tensor, subspace: Subspace | Tensor) -> tuple[Ten
         Unit vectors (n,) inside and outside.
 
     Raises:
-        ValueError: The direction lies in the subspace or in its complement, up to rounding.
+        ValueError: The direction is not finite, or lies in the subspace or in its complement, up to rounding.
 
     >>> inside, outside = split_direction(torch.tensor([3.0, 4.0]), torch.tensor([[1.0], [0.0]]))
     >>> inside, outside
     (tensor([1., 0.]), tensor([0., 1.]))
     """
-    space = BasisSubspace(subspace) if isinstance(subspace, Tensor) else subspace
+    space = space_of(subspace)
+    expect_finite("direction", direction)
     inside = space.project(direction)
     outside = direction - inside
     smallest = 100 * torch.finfo(direction.dtype).eps * direction.double().norm()
     for part, place in ((inside, "inside"), (outside, "outside")):
-        if part.double().norm() <= smallest:
+        if not part.double().norm() > smallest:
             raise ValueError(f"direction: expected a part {place} the subspace, got none; choose another direction")
     return _unit(inside), _unit(outside)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from landscape.asking import expect_risk, expect_vector
+from landscape.asking import expect_floating, expect_risk, expect_vector
 from landscape.risk import EmpiricalRisk
 from landscape.showing import Shown, axes_or_new
 from landscape.surfaces.points import BatchNormMode, PointLosses
@@ -50,6 +50,10 @@ class LossSurface(Shown):
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Filled contours of the loss."""
+        if 1 in self.losses.shape:
+            raise ValueError(
+                f"a grid of {tuple(self.losses.shape)} has no contours; see to_frame(), or loss_line for one row"
+            )
         ax = axes_or_new(ax)
         drawn = ax.contourf(self.alphas.tolist(), self.betas.tolist(), self.losses.T.tolist(), levels=20)
         ax.figure.colorbar(drawn, ax=ax, label="loss")
@@ -146,8 +150,10 @@ def loss_surface(
     """
     rows, columns = _coordinates("alphas", alphas), _coordinates("betas", betas)
     shape = (len(rows), len(columns))
-    if partial is not None and partial.shape != shape:
-        raise ValueError(f"partial: expected the grid's shape {shape}, got {tuple(partial.shape)}; start afresh")
+    if partial is not None:
+        expect_floating("partial", partial)
+        if partial.shape != shape:
+            raise ValueError(f"partial: expected the grid's shape {shape}, got {tuple(partial.shape)}; start afresh")
     plane = _Plane(risk, {"direction_a": direction_a, "direction_b": direction_b}, centre)
     if partial is None:
         losses = torch.full(shape, torch.nan, dtype=torch.float64)
@@ -195,7 +201,10 @@ def _vector(name: str, vector: Tensor, risk: EmpiricalRisk) -> Tensor:
 
 
 def _coordinates(name: str, values: Tensor | Sequence[float]) -> Tensor:
-    tensor = torch.as_tensor(values, dtype=torch.float64).detach().cpu()
+    try:
+        tensor = torch.as_tensor(values, dtype=torch.float64).detach().cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{name}: expected a non-empty list of finite numbers, got {values!r}") from error
     if tensor.dim() != 1 or len(tensor) == 0 or not bool(torch.isfinite(tensor).all()):
         raise ValueError(f"{name}: expected a non-empty list of finite numbers, got {values!r}")
     return tensor.clone()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from landscape.asking import expect_risk, expect_vector
+from landscape.asking import expect_count, expect_number, expect_risk, expect_vector
 from landscape.risk import EmpiricalRisk
 from landscape.showing import Shown
 from landscape.surfaces.points import BatchNormMode, losses_at
@@ -142,10 +142,10 @@ def bezier_path(
     (0.0, True)
     """
     theta_a, theta_b = _checked(risk, theta_a, theta_b, num_points)
-    if steps < 1 or not (learning_rate > 0 and math.isfinite(learning_rate)):
-        raise ValueError(
-            f"steps, learning_rate: expected at least one step and a positive rate, got {steps} and {learning_rate}"
-        )
+    expect_count("steps", steps)
+    expect_number("learning_rate", learning_rate)
+    if not (learning_rate > 0 and math.isfinite(learning_rate)):
+        raise ValueError(f"learning_rate: expected a positive rate, got {learning_rate}")
     random_positions = torch.rand(steps, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     control = ((theta_a + theta_b) / 2).detach().requires_grad_()
     optimizer = torch.optim.Adam([control], lr=learning_rate)
@@ -178,6 +178,7 @@ def _checked(risk: EmpiricalRisk, theta_a: Tensor, theta_b: Tensor, num_points: 
     expect_risk(risk)
     for name, theta in (("theta_a", theta_a), ("theta_b", theta_b)):
         expect_vector(name, theta, risk.num_params)
+    expect_count("num_points", num_points)
     if num_points < 3:
         raise ValueError(f"num_points: expected at least 3, the ends and a point between, got {num_points}")
     return theta_a.to(risk.device, risk.dtype), theta_b.to(risk.device, risk.dtype)

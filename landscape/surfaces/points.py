@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from landscape.asking import expect_risk
+from landscape.asking import expect_count, expect_floating, expect_risk
 from landscape.risk import EmpiricalRisk
 from landscape.surfaces.batch_norm import RecomputedBatchNorm
 
@@ -50,6 +50,7 @@ def losses_at(
     tensor([0.6931, 0.6931, 0.6931], dtype=torch.float64)
     """
     expect_risk(risk)
+    expect_floating("points", points)
     if points.dim() != 2 or points.shape[1] != risk.num_params:
         raise ValueError(f"points: expected shape (m, {risk.num_params}), got {tuple(points.shape)}")
     evaluate = PointLosses(risk, chunk=chunk, batch_norm=batch_norm)
@@ -62,8 +63,8 @@ class PointLosses:
     def __init__(self, risk: EmpiricalRisk, *, chunk: int | None, batch_norm: BatchNormMode) -> None:
         if batch_norm not in ("frozen", "recomputed"):
             raise ValueError(f"batch_norm: expected 'frozen' or 'recomputed', got {batch_norm!r}")
-        if chunk is not None and chunk < 1:
-            raise ValueError(f"chunk: expected at least 1 point, got {chunk}")
+        if chunk is not None:
+            expect_count("chunk", chunk)
         frozen = batch_norm == "frozen"
         self._risk = risk
         self._loss = risk.loss if frozen else RecomputedBatchNorm(risk).loss
@@ -85,7 +86,7 @@ class PointLosses:
         try:
             if self._risk.batches:
                 losses = vmap(self._per_example)(points).double() @ torch.cat(self._risk.weights).double()
-        except RuntimeError:  # vmap's refusal; an error of the model's own comes again from the loop
+        except Exception:  # vmap's refusal, or a compiler's; an error of the model's own comes again from the loop
             self._together = False
         self._together = all(ranks.counts(self._together))
         return (ranks.all_sum(losses) / self._risk.total_weight).cpu() if self._together else None

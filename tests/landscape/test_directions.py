@@ -130,5 +130,5 @@ def test_bad_input(risk: EmpiricalRisk) -> None:
         random_direction(EmpiricalRisk(nn.LayerNorm(2), [(torch.eye(2), torch.tensor([0, 1]))]), seed=0)
     with pytest.raises(ValueError, match=r"points: expected finite weights of shape \(T, n\)"):
         trajectory_plane(torch.ones(3))
-    with pytest.raises(ValueError, match="k: expected at least 1"):
+    with pytest.raises(ValueError, match="k: expected a count of at least 1"):
         trajectory_plane(torch.ones(3, 2), k=0)

@@ -100,7 +100,7 @@ def test_bad_input() -> None:
         linear_path(risk, left, torch.ones(2))
     with pytest.raises(ValueError, match="num_points: expected at least 3"):
         linear_path(risk, left, right, num_points=2)
-    with pytest.raises(ValueError, match="steps, learning_rate"):
+    with pytest.raises(ValueError, match="steps: expected a count"):
         bezier_path(risk, left, right, steps=0)
-    with pytest.raises(ValueError, match="steps, learning_rate"):
+    with pytest.raises(ValueError, match="learning_rate: expected a positive rate"):
         bezier_path(risk, left, right, learning_rate=math.nan)

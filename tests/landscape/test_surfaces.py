@@ -229,7 +229,7 @@ def test_bad_input() -> None:
         loss_surface(risk, E1, E2, ALPHAS, [0.0, math.nan])
     with pytest.raises(ValueError, match=r"partial: expected the grid's shape \(3, 4\)"):
         loss_surface(risk, E1, E2, ALPHAS, BETAS, partial=torch.zeros(4, 3))
-    with pytest.raises(ValueError, match="chunk: expected at least 1"):
+    with pytest.raises(ValueError, match="chunk: expected a count of at least 1"):
         loss_line(risk, E1, ALPHAS, chunk=0)
     with pytest.raises(ValueError, match="batch_norm: expected 'frozen'"):
         loss_line(risk, E1, ALPHAS, batch_norm="train")  # type: ignore[arg-type]
