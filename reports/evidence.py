@@ -9,7 +9,7 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
-from reports.tables import significant
+from reports.tables import UNBOUNDED, significant
 
 WIDTH, HEIGHT = 220, 26
 _SLOPE_WIDTH, _SLOPE_HEIGHT, _SIDE, _TOP = 300, 170, 70, 22
@@ -27,7 +27,8 @@ def interval_bar(claim: Mapping[str, Any], claims: Sequence[Mapping[str, Any]]) 
         claims: All that are shown; those of the same unit share the axis.
     """
     if claim["effect"] is None:
-        return Markup('<span class="note">undefined</span>')
+        word = UNBOUNDED if claim["n"] else "undefined"
+        return Markup(f'<span class="note">{word}</span>')
     ratio = claim["unit"] == "ratio"
     sharing = [one for one in claims if one["unit"] == "ratio"] if ratio else [claim]
     place = _axis(sharing, ratio)
@@ -43,9 +44,8 @@ def interval_bar(claim: Mapping[str, Any], claims: Sequence[Mapping[str, Any]]) 
             f'<line class="interval" x1="{place(claim["low"]):.1f}" x2="{place(claim["high"]):.1f}" y1="13" y2="13"/>'
         )
     parts.append(f'<circle class="effect" cx="{place(claim["effect"]):.1f}" cy="13" r="4"/>')
-    ends = (
-        "" if claim["low"] is None else f", 95 % interval {significant(claim['low'])} to {significant(claim['high'])}"
-    )
+    low, high = claim["low"], claim["high"]
+    ends = "" if None in (low, high) else f", 95 % interval {significant(low)} to {significant(high)}"
     label = f"Effect {significant(claim['effect'])}{ends}; limit {significant(claim['limit'])}"
     if band is not None:
         label += f"; equivalent from {significant(band[0])} to {significant(band[1])}"

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from analyses.judging.evidence import Evidence, weigh
+from analyses.judging.evidence import Evidence, diverged, weigh, with_power
 from analyses.judging.families import Adjusted, fallback, holm
 from analyses.judging.looks import Looks
 from analyses.judging.values import Values
@@ -122,16 +122,23 @@ def answer(judged: Sequence[Judged], settings: ClaimSettings) -> str:
     """The claims that have a short form in one sentence; empty where there is none."""
     parts: list[str] = []
     before = ""
+    medians = False
     for one in judged:
         found = one.evidence
-        if one.short and math.isfinite(found.effect):
-            shown = f"{found.effect:.2f} × [{found.low:.2f}, {found.high:.2f}]"
-            whose = "its" if one.subject == before else f"{one.subject}'s"
-            parts.append(f"{whose} {one.short.format(effect=shown)}: {one.verdict}")
-            before = one.subject
+        if not one.short or math.isnan(found.effect):
+            continue
+        bounded = math.isfinite(found.low) and math.isfinite(found.high) and found.low > 0
+        lost = diverged(found)
+        medians = medians or bool(lost)
+        within = f"[{found.low:.2f}, {found.high:.2f}]" if bounded else f"(unbounded{f'; {lost}' if lost else ''})"
+        times = "infinitely many" if math.isinf(found.effect) else f"{found.effect:.2f}"
+        whose = "its" if one.subject == before else f"{one.subject}'s"
+        parts.append(f"{whose} {one.short.format(effect=f'{times} × {within}')}: {one.verdict}")
+        before = one.subject
     if not parts:
         return ""
-    return f"{'; '.join(parts)} (geometric means, 95 % intervals; rises at rho = {settings.rho:g})."
+    means = "geometric means, medians where runs diverged" if medians else "geometric means"
+    return f"{'; '.join(parts)} ({means}, 95 % intervals; rises at rho = {settings.rho:g})."
 
 
 @cache
@@ -158,7 +165,7 @@ def _drafts(records: pd.DataFrame, settings: ClaimSettings) -> tuple[list[_Draft
                 labels = _labels(columns, content) | {SHARE: _in_words(settings.recovered_share)}
                 statement = claim.sentence.format_map(labels)
                 absent = sorted({column for column in columns.values() if column not in values.columns})
-                reason = f"the study lacks {', '.join(absent)}" if absent else f"nothing recorded of {claim.measure}"
+                reason = f"the study lacks {', '.join(absent)}" if absent else _nothing(claim, columns, values)
                 evidence = None if absent else weigh(claim, columns, values, settings)
                 if evidence is None:
                     missing.append({"name": key, "family": family, "statement": statement, "reason": reason})
@@ -166,6 +173,14 @@ def _drafts(records: pd.DataFrame, settings: ClaimSettings) -> tuple[list[_Draft
                     short = (claim.short or "").format_map({**labels, "effect": "{effect}"})
                     drafts.append(_Draft(key, claim, statement, labels[claim.subject], short, evidence))
     return drafts, missing
+
+
+def _nothing(claim: ClaimSpec, columns: Mapping[str, str], values: Values) -> str:
+    """Why there are no values to compare."""
+    if claim.where and values.has(columns[claim.subject], claim.measure):
+        rows = ", ".join(f"{column}: {value}" for column, value in claim.where.items())
+        return f"no records of {claim.measure} are left by where ({rows}) in both"
+    return f"nothing recorded of {claim.measure}"
 
 
 def _labels(columns: Mapping[str, str], content: ClaimFile) -> dict[str, str]:
@@ -198,8 +213,11 @@ def _judged(drafts: Sequence[_Draft], settings: ClaimSettings, looks: Looks | No
             if family == "cost":
                 judged.append(Judged(*common, _counted(draft), None, None, None, procedure, draft.evidence))
                 continue
-            through, verdict = f"{procedure} over {len(own)} claims", _verdict(draft, place)
-            judged.append(Judged(*common, verdict, p, place.p_value, place.level, through, draft.evidence))
+            over = f"{len(own)} claim{'' if len(own) == 1 else 's'}"
+            through, verdict = f"{procedure} over {over}", _verdict(draft, place)
+            # A claim that those before it left no level would be tested at its part of the family's.
+            evidence = with_power(draft.claim, draft.evidence, place.level or settings.alpha / len(own))
+            judged.append(Judged(*common, verdict, p, place.p_value, place.level, through, evidence))
     return judged
 
 
@@ -212,6 +230,8 @@ def _verdict(draft: _Draft, place: Adjusted) -> Verdict:
 def _counted(draft: _Draft) -> Verdict:
     """Numbers that are counted have no error: how far the effect itself lies above the limit, against the margin."""
     evidence, direction = draft.evidence, draft.claim.direction
+    if math.isnan(evidence.effect):
+        return "undecided"
     if draft.claim.scale == "ratio":
         slack = math.log(evidence.margin or 1.0)
         above = math.log(evidence.effect / evidence.limit) if evidence.effect > 0 else -math.inf

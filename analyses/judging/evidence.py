@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -40,8 +40,10 @@ class Evidence:
         bootstrap_low: Lower end of the bootstrap interval (BCa).
         bootstrap_high: Upper end.
         p_sign_flip: Two-sided exact p-value under changes of signs.
-        smallest_effect: Effect that so many pairs with this spread find with 80 % power; None where not worked out.
-        runs_needed: Pairs with which this effect and spread would be decided; None where not worked out.
+        contrast: Mean of what the test holds against 0, in the units of ``spread``.
+        smallest_effect: Effect that so many pairs with this spread find with 80 % power at the level of the claim;
+            None where not worked out. See `with_power`.
+        runs_needed: Pairs with which this effect and spread would be decided at that level; None where not worked out.
         spread: Standard deviation over the pairs, in log units for ratios.
         search_error: For worst cases, the root mean square over pairs of what the poorer search lacks, in log units.
         by_size: Effect by size of the training set, where the study has several.
@@ -66,10 +68,11 @@ class Evidence:
     bootstrap_low: float
     bootstrap_high: float
     p_sign_flip: float
-    smallest_effect: float | None
-    runs_needed: int | None
     spread: float
     search_error: float | None
+    contrast: float = math.nan
+    smallest_effect: float | None = None
+    runs_needed: int | None = None
     by_size: dict[int, float] = field(default_factory=dict)
     note: str = ""
     pairs: list[dict[str, Any]] = field(default_factory=list)
@@ -98,6 +101,7 @@ def weigh(claim: ClaimSpec, columns: Mapping[str, str], values: Values, settings
     """
     limit, margin = settings.threshold(claim.limit), settings.threshold(claim.margin)
     worst = math.inf if claim.direction in _DOWN else 0.0 if claim.scale == "ratio" else -math.inf
+    worst = -worst if claim.baseline is not None else worst  # what is compared is what falls short of the baseline
     subject = values.series(columns[claim.subject], claim.measure, claim.where, worst=worst)
     named = [f"{columns[claim.subject]}"]
     if isinstance(claim.reference, str):
@@ -116,18 +120,48 @@ def weigh(claim: ClaimSpec, columns: Mapping[str, str], values: Values, settings
     if pairs.empty:
         return None
     scaled = {"ratio": _ratio, "difference": _difference, "share": _share}[claim.scale]
-    evidence = scaled(claim, pairs, limit, margin, settings.alpha)
+    evidence = scaled(claim, pairs, limit, margin)
     error = _search_error(claim, columns, values, pairs)
     comparison = {"ratio": " / ", "difference": " − ", "share": " of "}[claim.scale].join(named)
     if claim.scale == "difference" and not isinstance(claim.reference, str):
         comparison = f"{named[0]}, against {named[1]}"
-    return Evidence(
+    found = Evidence(
         comparison=comparison,
         search_error=error,
         **evidence,
         pairs=_by_run(pairs),
         columns=list(dict.fromkeys(columns.values())),
     )
+    return replace(found, note=_joined(found.note, diverged(found)))
+
+
+def with_power(claim: ClaimSpec, evidence: Evidence, level: float) -> Evidence:
+    """The evidence with what its runs could find, and how many would find its effect, at the level of the test.
+
+    Args:
+        claim: The claim.
+        evidence: What `weigh` found.
+        level: At which the claim's own p-values are held.
+    """
+    bound = evidence.margin
+    if bound is not None and claim.scale == "ratio":
+        bound = abs(math.log(bound))
+    spread, equivalent = evidence.spread, claim.direction == "equivalent"
+    smallest = smallest_effect(spread, evidence.n, alpha=level) if claim.scale != "share" else None
+    if smallest is not None:
+        smallest += bound or 0.0 if equivalent else 0.0
+        smallest = _exp(smallest) if claim.scale == "ratio" else smallest
+    margin = bound if claim.direction in ("below", "above", "equivalent") and claim.scale != "share" else None
+    needed = runs_needed(evidence.contrast, spread, alpha=level, margin=margin, equivalent=equivalent)
+    return replace(evidence, smallest_effect=smallest, runs_needed=needed)
+
+
+def diverged(evidence: Evidence) -> str:
+    """How many of the runs compared have no finite value, in words; empty where all have."""
+    sides = [side for side in ("subject", "reference", "baseline") if evidence.pairs and side in evidence.pairs[0]]
+    lost = {side: sum(not math.isfinite(pair[side]) for pair in evidence.pairs) for side in sides}
+    said = [f"{count} of {len(evidence.pairs)} runs of the {side}" for side, count in lost.items() if count]
+    return f"{' and '.join(said)} have no finite value" if said else ""
 
 
 def _by_run(pairs: pd.DataFrame) -> list[dict[str, Any]]:
@@ -137,9 +171,7 @@ def _by_run(pairs: pd.DataFrame) -> list[dict[str, Any]]:
     ]
 
 
-def _ratio(
-    claim: ClaimSpec, pairs: pd.DataFrame, limit: float | None, margin: float | None, alpha: float
-) -> dict[str, Any]:
+def _ratio(claim: ClaimSpec, pairs: pd.DataFrame, limit: float | None, margin: float | None) -> dict[str, Any]:
     with np.errstate(divide="ignore", invalid="ignore"):
         logs = np.log(pairs["subject"]) - np.log(pairs["reference"])
     undefined = (pairs["subject"] < 0) | (pairs["reference"] < 0)
@@ -147,7 +179,7 @@ def _ratio(
     logs = logs.mask(both_worst, 0.0).mask((pairs["subject"] == 0) & (pairs["reference"] == 0), 0.0)
     center = math.log(limit or 1.0)
     bound = None if margin is None else abs(math.log(margin))
-    found = _tested(claim, logs[~undefined], center, bound, alpha)
+    found = _tested(claim, logs[~undefined], center, bound)
     negative = f"{int(undefined.sum())} pairs with a negative value left out" if undefined.any() else ""
     note = _joined(found["note"], negative)
     return found | {"note": note, "unit": "ratio", "limit": limit or 1.0, "margin": margin} | {
@@ -155,17 +187,15 @@ def _ratio(
     } | {"by_size": {size: _exp(value) for size, value in found["by_size"].items()}}  # fmt: skip
 
 
-_EFFECTS = ("effect", "low", "high", "bootstrap_low", "bootstrap_high", "smallest_effect")
+_EFFECTS = ("effect", "low", "high", "bootstrap_low", "bootstrap_high")
 
 
-def _difference(
-    claim: ClaimSpec, pairs: pd.DataFrame, limit: float | None, margin: float | None, alpha: float
-) -> dict[str, Any]:
+def _difference(claim: ClaimSpec, pairs: pd.DataFrame, limit: float | None, margin: float | None) -> dict[str, Any]:
     against_number = not isinstance(claim.reference, str)
     both_worst = ~np.isfinite(pairs["subject"]) & ~np.isfinite(pairs["reference"])
     difference = (pairs["subject"] - pairs["reference"]).mask(both_worst, 0.0) * claim.times
     center = limit or 0.0
-    found = _tested(claim, difference, center, margin, alpha)
+    found = _tested(claim, difference, center, margin)
     shift = claim.times * float(claim.reference) if against_number else 0.0
     moved = {key: found[key] + shift for key in ("effect", "low", "high", "bootstrap_low", "bootstrap_high")}
     by_size = {size: value + shift for size, value in found["by_size"].items()}
@@ -173,21 +203,21 @@ def _difference(
     return found | moved | fixed
 
 
-def _share(
-    claim: ClaimSpec, pairs: pd.DataFrame, limit: float | None, margin: float | None, alpha: float
-) -> dict[str, Any]:
+def _share(claim: ClaimSpec, pairs: pd.DataFrame, limit: float | None, margin: float | None) -> dict[str, Any]:
     asked = 0.0 if limit is None else limit
     if claim.baseline is None:
         numerator, denominator = pairs["subject"], pairs["reference"]
     else:
         numerator, denominator = pairs["baseline"] - pairs["subject"], pairs["baseline"] - pairs["reference"]
     undefined = int((numerator - asked * denominator).isna().sum())
-    contrast = _tested(claim, numerator - asked * denominator, 0.0, None, alpha)
+    contrast = _tested(claim, numerator - asked * denominator, 0.0, None)
     above, sizes = by_seed(numerator)
     below, below_sizes = by_seed(denominator)
     above, below = above.align(below, join="inner")
     whole = np.isfinite(above) & np.isfinite(below)
     effect, low, high = fieller(above[whole].to_numpy(float), below[whole].to_numpy(float))
+    if not whole.all():  # an interval over those alone that did not diverge would be of another sample than the test
+        low, high = -math.inf, math.inf
     reduction = paired(below[whole].to_numpy(float))
     p_for, p_against = float(contrast["p_for"]), float(contrast["p_against"])
     # A denominator that is the same in every run, and positive, is a number and not an estimate.
@@ -197,19 +227,18 @@ def _share(
     shares = {size: float(one.mean() / below_sizes[size].mean()) for size, one in sizes.items() if size in below_sizes}
     return contrast | {
         "effect": effect, "low": low, "high": high, "unit": "share", "limit": asked, "margin": margin,
-        "bootstrap_low": -math.inf, "bootstrap_high": math.inf, "smallest_effect": None, "by_size": shares,
+        "bootstrap_low": -math.inf, "bootstrap_high": math.inf, "by_size": shares,
         "p_for": p_for, "p_against": p_against, "note": _joined(
             contrast["note"],
             f"the reference itself {what} {reduction.effect:.3g}",
-            f"{undefined} pairs in which both diverged left out" if undefined else "",
+            "" if whole.all() else f"the share is that of {int(whole.sum())} pairs without a run that diverged",
+            f"{undefined} pairs left out, in which what diverged leaves no share" if undefined else "",
         ),
         "test": f"{contrast['test']} of the contrast; Fieller's interval",
     }  # fmt: skip
 
 
-def _tested(
-    claim: ClaimSpec, differences: pd.Series, center: float, bound: float | None, alpha: float
-) -> dict[str, Any]:
+def _tested(claim: ClaimSpec, differences: pd.Series, center: float, bound: float | None) -> dict[str, Any]:
     """Everything that one column of paired differences gives; ``center`` is the limit, ``bound`` the margin."""
     by_run, sizes = by_seed(differences.dropna())
     sample = by_run.to_numpy(dtype=float)
@@ -232,15 +261,13 @@ def _tested(
         p_for, p_against = 1.0, min(outside)
     spread = shown.spread if finite else math.nan
     low, high = bootstrap_interval(sample) if finite else (-math.inf, math.inf)
-    margin_of_test = bound if claim.direction in ("below", "above", "equivalent") else None
     return {
         "effect": shown.effect, "low": shown.low, "high": shown.high, "n": shown.n,
         "p_for": p_for, "p_against": p_against, "p_equivalent": p_equivalent,
         "test": "paired t" if finite else "signed ranks, a run diverged or a value is 0",
         "bootstrap_low": low, "bootstrap_high": high,
         "p_sign_flip": sign_flip(sample - null) if finite else min(1.0, 2 * min(p_for, p_against)),
-        "smallest_effect": smallest_effect(spread, shown.n, alpha=alpha),
-        "runs_needed": runs_needed(shown.effect - null, spread, alpha=alpha, margin=margin_of_test),
+        "contrast": shown.effect - null,
         "note": _without_spread(shown, finite), "spread": spread,
         "by_size": {size: compare(one.to_numpy(float)).effect for size, one in sizes.items()},
     }  # fmt: skip
@@ -248,6 +275,8 @@ def _tested(
 
 def _without_spread(shown: Comparison, finite: bool) -> str:
     """Why nothing can be tested, where that is so."""
+    if shown.n == 0:
+        return "no pair is left to compare: no seed has every training-set size, or no value is defined"
     if not finite or shown.spread > 0:
         return ""
     if shown.n == 1:

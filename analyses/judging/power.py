@@ -25,11 +25,20 @@ def smallest_effect(spread: float, n: int, *, alpha: float) -> float | None:
     return float(np.max(TTestPower().solve_power(nobs=n, alpha=alpha, power=POWER))) * spread
 
 
-def runs_needed(effect: float, spread: float, *, alpha: float, margin: float | None = None) -> int | None:
+def runs_needed(
+    effect: float, spread: float, *, alpha: float, margin: float | None = None, equivalent: bool = False
+) -> int | None:
     """Pairs with which this very effect and spread would be decided with 80 % power, in a direction or as equivalent.
 
     An effect estimated from few pairs is itself uncertain: an order of magnitude, no promise. None if more than 10,000
     would be needed, or without a spread.
+
+    Args:
+        effect: Mean difference.
+        spread: Standard deviation of the differences.
+        alpha: Level.
+        margin: Differences up to it count as none; None without one.
+        equivalent: Whether only a difference beyond the margin counts as one, as where a claim says "equivalent".
 
     >>> runs_needed(1.0, 1.0, alpha=0.05), runs_needed(0.0, 0.1, alpha=0.05, margin=0.2)
     (10, 4)
@@ -38,16 +47,17 @@ def runs_needed(effect: float, spread: float, *, alpha: float, margin: float | N
         return None
     sizes = np.unique(np.geomspace(2, _MOST, 400).astype(int))
     for index, n in enumerate(sizes):
-        if _decides(effect, spread, int(n), alpha, margin):
+        if _decides(effect, spread, int(n), alpha, margin, equivalent):
             first = int(sizes[index - 1]) + 1 if index else 2
-            return next(m for m in range(first, int(n) + 1) if _decides(effect, spread, m, alpha, margin))
+            return next(m for m in range(first, int(n) + 1) if _decides(effect, spread, m, alpha, margin, equivalent))
     return None
 
 
-def _decides(effect: float, spread: float, n: int, alpha: float, margin: float | None) -> bool:
+def _decides(effect: float, spread: float, n: int, alpha: float, margin: float | None, equivalent: bool) -> bool:
     scale, freedom = math.sqrt(n) / spread, n - 1
     two_sided, one_sided = stats.t.ppf(1 - alpha / 2, freedom), stats.t.ppf(1 - alpha, freedom)
-    directed = stats.nct.sf(two_sided, freedom, abs(effect) * scale)
+    beyond = abs(effect) - (margin or 0.0) if equivalent else abs(effect)
+    directed = stats.nct.sf(two_sided, freedom, beyond * scale) if beyond > 0 else 0.0
     if directed >= POWER or margin is None or abs(effect) >= margin:
         return bool(directed >= POWER)
     above = stats.nct.sf(one_sided, freedom, (margin + effect) * scale)

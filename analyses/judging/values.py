@@ -26,6 +26,7 @@ class Values:
     def __init__(self, records: pd.DataFrame, settings: ClaimSettings) -> None:
         self._none, self._rho = records.iloc[:0], settings.rho
         self._rows_of = dict(iter(with_derived(records).groupby(["method", "measure"])))
+        self._seeds = {measure: set(own["seed"]) for measure, own in records.groupby("measure")}
         self.columns = set(records["method"].dropna())
 
     def series(self, method: str, measure: str, where: Mapping[str, str | float], *, worst: float) -> pd.Series:
@@ -47,8 +48,22 @@ class Values:
         found = chosen.assign(value=chosen["value"].where(np.isfinite(chosen["value"]), worst))
         means = found.groupby(["train_size", "seed"])["value"].mean()
         diverged = self._rows_of.get((method, DIVERGED), self._none)
-        diverged = diverged.groupby(["train_size", "seed"])["value"].size() * worst
-        return pd.concat([means, diverged.rename("value").drop(means.index, errors="ignore")]).astype(float)
+        diverged = diverged[diverged["seed"] <= self._last_seed(measure)]
+        lost = diverged.groupby(["train_size", "seed"])["value"].size() * worst
+        return pd.concat([means, lost.rename("value").drop(means.index, errors="ignore")]).astype(float)
+
+    def _last_seed(self, measure: str) -> float:
+        """Up to which seed a measure was planned: some are for the first seeds of a study alone.
+
+        A run that diverged beyond has nothing that it was to be compared by.
+        """
+        measured = self._seeds.get(measure)
+        finished = self._seeds.get("train_loss", set())
+        return max(measured) if measured and not measured >= finished else math.inf
+
+    def has(self, method: str, measure: str) -> bool:
+        """Whether there are any records of a measure for a method, or runs that diverged instead."""
+        return (method, measure) in self._rows_of or (method, DIVERGED) in self._rows_of
 
     def gaps(self, method: str, where: Mapping[str, str | float]) -> pd.Series:
         """What the poorer of two searches for the worst case lacks of the best rise, by run; empty if not recorded."""

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from analyses.judging.claims import evidence_of
 from analyses.judging.looks import P_VALUES, Look, Looks
-from analyses.records import RecordsError, read_json, write_json
+from analyses.records import DIVERGED, RecordsError, read_json, write_json
 from analyses.study import ClaimSettings, Study, StudyError, StudyFolder
 from analyses.study.base import problem_of
 
@@ -62,7 +62,8 @@ def looked_at(records: pd.DataFrame, study: Study, folder: StudyFolder, stopping
     kept = recorded_looks(folder.root / LOOKS, study.claims)
     refuse_other_plan(kept, stopping)
     evidence = evidence_of(records, study.claims)
-    measured = int(records["seed"].dropna().nunique())  # a look at seeds that failed is none
+    trained = records[records["measure"].isin(["train_loss", DIVERGED])]  # rounds of step costs are no seeds
+    measured = int(trained["seed"].nunique())  # a look at seeds that failed is none
     p_values = {key: [getattr(one, name) for name in P_VALUES] for key, one in evidence.items()}
     now = Look(min(study.seeds, measured or study.seeds), p_values)
     earlier = [look for look in kept.looks if look.seeds < now.seeds] if kept else []

@@ -89,7 +89,11 @@ class ClaimSpec(Settings):
         if self.scale == "ratio" and isinstance(self.limit, float | int) and self.limit <= 0:
             raise ValueError(f"limit: expected a ratio above 0, got {self.limit:g}")
         for name, rows in (("where", self.where), ("reference_where", self.reference_where or {})):
-            for column in rows:
+            for column, value in rows.items():
+                if column in COLUMNS and (COLUMNS[column] == "string") != isinstance(value, str):
+                    text = COLUMNS[column] == "string" and isinstance(value, float)
+                    wanted = f"text: '{value:g}' in quotation marks" if text else "numbers"
+                    raise ValueError(f"{name}: column {column} holds {wanted}, got {value!r}")
                 if column not in COLUMNS:
                     raise ValueError(
                         f"{name}: the records have no column {column!r}{near(column, COLUMNS) or ';'} expected some of "

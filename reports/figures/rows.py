@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -9,6 +11,8 @@ from matplotlib.axis import Axis
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
 
 from reports.style import geometric_interval, method_style
+
+_NARROWEST = 1 + 1e-6
 
 
 def draw_row(ax: Axes, values: pd.Series, method: str, place: int) -> None:
@@ -33,6 +37,10 @@ def label_rows(ax: Axes, methods: list[str]) -> None:
 def readable(ax: Axes) -> None:
     """Logarithmic in x, with round numbers as ticks, few enough for a narrow panel and at least two."""
     ax.set_xscale("log")
+    low, high = ax.get_xlim()
+    if low > 0 and high < low * _NARROWEST:  # one value, whose mean differs by rounding
+        middle = math.sqrt(low * high)
+        ax.set_xlim(middle / 2, middle * 2)
     rounded(ax.xaxis)
 
 
