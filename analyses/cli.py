@@ -148,6 +148,7 @@ def train(options: Namespace) -> int:
     from analyses.running.engines import LOCAL_JOBS, LocalEngine
     from analyses.running.executors import run_cells
     from analyses.running.preparing import check, exclusive, prepare
+    from analyses.training.runs import read_run
 
     study, folder = _study(options), _folder(options)
     cell = Cell(options.method, options.seed, options.train_size or study.train_sizes[0])
@@ -164,6 +165,8 @@ def train(options: Namespace) -> int:
             for failure in run_cells([cell], partial(train_only, study), folder, LocalEngine(LOCAL_JOBS)):
                 print(f"failed: {failure.cell}: {failure.reason}", file=sys.stderr)
                 return CELLS_FAILED
+    if reason := read_run(folder.run(study, cell)).get("diverged"):
+        print(f"diverged: {cell}: {reason}", file=sys.stderr)
     print(folder.run(study, cell))
     return DONE
 

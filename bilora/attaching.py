@@ -220,10 +220,12 @@ def _check_targets(model: nn.Module, lora: LoraConfig, config: BiLoraConfig) -> 
         shape = tuple(module.weight.shape)
         smallest = min(shape)
         rank = lora.rank_pattern.get(get_pattern_key(list(lora.rank_pattern), name), lora.r)
-        for setting, value in (("r", rank), ("auxiliary_r", config.auxiliary_r or 1)):
+        for setting, value, factor in (("r", rank, lora.r // config.r), ("auxiliary_r", config.auxiliary_r or 1, 1)):
             if value > smallest:
+                times = f" ({factor} times the {value // factor} that was given)" if factor > 1 else ""
                 raise ValueError(
-                    f"{setting}: rank {value} exceeds the dimensions of {name} {shape}; use at most {smallest}"
+                    f"{setting}: rank {value}{times} exceeds the dimensions of {name} {shape}; use at most "
+                    f"{smallest // factor}"
                 )
         if config.primary in MOVES_THE_BASE and (other := _sharing(model, name)):
             raise ValueError(

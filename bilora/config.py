@@ -211,7 +211,7 @@ class BiLoraConfig(BaseModel):
                 f"{', '.join(other) if other else ' with '.join(chosen)}"
             )
         named = targets if isinstance(targets, str) or targets is None else sorted(targets)
-        taken = {name: value for name, value in taken.items() if value}
+        taken = {name: value for name, value in taken.items() if value is not None and value not in ([], {})}
         return cls(primary=chosen[0], target_modules=named, **taken, **settings)
 
     @classmethod

@@ -95,7 +95,8 @@ def minimum(source: Trainer | nn.Module | str | Path, *, base: nn.Module | None 
         source: A trainer; a `peft.PeftModel`, whose active adapters without the auxiliary are merged; a plain model; or
             a folder that holds an adapter, a checkpoint of `BiLoraTrainer`'s, or a whole Hugging Face model.
         base: The plain model under an adapter in a folder, in the state in which the training found it; for a whole
-            model, what it is compared with for ``updates``.
+            model, and for adapters of PEFT's own that change the weights below them at the start (PiSSA, OLoRA), what
+            it is compared with for ``updates``.
 
     Raises:
         ValueError: The folder holds none of these, an adapter's base is missing, or adapters lie in other layers than
@@ -111,7 +112,7 @@ def minimum(source: Trainer | nn.Module | str | Path, *, base: nn.Module | None 
         return _from_folder(Path(source), base)
     model = source.model if isinstance(source, Trainer) else source
     if isinstance(model, PeftModel):
-        return _merged(_unwrapped(copy.deepcopy(model)))
+        return _merged(_unwrapped(copy.deepcopy(model)), base)
     if not isinstance(model, nn.Module):
         raise ValueError(f"source: expected a trainer, a model or a folder, got {type(source).__name__}")
     if (held := held_adapter(model)) is not None:
@@ -133,15 +134,18 @@ def _unwrapped(model: _Module) -> _Module:
     return model
 
 
-def _merged(model: PeftModel) -> Minimum:
+def _merged(model: PeftModel, base: nn.Module | None = None) -> Minimum:
     """Merge a model's adapters; the model is used up.
+
+    PEFT's own PiSSA, OLoRA and their like leave a residual in place of the pretrained weights, which are then known
+    from ``base`` alone.
 
     A model of half precision becomes one of float32: merged, an adapter's change would be lost in its rounding.
     """
     layers = adapted_layers(model)
+    _refuse_other_kinds(model, layers)
     if not layers:
         raise ValueError("source: the model has no adapted linear layers to measure")
-    _refuse_other_kinds(model, layers)
     if any(layer.merged for layer in layers.values()):
         model.base_model.unmerge_adapter()
     if any(frozen_weight(layer).dtype in _HALF for layer in layers.values()):
@@ -160,24 +164,47 @@ def _merged(model: PeftModel) -> Minimum:
         plain = model.unload().requires_grad_(True)
         adapted = {measured[f"{layer}.weight"] for layer in layers}
         return Minimum(plain, tuple(name for name, _ in plain.named_parameters() if name in adapted), {}, factors)
+    moved = not initial_factors(model) and any(_moves_the_base(model.peft_config[name]) for name in merged)
     before = _pretrained(model)
     model.base_model.set_adapter(merged)
     plain = model.merge_and_unload(adapter_names=merged).requires_grad_(True)
     after = dict(plain.named_parameters())
     names = tuple(name for name in after if name in before)
-    return Minimum(plain, names, {name: after[name].detach() - before[name] for name in names}, factors)
+    if moved:
+        given = {} if base is None else dict(base.named_parameters())
+        before = {name: given[name].detach().to(after[name]) for name in names if name in given}
+    return Minimum(plain, names, {name: after[name].detach() - before[name] for name in before}, factors)
+
+
+def _moves_the_base(config: Any) -> bool:
+    """Whether PEFT takes the first product of an adapter of these settings out of the frozen weights."""
+    kind = getattr(config, "init_lora_weights", True)
+    return isinstance(kind, str) and kind.startswith(("pissa", "olora", "corda", "loftq", "lora_ga"))
 
 
 def _refuse_other_kinds(model: PeftModel, layers: Mapping[str, nn.Module]) -> None:
-    """Refuse adapters in embeddings, convolutions or single parameters: the measured space would leave them out."""
+    """Refuse adapters whose weights and factors could not all be measured.
+
+    Raises:
+        ValueError: They are of another kind than LoRA, or in embeddings, convolutions or single parameters, or PEFT
+            cannot merge them.
+    """
     known = {id(layer) for layer in layers.values()}
     for name, module in model.named_modules():
-        if isinstance(module, BaseTunerLayer) and id(module) not in known:
+        if not isinstance(module, BaseTunerLayer):
+            continue
+        where, kind = name.removeprefix("base_model.model."), type(module).__module__.split(".")[-2]
+        if id(module) not in known:
             inner = type(module.get_base_layer()).__name__
             raise ValueError(
-                f"source: {name.removeprefix('base_model.model.')} holds an adapter of a {inner}; expected adapters in "
-                "linear layers alone, whose weights and factors are measured: pass what merge_and_unload() returns, "
-                "with params for the weights to measure"
+                f"source: {where} holds an adapter of a {inner}, of kind {kind}; expected LoRA in linear layers alone, "
+                "whose weights and factors are measured: pass what merge_and_unload() returns, with params for the "
+                "weights to measure"
+            )
+        if any(module.lora_bias.values()) and module.get_base_layer().bias is None:
+            raise ValueError(
+                f"source: {where} has an adapter with a bias (lora_bias) and no bias to merge it into; expected one "
+                "without, or a layer with a bias"
             )
 
 
@@ -237,7 +264,14 @@ def _from_folder(folder: Path, base: nn.Module | None) -> Minimum:
                 f"base: {folder} holds an adapter; expected the plain model that it was trained on, got None"
             )
         _refuse_moved_base(folder)
-        found = _merged(PeftModel.from_pretrained(copy.deepcopy(base), str(inside), adapter_name=PRIMARY))
+        kind = json.loads((inside / "adapter_config.json").read_text()).get("init_lora_weights")
+        if isinstance(kind, str) and kind.startswith("pissa_niter"):
+            raise ValueError(
+                f"source: {folder} was trained from {kind}, whose base PEFT draws anew at random when it loads the "
+                "adapter; pass the trained model itself, or an adapter saved with path_initial_model_for_weight_"
+                "conversion"
+            )
+        found = _merged(PeftModel.from_pretrained(copy.deepcopy(base), str(inside), adapter_name=PRIMARY), base)
         load_buffers(found.model, folder)
         auxiliary = folder / AUXILIARY
         if (auxiliary / "adapter_config.json").is_file():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -90,12 +91,16 @@ def adopted(method: Method, optimizer: Optimizer) -> Optimizer:
 def hooked(method: Method, optimizer: Optimizer) -> Optimizer:
     """The optimizer, calling the method before and after each step; the method gets to know it too.
 
-    A closure gives the step's gradient inside the step, so that the method is called after each of its evaluations.
+    A closure gives the step's gradient inside the step, so that the method is called after each of its evaluations. A
+    step that a gradient scaler skips for an overflow calls nothing. A deep copy calls the copy of the method that is
+    made with it; one that is pickled is a plain optimizer again, to be given to `hooked` once more.
     """
     method.optimizer = optimizer
     zero_grad = optimizer.zero_grad
 
     def before(_: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
+        if _overflowed(optimizer):
+            return None
         closure = args[1] if len(args) > 1 else kwargs.get("closure")  # the first argument is the optimizer
         if closure is None:
             method.before_step()
@@ -113,6 +118,26 @@ def hooked(method: Method, optimizer: Optimizer) -> Optimizer:
         method.forget_gradients()
 
     optimizer.register_step_pre_hook(before)
-    optimizer.register_step_post_hook(lambda *_: method.after_step())
+
+    def after(*_: Any) -> None:
+        if not _overflowed(optimizer):
+            method.after_step()
+
+    def copied(memo: dict[int, Any]) -> Optimizer:
+        del optimizer.__deepcopy__  # type: ignore[attr-defined]
+        try:
+            twin = copy.deepcopy(optimizer, memo)
+        finally:
+            optimizer.__deepcopy__ = copied  # type: ignore[attr-defined]
+        return hooked(copy.deepcopy(method, memo), twin)
+
+    optimizer.register_step_post_hook(after)
     optimizer.zero_grad = forget  # type: ignore[method-assign]
+    optimizer.__deepcopy__ = copied  # type: ignore[attr-defined]
     return optimizer
+
+
+def _overflowed(optimizer: Optimizer) -> bool:
+    """Whether a gradient scaler has told a fused optimizer to change nothing in this step."""
+    found = getattr(optimizer, "found_inf", None)
+    return found is not None and bool(found)

@@ -61,6 +61,7 @@ def refresh(
             _columns(pairs[index], "A" if learned == "B" else "B").copy_(scaled)
     for pair in pairs:
         pair.A.grad = pair.B.grad = None
+    torch.clear_autocast_cache()  # the factors have moved under an autocast around both passes
 
 
 @torch.no_grad()

@@ -29,7 +29,7 @@ class SnapshotCallback(TrainerCallback):
     """Save all factors before the first step, every ``every`` steps and after the last.
 
     Args:
-        directory: Gets one ``step-000000.safetensors`` a snapshot.
+        directory: Gets one ``step-000000.safetensors`` a snapshot; what lies there of other trainings is removed.
         every: Steps between snapshots.
         dtype: Precision of the stored factors.
 
@@ -43,17 +43,29 @@ class SnapshotCallback(TrainerCallback):
         self._directory, self._every, self._dtype = Path(directory), every, DTYPES[dtype]
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
+        if state.is_world_process_zero:
+            for path in self._directory.glob("step-*.safetensors"):  # of an earlier training
+                if _step(path) > state.global_step or state.global_step == 0:
+                    path.unlink()
         self._save(state, kw["model"])
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
-        if state.global_step % self._every == 0 or state.global_step == state.max_steps:
+        ends = control.should_training_stop or state.global_step == state.max_steps
+        if state.global_step % self._every == 0 or ends:
             self._save(state, kw["model"])
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
+        if not self._path_of(state.global_step).exists():  # a callback behind this one ended the training
+            self._save(state, kw["model"])
+
+    def _path_of(self, step: int) -> Path:
+        return self._directory / f"step-{step:06d}.safetensors"
 
     def _save(self, state: TrainerState, model: nn.Module) -> None:
         tensors = {name: factor.to(self._dtype) for name, factor in factor_tensors(model).items()}
         if tensors and state.is_world_process_zero:
             self._directory.mkdir(parents=True, exist_ok=True)
-            target = self._directory / f"step-{state.global_step:06d}.safetensors"
+            target = self._path_of(state.global_step)
             partial = target.with_suffix(".partial")
             save_file(tensors, partial)
             partial.replace(target)
@@ -68,4 +80,8 @@ def load_snapshots(directory: str | Path) -> dict[int, dict[str, Tensor]]:
     files = sorted(Path(directory).glob("step-*.safetensors"))
     if not files:
         raise FileNotFoundError(f"directory: no step-*.safetensors in {directory}")
-    return {int(f.stem.removeprefix("step-")): {k: v.float() for k, v in load_file(f).items()} for f in files}
+    return {_step(path): {name: factor.float() for name, factor in load_file(path).items()} for path in files}
+
+
+def _step(path: Path) -> int:
+    return int(path.stem.removeprefix("step-"))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -36,18 +37,30 @@ from bilora.parts import first_examples
 from bilora.probe import AscentProbe
 
 
+class _SparedTrain:
+    """``model.train`` that does nothing where all modules train already."""
+
+    def __init__(self, model: nn.Module, modules: Sequence[nn.Module]) -> None:
+        self.model, self.modules, self.set_mode = model, modules, model.train
+
+    def __call__(self, mode: bool = True) -> nn.Module:
+        there = mode and all(module.training for module in self.modules)
+        return self.model if there else self.set_mode(mode)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """A copy that is made during a pass has its own class's method."""
+        copied = memo[id(self.model)]
+        return type(copied).train.__get__(copied)
+
+
 @contextmanager
 def _mode_kept(model: nn.Module, modules: Sequence[nn.Module]) -> Iterator[None]:
     """Spare a model all of whose modules train the parent's ``model.train()`` before every pass.
 
     It walks over all modules, 6 to 8 % of a small adapter model's step; a look at their flags costs little.
     """
-    set_mode, own = model.train, model.__dict__.get("train")
-
-    def train(mode: bool = True) -> nn.Module:
-        return model if mode and all(module.training for module in modules) else set_mode(mode)
-
-    object.__setattr__(model, "train", train)
+    own = model.__dict__.get("train")
+    object.__setattr__(model, "train", _SparedTrain(model, modules))
     try:
         yield
     finally:
@@ -112,7 +125,7 @@ class BiLoraTrainer(Trainer):
         self._bilora, self._seed = bilora, args.seed
         self._ascent: dict[str, float] = {}
         self._probe: AscentProbe | None = None
-        self._step_begins = True
+        self._step_begins, self._attempts = True, 0
         self._floating_point_ops: dict[tuple[torch.Size, ...], int] = {}
         self._modules: list[nn.Module] = []
         super().__init__(model=None if model is None else self._prepared(model), args=args, **kwargs)
@@ -136,13 +149,23 @@ class BiLoraTrainer(Trainer):
         """The parent's training; afterwards the model is what the method deploys, the auxiliary off."""
         self.method.engage()
         self.method.restart()
-        # What an earlier training left: of a step that it did not finish, and what may have changed since.
-        self._probe, self._step_begins, self._modules, self._descending = None, True, [], []
+        self._attempts = 0
         try:
             with settings_logged(self, self._bilora.model_dump(mode="json")):
                 return super().train(*args, **kwargs)
         finally:
             self.method.deploy()
+
+    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """The parent's loop, begun anew where ``auto_find_batch_size`` gives up a size in the middle of a step."""
+        # What an earlier training left: of a step that it did not finish, and what may have changed since.
+        self._probe, self._step_begins, self._modules, self._descending = None, True, [], []
+        self._ascent = {}
+        if self._attempts:
+            self.method.restart()
+            self.step_losses.clear()
+        self._attempts += 1
+        return super()._inner_training_loop(*args, **kwargs)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Optimizer over the method's groups, of the class of ``args.optim`` or ``optimizer_cls_and_kwargs``."""
@@ -179,6 +202,7 @@ class BiLoraTrainer(Trainer):
         self.method.step, self.method.num_steps = self.state.global_step, max(1, self.state.max_steps)
         scaler = self.accelerator.scaler
         self.method.loss_scale = 1.0 if scaler is None else scaler.get_scale()
+        self.method.batches_per_step = self._batches_per_step(inputs, num_items_in_batch)
         self._know_optimizer()
         if self._step_begins:
             self.method.begin_step()
@@ -196,6 +220,15 @@ class BiLoraTrainer(Trainer):
             )
         self.step_losses.append(float(loss))
         return loss
+
+    def _batches_per_step(self, inputs: Any, num_items_in_batch: Tensor | int | None) -> float:
+        """By how much the parent divides the mean loss of a micro-batch: their number, or their share of the labels."""
+        counted = self.model_accepts_loss_kwargs or self.compute_loss_func is not None
+        if num_items_in_batch is None or not counted or self.args.world_size > 1:
+            return float(self.current_gradient_accumulation_steps)
+        labels = inputs.get("labels") if isinstance(inputs, Mapping) else None
+        own = int((labels != -100).sum()) if isinstance(labels, Tensor) else 0
+        return float(num_items_in_batch) / own if own else float(self.current_gradient_accumulation_steps)
 
     def _know_optimizer(self) -> None:
         """Let the optimizer call the method, also one that was put in place past `create_optimizer` here."""
@@ -244,9 +277,10 @@ class BiLoraTrainer(Trainer):
             self._descending = self.method.primary_parameters()
         return self._descending
 
-    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+    def floating_point_ops(self, inputs: Any) -> int:
         """The parent's count, taken once for each shape of batch: it walks over all parameters."""
-        shapes = tuple(value.shape for value in inputs.values() if isinstance(value, Tensor))
+        parts = inputs.values() if isinstance(inputs, Mapping) else inputs
+        shapes = tuple(value.shape for value in parts if isinstance(value, Tensor))
         if shapes not in self._floating_point_ops:
             self._floating_point_ops[shapes] = super().floating_point_ops(inputs)
         return self._floating_point_ops[shapes]
@@ -287,7 +321,11 @@ class BiLoraTrainer(Trainer):
         load_state(self.method, Path(resume_from_checkpoint))
 
     def _load_best_model(self) -> None:
-        self._load(Path(self.state.best_model_checkpoint))
+        best = Path(self.state.best_model_checkpoint)
+        if not best.is_dir():  # as the parent has it, a training is not lost for that
+            warnings.warn(f"load_best_model_at_end: {best} is gone; the model keeps its last weights", stacklevel=2)
+            return
+        self._load(best)
 
     def _load(self, checkpoint: Path) -> None:
         if isinstance(self.model, PeftModel):

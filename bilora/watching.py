@@ -150,10 +150,18 @@ class CurvatureCallback(TrainerCallback):
         self._path = self._path or Path(args.output_dir) / _FILE
         if state.global_step == 0:
             self._measure_in_training(state, kw["model"])
+        elif not self.rows:  # the training is resumed
+            self.rows = [row for row in _rows_of(self._path) if row["step"] <= state.global_step]
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
         """Measure every so many steps and after the last."""
-        if state.global_step % self._every == 0 or state.global_step == state.max_steps:
+        ends = control.should_training_stop or state.global_step == state.max_steps
+        if state.global_step % self._every == 0 or ends:
+            self._measure_in_training(state, kw["model"])
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
+        """Measure after the last step where a callback behind this one ended the training."""
+        if not self.rows or self.rows[-1]["step"] != state.global_step:
             self._measure_in_training(state, kw["model"])
 
     def _measure_in_training(self, state: TrainerState, model: nn.Module) -> None:
@@ -203,3 +211,12 @@ class CurvatureCallback(TrainerCallback):
             table.writeheader()
             table.writerows(self.rows)
         partial_file.replace(self._path)
+
+
+def _rows_of(path: Path) -> list[dict[str, float]]:
+    """What an earlier part of a training wrote."""
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        rows = [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
+    return [row | {"step": int(row["step"])} for row in rows]

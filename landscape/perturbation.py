@@ -14,7 +14,8 @@ def perturbed(parameters: Sequence[Tensor], epsilons: Sequence[Tensor]) -> Itera
     r"""Hold ``parameters`` at :math:`\theta + \epsilon` inside the block.
 
     The weights are restored from copies, not by subtraction, so they are bitwise what they were, also when
-    the block raises. Gradients computed inside the block stay in ``.grad``.
+    the block raises. Gradients computed inside the block stay in ``.grad``. Copies of other weights that an autocast
+    around the block keeps are forgotten, or a pass inside it would run at these.
 
     Args:
         parameters: Tensors changed in place.
@@ -32,8 +33,10 @@ def perturbed(parameters: Sequence[Tensor], epsilons: Sequence[Tensor]) -> Itera
         try:
             for p, epsilon in zip(parameters, epsilons, strict=True):
                 p.add_(epsilon.to(p.dtype))
+            torch.clear_autocast_cache()
             with torch.enable_grad():
                 yield
         finally:
             for p, original in zip(parameters, saved, strict=True):
                 p.copy_(original)
+            torch.clear_autocast_cache()

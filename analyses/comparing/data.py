@@ -126,9 +126,16 @@ class FileData:
         places = {"train": self.data, "validation": beside, "test": beside}
         changed = settings.model_copy(update={"data": places, "max_length": self.max_length})
         try:
-            return OwnData(changed, self.count or min(rows, MOST_EXAMPLES))
+            task = OwnData(changed, self.count or min(rows, MOST_EXAMPLES))
         except StudyError as error:
-            raise StudyError(as_options(str(error), model="--tokenizer")) from error
+            raise StudyError(as_options(str(error), model="--tokenizer", train_sizes="--examples")) from error
+        if not task.knows_classes:
+            raise StudyError(
+                f"--label: {model} names its classes {', '.join(task.class_names[:6])}, and {self.data} has "
+                f"{', '.join(sorted(map(str, task.classes))[:6])}: which is which cannot be told; write the model's "
+                "names into the data, or the data's into label2id and id2label of the model's config.json"
+            )
+        return task
 
     def examples(self, model: str) -> Examples:
         """The examples as a model reads them."""

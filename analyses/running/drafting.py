@@ -203,9 +203,15 @@ _OPTIONS = {
 }
 
 
-def as_options(message: str, *, model: str) -> str:
-    """A message on a study's keys, with the command line's options in their place; ``model`` is that of the model."""
-    for key, option in {**_OPTIONS, "task.model": model}.items():
+def as_options(message: str, *, model: str, **others: str) -> str:
+    """A message on a study's keys, with the command line's options in their place.
+
+    Args:
+        message: Of a refusal.
+        model: The option that names the model.
+        **others: Options of the command's own, by key.
+    """
+    for key, option in {**_OPTIONS, "task.model": model, **others}.items():
         message = message.replace(f"{key}:", f"{option}:").replace(f" {key},", f" {option},")
     return message
 

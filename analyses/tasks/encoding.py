@@ -1,9 +1,7 @@
-"""From columns to what a model reads: texts to tokens, images to pixels, labels to classes."""
+"""From columns to what a model reads: texts to tokens, images to pixels."""
 
 from __future__ import annotations
 
-import math
-import numbers
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,60 +15,10 @@ from transformers import AutoImageProcessor
 
 from analyses.study.base import StudyError
 from analyses.tasks.base import Examples
+from analyses.tasks.labels import shown
 from landscape.losses import IGNORED
 
-
-def check_classes(labels: Sequence[Any], column: str) -> None:
-    """Refuse labels that name no class.
-
-    Raises:
-        StudyError: One is missing, a list, or a number with digits after the point.
-    """
-    whole = sum(isinstance(label, float) and label.is_integer() for label in labels)
-    for row, label in enumerate(labels, 1):
-        if isinstance(label, float) and label.is_integer() and whole < len(labels):
-            continue  # whole numbers in a column with gaps; the gap is what to name
-        if not isinstance(label, str | numbers.Integral | bool):
-            raise StudyError(
-                f"task.label: row {row} of column {column!r} holds {_shown(label)}; expected a whole number or a name "
-                "in every row (for numbers to predict, use task.name: regression; an empty cell, NA or None is read as "
-                "missing)"
-            )
-
-
-def _shown(value: Any) -> str:
-    return f"an array of shape {value.shape}" if isinstance(value, np.ndarray) else f"{value!r:.60}"
-
-
 _SIXTEEN_BITS = 2**16 - 1
-
-
-def classes_of(labels: Sequence[Any], column: str, known: dict[str, int], names: Sequence[str] = ()) -> dict[Any, int]:
-    """Index of every label: the ``known`` ones by name, else that of the data's own ``names``, else in their order.
-
-    Raises:
-        StudyError: There is one class alone.
-    """
-    distinct = set(labels)
-    if len(distinct) < 2:
-        raise StudyError(f"task.label: column {column!r} holds one class alone, {next(iter(distinct))!r}")
-    if known:
-        return {label: known[str(label)] for label in distinct}
-    if names:
-        return {name: index for index, name in enumerate(names)}
-    return {label: index for index, label in enumerate(sorted(distinct, key=lambda one: (isinstance(one, str), one)))}
-
-
-def numbers_of(labels: Sequence[Any], column: str) -> list[float]:
-    """Labels of a regression.
-
-    Raises:
-        StudyError: A label is no finite number.
-    """
-    for row, label in enumerate(labels, 1):
-        if not isinstance(label, numbers.Real) or not math.isfinite(label):
-            raise StudyError(f"task.label: row {row} of column {column!r} holds {label!r}; expected a finite number")
-    return [float(label) for label in labels]
 
 
 def texts_of(values: Sequence[Any], column: str) -> list[str]:
@@ -82,9 +30,59 @@ def texts_of(values: Sequence[Any], column: str) -> list[str]:
     for row, value in enumerate(values, 1):
         if not isinstance(value, str) or not value.strip():
             raise StudyError(
-                f"task.input: row {row} of column {column!r} holds {_shown(value)}; expected text in every row"
+                f"task.input: row {row} of column {column!r} holds {shown(value)}; expected text in every row (an "
+                "empty cell, NA or None is read as missing, a column of numbers alone as numbers)"
             )
     return list(values)
+
+
+def check_room(tokenizer: Any, num_texts: int, max_length: int) -> None:
+    """Refuse a length that has room for the tokenizer's own tokens alone.
+
+    Raises:
+        StudyError: It has.
+    """
+    added = tokenizer.num_special_tokens_to_add(pair=num_texts > 1)
+    if max_length <= added:
+        raise StudyError(
+            f"task.max_length: {max_length} tokens have room for nothing beside the {added} that the tokenizer adds; "
+            "raise it"
+        )
+
+
+def check_places(
+    tokenizer: Any, texts: Sequence[list[str]], targets: list[str] | None, max_length: int, places: int, model: str
+) -> None:
+    """Refuse texts of more tokens than a model has places for, where so many would be kept.
+
+    Raises:
+        StudyError: One is longer, or its target is.
+    """
+    read = tokenizer(*texts, truncation=True, max_length=places + 1)["input_ids"]
+    if targets is not None:
+        written = tokenizer(text_target=targets, truncation=True, max_length=places + 1)["input_ids"]
+        read = [max(both, key=len) for both in zip(read, written, strict=True)]
+    lengths = [len(ids) for ids in read]
+    if max(lengths) > places:
+        raise StudyError(
+            f"task.max_length: {max_length} tokens are kept of a text, and row {lengths.index(max(lengths)) + 1} has "
+            f"more than the {places} that {model} has places for; set it to {places} at most"
+        )
+
+
+def check_two_tokens(tokenizer: Any, texts: Sequence[list[str]]) -> None:
+    """Refuse texts without a next token to predict.
+
+    Raises:
+        StudyError: One has fewer than two tokens.
+    """
+    lengths = [len(ids) for ids in tokenizer(*texts, truncation=True, max_length=2)["input_ids"]]
+    if min(lengths) < 2:
+        raise StudyError(
+            f"task.data: expected texts of two tokens and more, of which the next one is predicted; row "
+            f"{lengths.index(min(lengths)) + 1} and {sum(length < 2 for length in lengths) - 1} others have fewer; "
+            "leave these out"
+        )
 
 
 def check_tagged(words: Sequence[Any], tags: Sequence[Any], column: str) -> None:
@@ -95,12 +93,24 @@ def check_tagged(words: Sequence[Any], tags: Sequence[Any], column: str) -> None
     """
     for row, (own, marks) in enumerate(zip(words, tags, strict=True), 1):
         if not isinstance(own, list | tuple) or not all(isinstance(word, str) for word in own) or not own:
-            raise StudyError(
-                f"task.input: row {row} of column {column!r} holds {_shown(own)}; expected a list of words"
-            )
+            raise StudyError(f"task.input: row {row} of column {column!r} holds {shown(own)}; expected a list of words")
         if not isinstance(marks, list | tuple) or len(marks) != len(own):
-            got = f"{len(marks)} tags" if isinstance(marks, list | tuple) else _shown(marks)
+            got = f"{len(marks)} tags" if isinstance(marks, list | tuple) else shown(marks)
             raise StudyError(f"task.label: row {row} has {got} for {len(own)} words; expected one a word")
+
+
+def check_counting(tokenizer: Any, words: Sequence[Any], tags: Sequence[Any], max_length: int) -> None:
+    """Refuse rows none of whose tags counts: a batch of such rows has no loss.
+
+    Raises:
+        StudyError: All tags of a row are -100, or cut off.
+    """
+    marks = [[0 if tag != IGNORED else IGNORED for tag in own] for own in tags]
+    for row, example in enumerate(tagged_tokens(tokenizer, words, marks, max_length), 1):
+        if not bool((example["labels"] != IGNORED).any()):
+            cut = any(mark != IGNORED for mark in marks[row - 1])
+            fix = f"none within the {max_length} tokens of task.max_length; raise it" if cut else "leave the row out"
+            raise StudyError(f"task.label: row {row} has no tag that counts ({IGNORED} does not): {fix}")
 
 
 def tagged_tokens(
@@ -118,6 +128,19 @@ def tagged_tokens(
     return examples
 
 
+def check_sizes(images: Sequence[Tensor], expected: tuple[int, ...] | None, fix: str) -> None:
+    """Refuse images of another size than the model's, or than each other where it takes any.
+
+    Raises:
+        StudyError: One is; ``fix`` ends the message.
+    """
+    wanted = expected or tuple(images[0].shape)
+    wrong = next((tuple(image.shape) for image in images if tuple(image.shape) != wanted), None)
+    if wrong is not None:
+        takes = f"the model takes {wanted}" if expected else f"another has {wanted}"
+        raise StudyError(f"task.input: an image has shape {wrong}; {takes} (channels, height, width){fix}")
+
+
 def pixels(model: str, images: Sequence[Any], config: Any) -> list[Tensor]:
     """Images as float tensors (channels, height, width).
 
@@ -131,22 +154,22 @@ def pixels(model: str, images: Sequence[Any], config: Any) -> list[Tensor]:
     shape = (size, size) if isinstance(size, int) else tuple(size)[::-1] if size else None
     if isinstance(images[0], np.ndarray | np.generic):
         tensors = [_array_pixels(_channels_first(np.asarray(image), channels)) for image in images]
-        expected = (channels, *(shape[::-1] if shape else tensors[0].shape[1:]))
-        wrong = next((tuple(tensor.shape) for tensor in tensors if tuple(tensor.shape) != expected), None)
-        if wrong is not None:
-            raise StudyError(
-                f"task.input: an image has shape {wrong}; the model takes {expected} (channels, height, width)"
-            )
+        check_sizes(tensors, (channels, *(shape[::-1] if shape else tensors[0].shape[1:])), "")
         return tensors
     pictures = [_eight_bits(image).convert("L" if channels == 1 else "RGB") for image in images]
     local = Path(model).is_dir()
     if channels == 3 and (not local or (Path(model) / "preprocessor_config.json").is_file()):
         processor = AutoImageProcessor.from_pretrained(model, local_files_only=local)
-        return list(processor(pictures, return_tensors="pt")["pixel_values"])
+        processed = list(processor(pictures, return_tensors="pt")["pixel_values"])
+        fixed = (channels, *shape[::-1]) if shape and not getattr(processor, "do_pad", False) else None
+        check_sizes(processed, fixed, ": its image processor makes another size; mend its preprocessor_config.json")
+        return processed
     if shape:
         pictures = [picture.resize(shape) for picture in pictures]
     arrays = [np.asarray(picture) for picture in pictures]
-    return [_array_pixels(array if array.ndim == 2 else array.transpose(2, 0, 1)) for array in arrays]
+    tensors = [_array_pixels(array if array.ndim == 2 else array.transpose(2, 0, 1)) for array in arrays]
+    check_sizes(tensors, None, ", and it has neither image_size nor a processor: resize them to one size")
+    return tensors
 
 
 def check_images(images: Sequence[Any], column: str, config: Any) -> None:

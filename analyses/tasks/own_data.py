@@ -18,19 +18,30 @@ from analyses.study.base import StudyError
 from analyses.study.data_settings import DataKind, DataTask
 from analyses.tasks.base import Examples, Progress
 from analyses.tasks.encoding import (
-    check_classes,
+    check_counting,
     check_images,
+    check_places,
+    check_room,
     check_tagged,
-    classes_of,
+    check_two_tokens,
     decoder_inputs,
-    numbers_of,
     padded,
     pixels,
     tagged_tokens,
     texts_of,
 )
+from analyses.tasks.labels import (
+    check_classes,
+    classes_of,
+    has_names,
+    known_classes,
+    named,
+    numbers_of,
+    of_one_type,
+    plain,
+)
 from analyses.tasks.models import check_causal, token_places
-from analyses.tasks.splits import by_groups, draw
+from analyses.tasks.splits import by_groups, check_groups, draw
 from analyses.tasks.tables import Table, class_names, columns, digest, read_table
 from landscape.losses import (
     IGNORED,
@@ -127,25 +138,18 @@ class OwnData:
         if self.settings.name == "token_classification":
             words, tags = self.settings.inputs[0], self.settings.target or ""
             check_tagged(table[words][:], table[tags][:], words)
+            check_counting(self._tokenizer, table[words][:], table[tags][:], self.settings.max_length)
             return
         texts = [texts_of(table[column][:], column) for column in self.settings.inputs]
+        check_room(self._tokenizer, len(texts), self.settings.max_length)
         places = token_places(self._config, self._kind.auto, self.settings.max_length)
         if places and self.settings.max_length > places:
-            lengths = [len(ids) for ids in self._tokenizer(*texts, truncation=True, max_length=places + 1)["input_ids"]]
-            if max(lengths) > places:
-                raise StudyError(
-                    f"task.max_length: {self.settings.max_length} tokens are kept of a text, and row "
-                    f"{lengths.index(max(lengths)) + 1} has more than the {places} that {self.settings.model} has "
-                    f"places for; set it to {places} at most"
-                )
+            targets = None  # a decoder has as many
+            if self.settings.name == "seq2seq" and self.settings.target:
+                targets = texts_of(table[self.settings.target][:], self.settings.target)
+            check_places(self._tokenizer, texts, targets, self.settings.max_length, places, self.settings.model)
         if self.settings.name == "causal_lm":
-            lengths = [len(ids) for ids in self._tokenizer(*texts, truncation=True, max_length=2)["input_ids"]]
-            if min(lengths) < 2:
-                raise StudyError(
-                    f"task.data: expected texts of two tokens and more, of which the next one is predicted; row "
-                    f"{lengths.index(min(lengths)) + 1} and {sum(length < 2 for length in lengths) - 1} others have "
-                    "fewer; leave these out"
-                )
+            check_two_tokens(self._tokenizer, texts)
 
     @cached_property
     def _raw_labels(self) -> dict[str, list[Any]]:
@@ -156,8 +160,9 @@ class OwnData:
         found = {}
         for split, table in self._tables.items():
             names = class_names(table, target)
-            found[split] = [_named(_plain(label), names) for label in table[target]]
-        return found
+            found[split] = [named(plain(label), names) for label in table[target]]
+        classes = self._kind.classes and self.settings.name != "token_classification"
+        return of_one_type(found) if classes else found
 
     @cached_property
     def _labels(self) -> dict[str, list[Any]]:
@@ -183,7 +188,20 @@ class OwnData:
             return {}
         labels = self._labelled
         check_classes(labels, target)
-        return classes_of(labels, target, self._known(labels), class_names(self._tables["train"], target))
+        known = known_classes(self._config, labels)
+        return classes_of(labels, target, known, class_names(self._tables["train"], target))
+
+    @property
+    def class_names(self) -> list[str]:
+        """The model's own, in any order."""
+        return list(getattr(self._config, "label2id", None) or {})
+
+    @property
+    def knows_classes(self) -> bool:
+        """Whether the model's own classes are the data's, or it has no classes with names that could be others."""
+        if not self._kind.classes or not has_names(self._config):
+            return True
+        return bool(known_classes(self._config, self._labelled))
 
     @property
     def _labelled(self) -> list[Any]:
@@ -192,18 +210,6 @@ class OwnData:
         if self.settings.name != "token_classification":
             return labels
         return [tag for tags in labels for tag in tags if tag != IGNORED]
-
-    def _known(self, labels: Sequence[Any]) -> dict[str, int]:
-        """The model's own labels, if it knows all of the data's: by name, or by number where it has no names."""
-        known: dict[str, int] = getattr(self._config, "label2id", None) or {}
-        distinct = set(labels)
-        if all(str(label) in known for label in distinct):
-            return known
-        nameless = known == {f"LABEL_{index}": index for index in range(len(known))}
-        whole = all(isinstance(label, int) and not isinstance(label, bool) for label in distinct)
-        if nameless and whole and all(0 <= label < len(known) for label in distinct):
-            return {str(index): index for index in range(len(known))}
-        return {}
 
     @cached_property
     def _parts(self) -> dict[str, tuple[str, np.ndarray]]:
@@ -223,7 +229,8 @@ class OwnData:
             rows, _ = draw(rows, size or len(rows), strata.get(split), self.settings.split_seed, option)
             parts[split] = split, rows
         if self.settings.group:
-            groups = [_plain(value) for value in self._tables["train"][self.settings.group]]
+            groups = [plain(value) for value in self._tables["train"][self.settings.group]]
+            check_groups(groups, self.settings.group)
             drawn, pool = by_groups(pool, from_train, groups, self.settings.split_seed)
             parts |= {split: ("train", rows) for split, rows in drawn.items()}
         else:
@@ -239,7 +246,7 @@ class OwnData:
         """The examples of a split as the model reads them."""
         source, rows = self._parts[split]
         chosen = [int(row) for row in rows]
-        values = [[_plain(self._tables[source][column][row]) for row in chosen] for column in self.settings.inputs]
+        values = [[plain(self._tables[source][column][row]) for row in chosen] for column in self.settings.inputs]
         labels = [self._labels[source][row] for row in chosen]
         if self.settings.name == "image_classification":
             images = pixels(self.settings.model, values[0], self._config)
@@ -288,7 +295,9 @@ class OwnData:
             if ("drop" in key or "pdrop" in key) and isinstance(value, float):
                 setattr(config, key, 0.0)
         if self._kind.classes:
-            if not self._known(self._labelled):  # a model that knows the labels keeps those that the data lack, too
+            if not known_classes(
+                self._config, self._labelled
+            ):  # a model that knows the labels keeps those that the data lack, too
                 config.num_labels = len(self.classes)
                 config.id2label = {index: str(label) for label, index in self.classes.items()}
                 config.label2id = {name: index for index, name in config.id2label.items()}
@@ -383,16 +392,3 @@ class OwnData:
                 reason = "the folder holds no tokenizer"
             hint = "" if local else "; expected a local folder, or a name on the hub that can be reached from here"
             raise StudyError(f"task.model: cannot load {kind.__name__} from {name!r}: {reason}{hint}") from error
-
-
-def _named(label: Any, names: Sequence[str]) -> Any:
-    """The name of a class that a number, or each in a list, stands for where there are names."""
-    if isinstance(label, list | tuple):
-        return [_named(one, names) for one in label]
-    is_number = isinstance(label, int) and not isinstance(label, bool)
-    return names[label] if names and is_number and 0 <= label < len(names) else label
-
-
-def _plain(value: Any) -> Any:
-    """A NumPy scalar as Python's."""
-    return value.item() if isinstance(value, np.generic) else value

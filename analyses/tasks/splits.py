@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Hashable, Sequence
 
@@ -49,6 +50,20 @@ def draw(
             )
     drawn, rest = train_test_split(pool, train_size=size, stratify=classes, random_state=seed)
     return np.sort(drawn), np.sort(rest)
+
+
+def check_groups(groups: Sequence[Hashable], column: str) -> None:
+    """Refuse examples that belong to no group: together they would be one.
+
+    Raises:
+        StudyError: A row has none.
+    """
+    for row, group in enumerate(groups, 1):
+        if group is None or group == "" or (isinstance(group, float) and math.isnan(group)):
+            raise StudyError(
+                f"task.group: row {row} of column {column!r} holds {group!r}; expected a group in every row, one of "
+                "its own for an example without others"
+            )
 
 
 def by_groups(

@@ -47,6 +47,7 @@ def read_table(place: str, option: str = "task.data") -> Table:
         raise StudyError(f"{option}: {place} is of no known kind; expected {_EXPECTED}")
     try:
         table = _arrays(path) if path.suffix == ".npz" else _data_set(path)
+        table = _without_dates(table)
     except StudyError as error:
         raise StudyError(f"{option}: {str(error).removeprefix('task.data: ')}") from error
     except Exception as error:  # readers raise what they like about broken files
@@ -84,7 +85,25 @@ def digest(place: str) -> str:
 
 def _arrays(path: Path) -> Table:
     with np.load(path, allow_pickle=False) as stored:
-        return {name: stored[name] for name in stored.files}
+        arrays = {name: stored[name] for name in stored.files}
+    for name, array in arrays.items():
+        if array.ndim == 0:
+            raise StudyError(f"the array {name!r} of {path} is a single number; expected one row an example, or none")
+    return arrays
+
+
+def _without_dates(table: Table) -> Table:
+    """The table with dates as the file wrote them: JSON has texts alone, which the reader takes for times."""
+    for name, feature in (getattr(table, "features", None) or {}).items():
+        if str(getattr(feature, "dtype", "")).startswith(("timestamp", "date")):
+            texts = [None if value is None else _written(value) for value in table[name]]
+            table = table.remove_columns(name).add_column(name, texts)  # type: ignore[attr-defined]
+    return table
+
+
+def _written(moment: Any) -> str:
+    text = str(moment.isoformat())
+    return text.removesuffix("T00:00:00")
 
 
 def _data_set(path: Path) -> Table:
@@ -111,6 +130,10 @@ def _data_set(path: Path) -> Table:
         return datasets.load_dataset("imagefolder", data_dir=str(path), split="train", **options)
 
 
+_DIGITS = 18
+"""Of the whole numbers that have room in 64 bits; longer ones are names."""
+
+
 def _as_written(path: Path) -> dict[str, Any]:
     """Options to read a file's columns with: numbers with leading zeros ("01") are names, and stay what they are.
 
@@ -121,7 +144,8 @@ def _as_written(path: Path) -> dict[str, Any]:
     texts = pd.read_csv(path, dtype=str, keep_default_na=False, **options)
     if texts.empty:
         raise StudyError(f"{path} holds no examples")
-    padded = [name for name in texts.columns if texts[name].str.fullmatch(r"-?\d+").all() and _zeros(texts[name]).any()]
+    whole = [name for name in texts.columns if texts[name].str.fullmatch(r"-?\d+").all()]
+    padded = [name for name in whole if _zeros(texts[name]).any() or texts[name].str.len().max() > _DIGITS]
     return options | ({"converters": dict.fromkeys(padded, str)} if padded else {})
 
 

@@ -45,6 +45,8 @@ class Method:
         step: Optimizer steps done; a method's state is in the weights, this number and `state`.
         num_steps: Optimizer steps of the whole training, which schedules need.
         optimizer: What updates the weights, once there is one.
+        batches_per_step: How many micro-batches make a step, by which the loss of each pass is divided: the trainer
+            says it, and a loop of one's own that accumulates gradients.
         loss_scale: What the loss of a backward pass is multiplied by, in fp16's protocol.
         under_way: What the pass under way is for: ``step``, the trained weights' gradient, or ``ascent``, only the
             perturbation at which that one is taken.
@@ -60,7 +62,7 @@ class Method:
         self.check(config)
         self.config, self.seed = config, seed
         self.step, self.num_steps = 0, 1
-        self.loss_scale = 1.0
+        self.loss_scale, self.batches_per_step = 1.0, 1.0
         self.optimizer: Optimizer | None = None
         self.under_way: Literal["step", "ascent"] = "step"
         self.model = self.prepare(model)

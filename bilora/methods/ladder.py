@@ -91,8 +91,9 @@ class LoraSamLag(LoraSamFull):
 class BiLoraInner(BiLora):
     """Bi-LoRA with its inner maximum solved better: ``inner_steps`` ascents of the auxiliary before each descent.
 
-    Each is a pass on the step's (first micro-)batch and an update of the auxiliary alone by the optimizer, then the
-    clip; Bi-LoRA's simultaneous step follows. 1 + ``inner_steps`` passes.
+    Each is a pass on the step's batch (the first of several micro-batches, with its own mean gradient) and an update
+    of the auxiliary alone by the optimizer, then the clip; Bi-LoRA's simultaneous step follows. 1 + ``inner_steps``
+    passes.
     """
 
     name = "bilora_inner"
@@ -123,7 +124,8 @@ class BiLoraInner(BiLora):
                 "method_optimizer before the first step, got none"
             )
         of, ranks, moved = self.ascent_gradients(backward), Ranks(), self.auxiliary_parameters()
-        slopes = [ranks.all_sum(of[id(factor)]) / (ranks.count * self.loss_scale) for factor in moved]
+        scale = self.batches_per_step / (ranks.count * self.loss_scale)
+        slopes = [ranks.all_sum(of[id(factor)]) * scale for factor in moved]
         if not bool(torch.stack(torch._foreach_norm(slopes)).isfinite().all()):
             return  # an overflow under a loss scale, for which the scaler skips the step
         trained = [p for p in self.model.parameters() if p.requires_grad]
@@ -138,6 +140,7 @@ class BiLoraInner(BiLora):
             self.optimizer.step()
         finally:
             self._is_inner = False
+            torch.clear_autocast_cache()  # the factors have moved under an autocast around both passes
         for parameter, gradient in zip(trained, earlier, strict=True):
             parameter.grad = gradient
 

@@ -99,6 +99,7 @@ class BiLoraFresh(RefreshedAuxiliary):
 
     def prepare(self, model: nn.Module) -> nn.Module:
         self.passes_per_step = 1 + self.config.ascent_fraction
+        self._rows: list[Tensor] = []
         return super().prepare(model)
 
     def begin_step(self) -> None:
@@ -114,6 +115,9 @@ class BiLoraFresh(RefreshedAuxiliary):
         pairs = list(self.auxiliary.values())
         columns: list[Tensor] = [pair.B for pair in pairs]
         with torch.no_grad():
+            for pair, rows in zip(pairs, self._rows, strict=False):  # a step was given up, or skipped for an overflow
+                pair.A.copy_(rows)
+            self._rows = [pair.A.detach().clone() for pair in pairs]
             before = [column.clone() for column in columns]
             torch._foreach_zero_(columns)
         with self._only(columns):
@@ -166,3 +170,4 @@ class BiLoraFresh(RefreshedAuxiliary):
     def after_step(self) -> None:
         Method.after_step(self)
         refresh(self.auxiliary.values(), "A", self.rho)
+        self._rows = []
