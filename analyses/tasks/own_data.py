@@ -193,8 +193,8 @@ class OwnData:
 
     @property
     def class_names(self) -> list[str]:
-        """The model's own, in any order."""
-        return list(getattr(self._config, "label2id", None) or {})
+        """The model's own."""
+        return sorted(getattr(self._config, "label2id", None) or {})
 
     @property
     def knows_classes(self) -> bool:
