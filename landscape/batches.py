@@ -100,7 +100,7 @@ def like_mapping(part: Mapping[str, Any], values: dict[str, Any]) -> Mapping[str
         made.update(values)
     except (TypeError, AttributeError):  # it cannot be written to
         return values
-    return made  # type: ignore[no-any-return]
+    return made
 
 
 def like_sequence(part: Sequence[Any], values: list[Any]) -> Sequence[Any]:

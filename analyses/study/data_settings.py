@@ -30,10 +30,11 @@ class DataTask(Settings):
             A split without a place of its own is drawn from ``train``. Relative places, the model's too, count from the
             folder where the command runs.
         input: Column of the input, or two for pairs of texts. Default ``text``, ``tokens`` or ``image``.
-        label: Column of the label. Default ``label``, ``tags`` or ``target``; causal models need none. Classes have the
-            numbers that the model's ``label2id`` gives their names, where it knows all of them, in any case; whole numbers that a
-            head without names has stand for themselves; else the data set's own order of names counts, or the sorted
-            one, and the model gets a new head. Tags of -100 are left out; a row needs one that counts.
+        label: Column of the label. Default ``label``, ``tags`` or ``target``; causal models need none. Classes
+            have the numbers that the model's ``label2id`` gives their names, where it knows all of them, in any
+            case; whole numbers that a head without names has stand for themselves; else the data set's own
+            order of names counts, or the sorted one, and the model gets a new head. Tags of -100 are left out;
+            a row needs one that counts.
         group: Column whose equal values stay in one split (one film, one patient).
         validation_size: Examples for validation (for tuning only). Default: all of its own place, else a tenth of the
             examples.
