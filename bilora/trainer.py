@@ -202,7 +202,8 @@ class BiLoraTrainer(Trainer):
         self.method.step, self.method.num_steps = self.state.global_step, max(1, self.state.max_steps)
         scaler = self.accelerator.scaler
         self.method.loss_scale = 1.0 if scaler is None else scaler.get_scale()
-        self.method.batches_per_step = self._batches_per_step(inputs, num_items_in_batch)
+        if "inner_steps" in self.method.uses:  # counting labels waits for a GPU
+            self.method.batches_per_step = self._batches_per_step(inputs, num_items_in_batch)
         self._know_optimizer()
         if self._step_begins:
             self.method.begin_step()

@@ -13,6 +13,9 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullForma
 from reports.style import geometric_interval, method_style
 
 _NARROWEST = 1 + 1e-6
+_LONGEST = 30
+"""Characters of a method's name in a narrow figure."""
+_MOST_TICKS = 5
 
 
 def draw_row(ax: Axes, values: pd.Series, method: str, place: int) -> None:
@@ -30,8 +33,15 @@ def draw_row(ax: Axes, values: pd.Series, method: str, place: int) -> None:
 
 def label_rows(ax: Axes, methods: list[str]) -> None:
     """Names of the methods, the first on top."""
-    ax.set_yticks(range(len(methods)), [method_style(method).drawn for method in reversed(methods)])
+    labels = [_shortened(method_style(method).drawn) for method in reversed(methods)]
+    ax.set_yticks(range(len(methods)), labels)
     ax.set_ylim(-0.6, len(methods) - 0.4)
+
+
+def _shortened(name: str) -> str:
+    """A name of which the panel leaves something; the beginning and the end tell variants apart."""
+    half = _LONGEST // 2
+    return name if len(name) <= _LONGEST else f"{name[: half - 1]}…{name[-half:]}"
 
 
 def readable(ax: Axes) -> None:
@@ -53,7 +63,9 @@ def rounded(axis: Axis) -> None:
     if decades < 0.5:
         steps = np.array([1.0, 1.1, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0])
         powers = 10.0 ** np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
-        axis.set_major_locator(FixedLocator((powers[:, None] * steps).ravel()))
+        ticks = (powers[:, None] * steps).ravel()
+        ticks = ticks[(ticks >= low) & (ticks <= high)]
+        axis.set_major_locator(FixedLocator(ticks[:: max(1, math.ceil(len(ticks) / _MOST_TICKS))]))
     else:
         steps_of = (1.0, 2.0, 5.0) if decades < 1.5 else (1.0, 3.0) if decades < 2.5 else (1.0,)
         axis.set_major_locator(LogLocator(subs=steps_of, numticks=12))

@@ -14,6 +14,7 @@ from analyses.records import read_json, read_records
 from analyses.running.stopping import LOOKS, recorded_looks
 from analyses.study import Study, load_preset, load_study, preset_names
 from analyses.study.measure_settings import WorstCaseSettings
+from reports.charts.fit import fit_chart
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 OLDER = {"digits-lowdata", "minilm-sentiment"}
@@ -89,3 +90,13 @@ def test_the_digits_study_decides_claims_with_a_search_error_below_the_spread() 
     judged = [claim for claim in claims if claim["family"] in ("outcome", "controls")]
     decided = [claim for claim in judged if claim["verdict"] != "undecided" and claim["search_error"] is not None]
     assert sum(claim["search_error"] < 0.25 * claim["spread"] for claim in decided) >= 5
+
+
+def test_the_page_of_digits_has_the_fronts_of_every_setting_tried() -> None:
+    """The table is that of digits-front, a study of the same task and training."""
+    table = EXAMPLES / "digits" / "tuning.csv"
+    assert table.read_bytes() == (EXAMPLES / "digits-front" / "tuning.csv").read_bytes()
+    chart = fit_chart(read_records(EXAMPLES / "digits" / "records.parquet"), pd.read_csv(table), rho=0.1)
+    assert chart is not None and len(chart.plots) == 3
+    fronts = [trace for trace in chart.plots[2]["data"] if trace["mode"] == "lines"]
+    assert len(fronts) == 4 and all(len(trace["x"]) >= 2 for trace in fronts)

@@ -16,6 +16,7 @@ from reports.comparison.figures import plot_plane
 from reports.comparison.page import comparison_plans
 from reports.figures import draw_all
 from reports.figures.profiles import plot_profiles
+from reports.figures.rows import draw_row, label_rows, readable
 from reports.figures.surfaces import plot_contours, plot_surfaces
 from reports.figures.trajectories import plot_trajectories
 from reports.scales import loss_scale
@@ -99,3 +100,25 @@ def test_a_plane_without_a_finite_loss_is_left_out() -> None:
     rows = [{"measure": "plane_loss", "alpha": 0.0, "beta": 0.0, "value": np.nan}]
     plans = {plan.name: plan for plan in comparison_plans(pd.DataFrame(rows, columns=[*columns, "value"]))}
     assert plans["plane"].chosen.empty
+
+
+@pytest.mark.parametrize("value", [0.1, 0.05, 0.19354397880417595, 0.3, 1e-7])
+def test_an_axis_of_one_value_has_room_and_numbers(value: float) -> None:
+    """The geometric mean of a number differs from it by rounding, between which there is no axis."""
+    _, ax = plt.subplots()
+    draw_row(ax, pd.Series([value]), "lora", 0)
+    readable(ax)
+    low, high = ax.get_xlim()
+    ticks = ax.get_xticks()
+    assert low < 0.8 * value and high > 1.25 * value and ((ticks > low) & (ticks < high)).sum() >= 1
+
+
+def test_long_names_leave_room_and_stay_apart() -> None:
+    _, ax = plt.subplots()
+    names = [f"bilora_with_a_very_long_descriptive_name_number_{number}" for number in range(3)]
+    label_rows(ax, names)
+    labels = [tick.get_text() for tick in ax.get_yticklabels()]
+    assert len(set(labels)) == 3 and max(map(len, labels)) <= 30
+    ax.set_xlim(0.11, 0.3)
+    readable(ax)
+    assert 2 <= len(ax.get_xticks()) <= 5
