@@ -48,12 +48,12 @@ def check_plain(model: nn.Module) -> None:
         ValueError: It does, whoever put them there.
     """
     if isinstance(model, PeftModel):
-        raise ValueError("model: expected a plain model, got one with adapters; use model.merge_and_unload() first")
+        raise ValueError("model: expected a plain model, got one with adapters; use bilora.minimum(model).model")
     if (name := held_adapter(model)) is not None:
         raise ValueError(
             f"model: expected a plain model, got one that holds an adapter at {name}. PEFT puts adapters into the very "
-            "model that it is given, so that one that was trained before holds them: make or load it anew, or use what "
-            "merge_and_unload() of the earlier trainer.model returns"
+            "model that it is given, so that one that was trained before holds them: make or load it anew, or use "
+            "bilora.minimum(trainer).model of the earlier trainer"
         )
 
 

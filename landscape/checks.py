@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -47,11 +48,16 @@ def check_model(model: nn.Module, l2: float) -> None:
             f"model: expected a module in Python, got TorchScript's {type(model).__name__}, which cannot be evaluated "
             "at given weights; pass the module that it was made from"
         )
+    empty = [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.is_meta]
+    if empty:
+        raise ValueError(
+            f"model: {empty[0]} is on the meta device and has no values; load the weights onto a device that holds them"
+        )
     lazy = [name for name, weight in model.named_parameters() if isinstance(weight, UninitializedParameter)]
     if lazy:
         raise ValueError(f"model: {lazy[0]} has no shape yet; run the model once, so that its lazy modules take theirs")
-    if not math.isfinite(l2):
-        raise ValueError(f"l2: expected a finite number, got {l2}")
+    if not isinstance(l2, Real) or not math.isfinite(l2):
+        raise ValueError(f"l2: expected a finite number, got {l2!r}")
 
 
 def check_numbers(model: nn.Module) -> None:
@@ -78,6 +84,11 @@ def first_outputs(risk: EmpiricalRisk, batch: Batch) -> Any:
         return risk.outputs(batch, risk.layout.split(risk.theta), order=0)
     except (RuntimeError, TypeError, LookupError, AttributeError, AssertionError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        own = next(risk.model.parameters()).dtype
+        if risk.dtype != own and str(risk.dtype).removeprefix("torch.").title() in reason.replace("Double", "Float64"):
+            raise ValueError(
+                f"dtype: the model does not run in {risk.dtype}, it is in {own}: {reason}; leave dtype out"
+            ) from error
         raise ValueError(
             f"batches: the model fails on the first batch: {reason}; are shapes, types and names those that its "
             "forward pass takes?"

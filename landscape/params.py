@@ -158,8 +158,16 @@ def select_parameters(model: nn.Module, params: ParameterFilter | None = None) -
         chosen = {name: p for name, p in named.items() if p.requires_grad}
         wanted = "parameters with requires_grad=True"
     else:
+        if isinstance(params, nn.Module):
+            raise ValueError(
+                f"params: expected names, a regular expression or a predicate on names, got a {type(params).__name__}; "
+                "name the module's weights, r'^encoder\\.' say"
+            )
         if callable(params):
-            accepted = [name for name in every if params(name)]
+            try:
+                accepted = [name for name in every if params(name)]
+            except TypeError as error:
+                raise ValueError(f"params: expected a predicate on names, a function of one text: {error}") from error
             wanted = "parameters accepted by the filter"
         elif isinstance(params, str):
             accepted = [name for name in every if _compiled(params).search(name)]

@@ -9,7 +9,9 @@ from torch import Tensor
 
 from landscape.algorithms.krylov import orthogonalise
 from landscape.algorithms.results import EigenResult
+from landscape.asking import expect_number
 from landscape.operators.base import SymmetricOperator, expect_operator
+from landscape.showing import kind_of
 
 _PIECE = 2**20
 """Entries of vectors that are looked at together: what is made of them takes no vector's memory."""
@@ -26,8 +28,9 @@ def check_request(operator: SymmetricOperator, k: int, tol: float) -> None:
         raise ValueError(
             f"operator: expected products in float32 or float64, whose rounding is small, got {operator.dtype}"
         )
-    if not isinstance(k, Integral) or not 1 <= k <= n:
+    if not isinstance(k, Integral) or isinstance(k, bool) or not 1 <= k <= n:
         raise ValueError(f"k: expected 1 <= k <= n = {n} eigenpairs, got {k}")
+    expect_number("tol", tol)
     if not tol > 0:
         raise ValueError(f"tol: expected a positive relative residual, got {tol}")
 
@@ -42,6 +45,9 @@ def start_columns(operator: SymmetricOperator, start: Tensor | None) -> Tensor:
     columns = torch.zeros(n, 0, dtype=torch.float64, device=operator.device)
     if start is None:
         return columns
+    if not isinstance(start, Tensor) or start.is_complex():
+        got = start.dtype if isinstance(start, Tensor) else kind_of(start)
+        raise ValueError(f"start: expected a tensor of real vectors, shape ({n}, m), got {got}")
     if start.ndim != 2 or start.shape[0] != n or not bool(start.isfinite().all()):
         raise ValueError(f"start: expected finite vectors of shape ({n}, m), got {tuple(start.shape)}")
     eps = torch.finfo(start.dtype).eps if start.is_floating_point() else 0.0

@@ -18,6 +18,7 @@ from landscape.algorithms.eigenpairs import (
 from landscape.algorithms.krylov import Callback, KrylovBasis, OutsideProbe
 from landscape.algorithms.results import EigenResult
 from landscape.algorithms.storage import Storage, affordable_vectors
+from landscape.asking import expect_count, expect_seed
 from landscape.operators.base import SymmetricOperator
 
 Which = Literal["LA", "SA", "LM"]
@@ -94,8 +95,11 @@ def lanczos(
     check_request(operator, k, tol)
     if which not in ("LA", "SA", "LM"):
         raise ValueError(f"which: expected 'LA', 'SA' or 'LM', got {which!r}")
-    if block_size < 1:
-        raise ValueError(f"block_size: expected at least 1, got {block_size}")
+    for name, count in (("block_size", block_size), ("max_matvecs", max_matvecs), ("basis_size", basis_size or 1)):
+        expect_count(name, count)
+    expect_seed(seed)
+    if callback is not None and not callable(callback):
+        raise ValueError(f"callback: expected a function of (num_matvecs, worst_residual), got {callback!r}")
     n = operator.shape[0]
     starts = start_columns(operator, start)
     least = max(k, starts.shape[1]) + 2 * block_size

@@ -71,10 +71,7 @@ def spectral_density(
     ):
         expect_count(name, count, least=least)
     expect_seed(seed)
-    if width is not None:
-        expect_number("width", width)
-    if width is not None and not (width > 0 and math.isfinite(width)):
-        raise ValueError(f"width: expected a positive standard deviation, got {width}")
+    check_width(width)
     generator = torch.Generator().manual_seed(seed)
     probes, num_matvecs = [], 0
     for probe in range(num_probes):
@@ -90,10 +87,28 @@ def spectral_density(
     return smoothed_density(probes, width=width, num_points=num_points, num_matvecs=num_matvecs)
 
 
+def check_width(width: float | None) -> None:
+    """Refuse a width that smooths nothing.
+
+    Raises:
+        ValueError: It is no positive number.
+    """
+    if width is None:
+        return
+    expect_number("width", width)
+    if not (width > 0 and math.isfinite(width)):
+        raise ValueError(f"width: expected a positive standard deviation, got {width}")
+
+
 def smoothed_density(
     probes: Sequence[tuple[Tensor, Tensor]], *, width: float | None, num_points: int, num_matvecs: int
 ) -> SpectralDensity:
-    """The density on a grid, from each probe's quadrature nodes and weights."""
+    """The density on a grid, from each probe's quadrature nodes and weights.
+
+    Raises:
+        ValueError: The width is no positive number, or too small for a grid.
+    """
+    check_width(width)
     low, high = (float(f(torch.cat([nodes for nodes, _ in probes]))) for f in (torch.min, torch.max))
     size = max(abs(low), abs(high))
     spread = high - low if high - low > _ONE_VALUE * size else 0.0  # what is left are the products' errors

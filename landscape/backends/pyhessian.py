@@ -19,6 +19,7 @@ from landscape.algorithms.eigenpairs import eigen_result
 from landscape.algorithms.results import EigenResult, SpectralDensity, TraceResult
 from landscape.algorithms.spectral_density import smoothed_density
 from landscape.algorithms.trace import FEWEST_SAMPLES
+from landscape.asking import expect_count, expect_number, expect_risk, expect_seed
 from landscape.operators import HessianOperator
 from landscape.risk import EmpiricalRisk
 
@@ -39,6 +40,10 @@ def pyhessian_eigenvalues(
         Eigenpairs with residuals computed here, from products with `HessianOperator`; ``num_matvecs`` is the number
         of those, as PyHessian does not count its own.
     """
+    _check(risk, seed, k=k, max_iterations=max_iterations)
+    expect_number("tol", tol)
+    if k > risk.num_params:
+        raise ValueError(f"k: expected at most n = {risk.num_params} eigenpairs, got {k}")
     with _computation(risk, seed) as computation:
         values, vectors = computation.eigenvalues(maxIter=max_iterations, tol=tol, top_n=k)
     columns = torch.stack([vector.detach() for (vector,) in vectors], dim=1)
@@ -65,6 +70,8 @@ def pyhessian_trace(risk: EmpiricalRisk, *, tol: float = 1e-3, max_matvecs: int 
         max_matvecs: Samples at most.
         seed: Seed of PyHessian's draws.
     """
+    _check(risk, seed, max_matvecs=max_matvecs)
+    expect_number("tol", tol)
     with _computation(risk, seed) as computation:
         samples = torch.tensor(computation.trace(maxIter=max_matvecs, tol=tol), dtype=torch.float64)
     trace = float(samples.mean())
@@ -88,6 +95,8 @@ def pyhessian_density(
         width: Standard deviation of the Gaussian; default 1 % of the range found.
         seed: Seed of PyHessian's draws.
     """
+    _check(risk, seed, num_steps=num_steps)
+    expect_count("num_probes", num_probes, least=2)
     with _computation(risk, seed) as computation, mock.patch.object(torch, "eig", _eig, create=True):
         nodes, weights = computation.density(iter=min(num_steps, risk.num_params), n_v=num_probes)
     pairs = [
@@ -95,6 +104,23 @@ def pyhessian_density(
         for values, shares in zip(nodes, weights, strict=True)
     ]
     return smoothed_density(pairs, width=width, num_points=1_000, num_matvecs=sum(len(values) for values in nodes))
+
+
+def _check(risk: Any, seed: Any, **counts: Any) -> None:
+    """Refuse what PyHessian would trip over, and ranks of a group, of whose data it sees one part each.
+
+    Raises:
+        ValueError: There is such a thing.
+    """
+    expect_risk(risk)
+    expect_seed(seed)
+    for name, count in counts.items():
+        expect_count(name, count)
+    if risk.ranks.count > 1:
+        raise ValueError(
+            "risk: PyHessian knows no process group and would see this rank's data alone; pass EmpiricalRisk(..., "
+            "group=None) on all of the data"
+        )
 
 
 @contextmanager
@@ -125,4 +151,5 @@ class _LossModule(nn.Module):
     def forward(self, batch_number: Tensor) -> Tensor:
         risk, index = self._risk[0], int(batch_number[0])
         losses = risk.batch_losses(risk.batches[index], risk.layout.split(self.theta))
-        return losses * risk.weights[index] * (risk.num_examples / risk.total_weight)
+        scaled = losses * risk.weights[index] * (risk.num_examples / risk.total_weight)
+        return scaled + 0.0 * self.theta.square().sum()  # PyHessian fails where the loss is linear in the weights

@@ -55,6 +55,10 @@ class SymmetricOperator(ABC):
             )
         return self.matmat(torch.eye(n, dtype=self.dtype, device=self.device))
 
+    def rounding(self) -> float:
+        """Size of products with unit vectors below which they are rounding; 0 where it is not known."""
+        return 0.0
+
     def to_scipy(self) -> ScipyLinearOperator:
         """View as a `scipy.sparse.linalg.LinearOperator` in the operator's precision."""
         numpy_dtype = torch.empty(0, dtype=self.dtype).numpy().dtype

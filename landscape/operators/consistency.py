@@ -90,6 +90,8 @@ def _errors(kind: type[RiskOperator[Any]], risk: EmpiricalRisk, batch: Batch, th
     u, v = (torch.randn(len(theta), dtype=torch.float64, generator=generator).to(theta) for _ in range(2))
     u, v = u / u.norm(), v / v.norm()
     hv, hu, pushed = operator.matvec(v), operator.matvec(u), operator.derivative(v)
+    if max(float(hv.norm()), float(hu.norm()), float(pushed.norm())) <= operator.rounding():
+        return _flat(operator, v, float(1 + theta.norm())), 0.0
     error = math.inf
     # Larger steps for parts of a model that compute in float32 whatever its weights are, as norms do in some.
     for step in dict.fromkeys((*_STEPS[theta.dtype], *_STEPS[torch.float32])):
@@ -97,6 +99,13 @@ def _errors(kind: type[RiskOperator[Any]], risk: EmpiricalRisk, batch: Batch, th
             error = min(error, _difference(pushed, operator.value, v, step * float(1 + theta.norm())))
     scale = float(hv.norm() + hu.norm())
     return error, abs(float(u @ hv - v @ hu)) / scale if scale > 0 else 0.0
+
+
+def _flat(operator: RiskOperator[Any], v: Tensor, size: float) -> float:
+    """Whether products that are rounding are those of a flat loss, as of a bias that softmax cancels: 0, else 1."""
+    step = _STEPS[torch.float32][-1] * size
+    change = float((operator.value(step * v) - operator.value(-step * v)).norm()) / (2 * step)
+    return 0.0 if change <= math.sqrt(operator.rounding()) else 1.0
 
 
 def _beside(theta: Tensor) -> Tensor:

@@ -21,6 +21,8 @@ Graph = TypeVar("Graph")
 Parts = tuple[Tensor | None, ...]
 """A vector (n,) as its tensors, in the layout's order; none where it is 0."""
 
+_ROUNDING = 1e3
+
 
 class RiskOperator(SymmetricOperator, Generic[Graph]):
     """Weighted mean over the data of a curvature matrix whose products follow from one graph per batch.
@@ -113,6 +115,11 @@ class RiskOperator(SymmetricOperator, Generic[Graph]):
     @abstractmethod
     def derivative(self, vector: Tensor) -> Tensor:
         """Its derivative along a vector (n,) at theta."""
+
+    def rounding(self) -> float:
+        """Size of products with unit vectors below which they are rounding, in units of |L| / ‖theta‖²."""
+        size = 1.0 + float(self.theta.double().square().sum())
+        return _ROUNDING * torch.finfo(self.dtype).eps * abs(self.risk.loss(self.theta)) / size
 
     def matvec(self, vector: Tensor) -> Tensor:
         """Product (n,) with a vector (n,)."""

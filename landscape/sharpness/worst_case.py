@@ -144,11 +144,11 @@ def sharpness_curve(
     if not tol >= 0:
         raise ValueError(f"tol: expected a share of the rise, at least 0, got {tol}")
     expect_seed(seed)
-    space = None if subspace is None else space_of(subspace)
+    space = _space(risk, subspace)
     balls = [
         ball_around(risk, rho, norm=norm, adaptive=adaptive, relative=relative, subspace=space) for rho in sorted(rhos)
     ]
-    _check_starts(risk, starts or {})
+    _check_starts(risk, {} if starts is None else starts)
     waiting = (3 * restarts + 16) * risk.num_params * risk.dtype.itemsize
     around = Surroundings(risk, Shelf(storage, waiting, risk.device))
     effort = Effort(steps, restarts, screened, tol)
@@ -183,7 +183,7 @@ def join_curve(
     Returns:
         The results in ascending order of the radius; the rise never falls.
     """
-    space = None if subspace is None else space_of(subspace)
+    space = _space(risk, subspace)
     ordered = sorted(results, key=lambda result: result.rho)
     balls = [
         ball_around(risk, result.rho, norm=norm, adaptive=adaptive, relative=False, subspace=space)
@@ -319,6 +319,15 @@ def _largest(tables: Iterable[Mapping[_Key, float]]) -> dict[_Key, float]:
         for key, value in table.items():
             largest[key] = max(value, largest.get(key, value))
     return largest
+
+
+def _space(risk: EmpiricalRisk, subspace: Subspace | Tensor | None) -> Subspace | None:
+    if isinstance(subspace, Tensor) and subspace.shape[:1] != (risk.num_params,):
+        raise ValueError(
+            f"subspace: expected a basis of shape ({risk.num_params}, k), a row a selected weight, got "
+            f"{tuple(subspace.shape)}"
+        )
+    return None if subspace is None else space_of(subspace)
 
 
 def _check_effort(steps: int, restarts: int, screened: int, max_passes: int, agreement: float) -> None:
