@@ -177,6 +177,8 @@ def measure(options: Namespace) -> int:
     from analyses.running.single import measured
 
     names = _names(options.what)
+    if options.csv and not Path(options.csv).parent.is_dir():
+        raise StudyError(f"--csv: there is no folder {Path(options.csv).parent}; make it first")
     given = [name for name in ("adapter", "base", "data") if options[name] is not None]
     if given:
         if options.runs or len(given) < 3:

@@ -21,6 +21,8 @@ from bilora.minima import load_whole
 _PICKLED = (".pt", ".pth", ".bin", ".ckpt")
 _NESTED = ("model_state_dict", "state_dict", "model")
 """Keys under which training scripts put the weights."""
+_AVERAGED = "n_averaged"
+"""How many weights torch's `AveragedModel` holds the mean of."""
 _WRAPPERS = ("module.", "_orig_mod.")
 """Prefixes that data parallelism and compilation put before names."""
 _EXPECTED = (
@@ -125,7 +127,7 @@ def _state_dictionary(path: Path, reader: Reader) -> Minimum:
     if path.suffix in _PICKLED and not reader.pickles:
         raise StudyError(
             f"MINIMUM: {path} is a pickle, which can run code; give --weights-only to read it by PyTorch's restricted "
-            "reader, or convert it: safetensors.torch.save_file(model.state_dict(), 'model.safetensors')"
+            "reader, or convert it: safetensors.torch.save_model(model, 'model.safetensors')"
         )
     if path.suffix not in (".safetensors", *_PICKLED):
         raise StudyError(f"MINIMUM: {path} is of no known kind; expected {_EXPECTED}")
@@ -157,7 +159,7 @@ def _weights(content: Any, path: Path) -> dict[str, Tensor]:
             f"MINIMUM: {path} holds no state dictionary: expected tensors by name, or such a dictionary under one of "
             f"{', '.join(_NESTED)}"
         )
-    weights = dict(found)
+    weights = {name: tensor for name, tensor in found.items() if name != _AVERAGED}
     for prefix in _WRAPPERS:
         if all(name.startswith(prefix) for name in weights):
             weights = {name.removeprefix(prefix): tensor for name, tensor in weights.items()}
@@ -166,6 +168,11 @@ def _weights(content: Any, path: Path) -> dict[str, Tensor]:
 
 def _load(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
     wanted = model.state_dict()
+    weights = dict(weights)
+    for name, tensor in wanted.items():  # safetensors holds tied weights once
+        twin = next((other for other in weights if other in wanted and wanted[other].is_set_to(tensor)), None)
+        if name not in weights and twin is not None:
+            weights[name] = weights[twin]
     wrong = {
         "lacks": sorted(wanted.keys() - weights.keys()),
         "has too much": sorted(weights.keys() - wanted.keys()),

@@ -34,6 +34,9 @@ from landscape import (
     trust_region_maximum,
 )
 
+_SAME_WAY = 0.02
+"""Of an update, what factors stored in half precision may leave over."""
+
 
 def surface(subject: Subject, progress: Progress) -> Rows:
     """Loss along four unit directions, over one plane, and the rise that the quadratic model predicts.
@@ -78,14 +81,18 @@ def surface(subject: Subject, progress: Progress) -> Rows:
 def trajectory(subject: Subject, progress: Progress) -> Rows:
     """The way of the merged weights to the minimum in its own principal plane, and the loss over that plane.
 
-    Coordinates are relative to the minimum. A run without snapshots of an adapter leaves no rows.
+    Coordinates are relative to the minimum. A run without snapshots of an adapter leaves no rows, and so does one whose
+    merged weights are no multiple of its factors' products, as under DoRA.
     """
     risk, run = subject.risk(), subject.run
     snapshots = load_recorded_snapshots(run.recording)
     if not snapshots:
         return
-    scaling = run.study.adapters.alpha / run.study.adapters.r
-    points = torch.stack([_merged_change(risk, factors, scaling) for factors in snapshots.values()])
+    products = torch.stack([_product(risk, factors) for factors in snapshots.values()])
+    scaling = _scaling(products, risk.layout.join(subject.minimum.updates))
+    if scaling is None:
+        return
+    points = scaling * products
     plane = trajectory_plane(points)
     for step, (alpha, beta) in zip(snapshots, plane.coordinates.tolist(), strict=True):
         yield {"measure": "trajectory", "step": step, "alpha": alpha, "beta": beta}
@@ -103,13 +110,24 @@ def trajectory(subject: Subject, progress: Progress) -> Rows:
     progress(1, 1)
 
 
-def _merged_change(risk: EmpiricalRisk, factors: dict[str, Tensor], scaling: float) -> Tensor:
+def _scaling(products: Tensor, update: Tensor) -> float | None:
+    """By what an adapter's products (T, n) are multiplied to give the update (n,) between the first and the last.
+
+    None where no number does, up to the rounding of stored factors.
+    """
+    way = (products[-1] - products[0]).double()
+    length = float(way.square().sum())
+    if not length > 0:
+        return None
+    scaling = float(way @ update.double()) / length
+    left = float((update.double() - scaling * way).norm())
+    return scaling if left <= _SAME_WAY * float(update.double().norm()) else None
+
+
+def _product(risk: EmpiricalRisk, factors: dict[str, Tensor]) -> Tensor:
     layers = [name.removesuffix(".weight") for name in risk.layout.names]
     return risk.layout.join(
-        {
-            f"{layer}.weight": scaling * factors[f"{PRIMARY}/{layer}/B"] @ factors[f"{PRIMARY}/{layer}/A"]
-            for layer in layers
-        }
+        {f"{layer}.weight": factors[f"{PRIMARY}/{layer}/B"] @ factors[f"{PRIMARY}/{layer}/A"] for layer in layers}
     )
 
 

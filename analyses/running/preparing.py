@@ -62,10 +62,9 @@ def check(study: Study) -> None:
                     f"methods.{column}: the optimizer Muon of torch moves matrices alone, and {column} trains vectors, "
                     "too; use pytorch_optimizer:Muon, which moves these by AdamW"
                 )
-        if (
-            config.target_modules is not None and config.primary != "lora_ga"
-        ):  # which is prepared for when it is trained
-            _check_layers(model, config)
+        if config.target_modules is not None and config.primary != "lora_ga":  # prepared for when it is trained
+            # Where all weights descend, the adapter is the auxiliary's alone.
+            _check_layers(model, config.model_copy(update={"primary": "lora"}) if config.primary == "full" else config)
 
 
 def _check_layers(model: PreTrainedModel, config: BiLoraConfig) -> None:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from analyses.judging.claims import evidence_of
 from analyses.judging.looks import P_VALUES, Look, Looks
 from analyses.records import DIVERGED, RecordsError, read_json, write_json
-from analyses.study import ClaimSettings, Study, StudyError, StudyFolder
+from analyses.study import Cell, ClaimSettings, Study, StudyError, StudyFolder
 from analyses.study.base import problem_of
 
 LOOKS = "looks.json"
@@ -49,6 +49,7 @@ class _Kept(BaseModel):
 
     looks: list[Look]
     max_seeds: int | None
+    runs: dict[str, str] = {}
 
 
 def looked_at(records: pd.DataFrame, study: Study, folder: StudyFolder, stopping: Stopping | None) -> Looks:
@@ -59,7 +60,10 @@ def looked_at(records: pd.DataFrame, study: Study, folder: StudyFolder, stopping
     Raises:
         StudyError: The folder's looks were planned otherwise.
     """
-    kept = recorded_looks(folder.root / LOOKS, study.claims)
+    kept, runs = recorded_looks(folder.root / LOOKS, study.claims), _runs(study)
+    looked = read_json(folder.root / LOOKS).get("runs") or {} if kept else {}
+    if any(name in looked and looked[name] != run for name, run in runs.items()):
+        kept = None  # the looks were at runs of other settings
     refuse_other_plan(kept, stopping)
     evidence = evidence_of(records, study.claims)
     trained = records[records["measure"].isin(["train_loss", DIVERGED])]  # rounds of step costs are no seeds
@@ -69,9 +73,16 @@ def looked_at(records: pd.DataFrame, study: Study, folder: StudyFolder, stopping
     earlier = [look for look in kept.looks if look.seeds < now.seeds] if kept else []
     looks = Looks([*earlier, now], stopping.max_seeds if stopping else None, study.claims.alpha)
     rule = "group-sequential" if stopping else "fixed"
-    content = {"rule": rule, "max_seeds": looks.max_seeds, "looks": [asdict(look) for look in looks.looks]}
+    given = [asdict(look) for look in looks.looks]
+    content = {"rule": rule, "max_seeds": looks.max_seeds, "looks": given, "runs": looked | runs if kept else runs}
     write_json(folder.root / LOOKS, content)
     return looks
+
+
+def _runs(study: Study) -> dict[str, str]:
+    """Names of the first seed's runs, which change with the settings that made them, by column and size."""
+    cells = [Cell(method, 0, size) for method in study.methods for size in study.train_sizes]
+    return {f"{cell.method}-n{cell.train_size}": study.run_name(cell) for cell in cells}
 
 
 def refuse_other_plan(kept: Looks | None, stopping: Stopping | None) -> None:

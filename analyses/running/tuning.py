@@ -19,6 +19,7 @@ from analyses.running.executors import Engine, Failure, quieten, run_cells
 from analyses.running.preparing import check, exclusive, prepare
 from analyses.running.progress import ProgressFile
 from analyses.study import Cell, MethodSettings, Study, StudyError, StudyFolder, TuningSettings
+from analyses.study.settings import fingerprint
 from analyses.training.runs import read_run, train_cell
 from bilora.methods import method_class
 from landscape import worst_case_sharpness
@@ -44,17 +45,24 @@ def tried(study: Study, tuning: TuningSettings) -> Iterator[tuple[str, MethodSet
     """Every method with every combination of its settings; methods without a grid are not tuned."""
     for method, own in study.methods.items():
         family = method_class(own.method or method)
-        for rate, rho, ratio in _points(method, tuning, "rho" in family.uses):
-            auxiliary = float(f"{rate * ratio:.6g}") if "auxiliary_lr" in family.uses else None
+        for rate, rho, ratio in _points(method, own, tuning, "rho" in family.uses):
+            auxiliary = own.auxiliary_lr if ratio is None else float(f"{rate * ratio:.6g}")
+            auxiliary = auxiliary if "auxiliary_lr" in family.uses else None
             yield method, own.model_copy(update={"learning_rate": rate, "rho": rho, "auxiliary_lr": auxiliary})
 
 
-def _points(method: str, tuning: TuningSettings, has_ball: bool) -> Iterator[tuple[float, float, float]]:
-    """Learning rate, radius (0 without a ball) and the auxiliary's rate over the primary's."""
+def _points(
+    method: str, own: MethodSettings, tuning: TuningSettings, has_ball: bool
+) -> Iterator[tuple[float, float, float | None]]:
+    """Learning rate, radius (0 without a ball) and the auxiliary's rate over the primary's.
+
+    What no grid is given for stays the method's own; None is an auxiliary's rate that does.
+    """
     design = tuning.design
     if design is None:
-        rates, radii = tuning.learning_rate.get(method, []), tuning.rho.get(method, [0.0])
-        yield from itertools.product(rates, radii, tuning.auxiliary_lr_ratio.get(method, [1.0]))
+        rates, radii = tuning.learning_rate.get(method, []), tuning.rho.get(method, [own.rho])
+        kept: list[float | None] = [1.0 if own.auxiliary_lr is None else None]
+        yield from itertools.product(rates, radii, tuning.auxiliary_lr_ratio.get(method) or kept)
         return
     drawn = qmc.Sobol(d=3, rng=np.random.default_rng(design.seed)).random(design.settings)
     ranges = np.log(np.array([design.learning_rate, design.rho, design.auxiliary_lr_ratio]))
@@ -174,8 +182,7 @@ def at_the_edge(table: pd.DataFrame, chosen: dict[str, MethodSettings]) -> list[
 
 def write_table(table: pd.DataFrame, path: Path) -> None:
     """Write the results as CSV."""
-    rounded = table.round(dict.fromkeys([*NUMBERS, "validation_accuracy_se"], 5))
-    write_atomically(path, lambda temporary: rounded.to_csv(temporary, index=False))
+    write_atomically(path, lambda temporary: table.to_csv(temporary, index=False, float_format="%.6g"))
 
 
 def _round(value: float) -> float:
@@ -190,7 +197,9 @@ def _variant(study: Study, point: GridPoint) -> tuple[Study, Cell]:
 
 def _result(study: Study, folder: StudyFolder, point: GridPoint) -> Path:
     variant, cell = _variant(study, point)
-    with_rise = "-rise" if study.tuning and study.tuning.rise else ""
+    with_rise = ""
+    if study.tuning and study.tuning.rise:
+        with_rise = f"-rise-{fingerprint([study.claims.rho, search_settings(study)])}"
     return folder.root / "grid" / f"{variant.run_name(cell)}{with_rise}.json"
 
 

@@ -114,9 +114,10 @@ class TuningSettings(Settings):
     """How each method's settings were chosen, on the validation split and these seeds.
 
     Either ``design`` or grids by method; methods without a grid keep their settings. A setting counts if no seed
-    diverged and the mean training loss is at most ``max_train_loss``; of these the best validation accuracy is chosen,
-    or with ``fit_like``, a method of the study, the training loss nearest to that method's. With ``rise`` the worst
-    case at the claims' radius is searched at every point too, with the study's effort.
+    diverged and the mean training loss is at most ``max_train_loss``; of these the lowest validation loss is chosen
+    among those within a standard error of the best validation accuracy, or with ``fit_like``, a method of the
+    study, the training loss nearest to that method's. With ``rise`` the worst case at the claims' radius is
+    searched at every point too, with the study's effort.
     """
 
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]

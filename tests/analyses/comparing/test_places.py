@@ -9,12 +9,13 @@ import pytest
 import torch
 import yaml
 from peft import LoraConfig, get_peft_model
-from safetensors.torch import save_file
+from safetensors.torch import save_file, save_model
+from torch.optim.swa_utils import AveragedModel
 from transformers import AutoModelForSequenceClassification
 
 from analyses.cli import main
 from analyses.records import read_records
-from tests.analyses.comparing.nets import QUICK, minimum_of
+from tests.analyses.comparing.nets import QUICK, Tied, minimum_of
 from tests.analyses.own import bert, reviews
 
 pytestmark = pytest.mark.usefixtures("svg_alone")
@@ -82,7 +83,7 @@ def test_a_pickle_is_refused_unless_asked_for_and_then_read_without_running_code
     arguments = ["compare", str(places / "net1.pt"), *FACTORY, *DATA, "--what", "fit"]
     assert main(arguments) == 2
     message = capsys.readouterr().err
-    assert "is a pickle, which can run code" in message and "safetensors.torch.save_file" in message
+    assert "is a pickle, which can run code" in message and "safetensors.torch.save_model" in message
     found = compared(places / "net1.pt", *FACTORY, *DATA, "--what", "fit", "--weights-only", out=tmp_path / "a")
     same = compared(places / "net1.safetensors", *FACTORY, *DATA, "--what", "fit", out=tmp_path / "b")
     assert found["net1.pt"] == same["net1.safetensors"]
@@ -194,3 +195,18 @@ def test_wrong_calls_say_what_to_do(
     assert main(["compare", *arguments]) == 2
     error = capsys.readouterr().err
     assert message in error and "Traceback" not in error and len(error.splitlines()) == 1
+
+
+def test_tied_weights_and_averages_are_read_as_torch_and_safetensors_write_them(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, average = Tied(), AveragedModel(minimum_of(0))
+    save_model(net, str(tmp_path / "tied.safetensors"))
+    torch.save(net.state_dict(), tmp_path / "tied.pt")
+    tied = ("--model", f"{NETS}:Tied")
+    one = compared(tmp_path / "tied.safetensors", *tied, *DATA, "--what", "fit", out=tmp_path / "a")
+    other = compared(tmp_path / "tied.pt", *tied, *DATA, "--weights-only", "--what", "fit", out=tmp_path / "b")
+    assert one["tied.safetensors"] == other["tied.pt"]
+    average.update_parameters(minimum_of(1))
+    torch.save(average.state_dict(), tmp_path / "swa.pt")
+    found = compared(tmp_path / "swa.pt", *FACTORY, *DATA, "--weights-only", "--what", "fit", out=tmp_path / "c")
+    assert found["swa.pt"]["train_loss"] > 0
