@@ -17,7 +17,7 @@ from analyses.study.measure_settings import WorstCaseSettings
 from reports.charts.fit import fit_chart
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-OLDER = {"digits-lowdata", "minilm-sentiment"}
+OLDER = {"minilm-sentiment"}
 
 
 @pytest.mark.parametrize("name", preset_names())
