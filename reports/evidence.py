@@ -27,7 +27,7 @@ def interval_bar(claim: Mapping[str, Any], claims: Sequence[Mapping[str, Any]]) 
         claims: All that are shown; those of the same unit share the axis.
     """
     if claim["effect"] is None:
-        word = UNBOUNDED if claim["n"] else "undefined"
+        word = UNBOUNDED if claim.get("n") else "undefined"
         return Markup(f'<span class="note">{word}</span>')
     ratio = claim["unit"] == "ratio"
     sharing = [one for one in claims if one["unit"] == "ratio"] if ratio else [claim]

@@ -103,9 +103,12 @@ def _errors(kind: type[RiskOperator[Any]], risk: EmpiricalRisk, batch: Batch, th
 
 def _flat(operator: RiskOperator[Any], v: Tensor, size: float) -> float:
     """Whether products that are rounding are those of a flat loss, as of a bias that softmax cancels: 0, else 1."""
-    step = _STEPS[torch.float32][-1] * size
-    change = float((operator.value(step * v) - operator.value(-step * v)).norm()) / (2 * step)
-    return 0.0 if change <= math.sqrt(operator.rounding()) else 1.0
+    least = math.sqrt(operator.rounding())
+    for step in dict.fromkeys((*_STEPS[v.dtype], *_STEPS[torch.float32])):
+        change = operator.value(step * size * v) - operator.value(-step * size * v)
+        if float(change.norm()) / (2 * step * size) <= least:
+            return 0.0
+    return 1.0
 
 
 def _beside(theta: Tensor) -> Tensor:

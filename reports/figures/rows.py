@@ -65,7 +65,10 @@ def rounded(axis: Axis) -> None:
         powers = 10.0 ** np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
         ticks = (powers[:, None] * steps).ravel()
         ticks = ticks[(ticks >= low) & (ticks <= high)]
-        axis.set_major_locator(FixedLocator(ticks[:: max(1, math.ceil(len(ticks) / _MOST_TICKS))]))
+        every = max(1, math.ceil(len(ticks) / _MOST_TICKS))
+        round_ones = np.flatnonzero(np.isin(ticks, powers))
+        first = int(round_ones[0]) % every if len(round_ones) else 0  # 1 stays, where ratios are equal
+        axis.set_major_locator(FixedLocator(ticks[first::every]))
     else:
         steps_of = (1.0, 2.0, 5.0) if decades < 1.5 else (1.0, 3.0) if decades < 2.5 else (1.0,)
         axis.set_major_locator(LogLocator(subs=steps_of, numticks=12))

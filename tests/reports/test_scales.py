@@ -122,3 +122,6 @@ def test_long_names_leave_room_and_stay_apart() -> None:
     ax.set_xlim(0.11, 0.3)
     readable(ax)
     assert 2 <= len(ax.get_xticks()) <= 5
+    ax.set_xlim(0.68, 1.55)
+    readable(ax)
+    assert 1.0 in ax.get_xticks() and len(ax.get_xticks()) >= 3
