@@ -67,6 +67,9 @@ def activate(model: PeftModel, names: Sequence[str]) -> None:
     """Compute with these adapters, or with none; active ones become trainable."""
     if not names:
         model.base_model.disable_adapter_layers()
+        for module in model.modules():
+            if isinstance(module, BaseTunerLayer):
+                module._active_adapter = []  # or PEFT's merge_and_unload would merge what is off
         return
     if _is_off(model):
         model.base_model.enable_adapter_layers()

@@ -334,6 +334,20 @@ def test_updates_of_adapters_that_peft_took_out_of_the_weights(tmp_path: Path, k
         minimum(again, base=base)
 
 
+@pytest.mark.parametrize("method", ["bilora", "bilora_fresh", "bilora_stale"])
+def test_pefts_own_merge_leaves_out_an_auxiliary_that_is_alone(tmp_path: Path, method: str) -> None:
+    own = BiLoraConfig(method=method, primary="full", r=2, rho=0.5, target_modules=["a", "b"])
+    trainer = BiLoraTrainer(Net(), arguments(tmp_path, max_steps=4), bilora=own, train_dataset=dataset())
+    batch = together(dataset())
+    for _ in range(2):  # and a second training takes it up again
+        trainer.train()
+        with torch.no_grad():
+            deployed, merged = trainer.model(**batch).loss, copy.deepcopy(trainer.model).merge_and_unload()
+            torch.testing.assert_close(merged(**batch).loss, deployed)
+            torch.testing.assert_close(minimum(trainer).model(**batch).loss, deployed)
+        assert float(trainer.method.metrics()["auxiliary_norm"]) > 0
+
+
 def test_other_adapters_and_ranks_are_named() -> None:
     with pytest.raises(ValueError, match="a holds an adapter of a Linear, of kind loha; expected LoRA in linear"):
         minimum(get_peft_model(Net(), LoHaConfig(target_modules=["a"], r=2)))
