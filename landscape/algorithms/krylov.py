@@ -15,6 +15,8 @@ Callback = Callable[[int, float], object]
 """Called with the number of products so far and the accuracy reached; a true answer ends the run."""
 
 _MISS_PROBABILITY = 1e-3
+_PIECE = 2**20
+"""Entries whose squares are in memory at a time."""
 
 
 class KrylovBasis:
@@ -155,7 +157,7 @@ class KrylovBasis:
 
 def _norm(vector: Tensor) -> float:
     """Norm in float64: squares of float32 over- and underflow where the numbers do not."""
-    return float(torch.linalg.vector_norm(vector, dtype=torch.float64))
+    return float(torch.stack([piece.double().norm() for piece in vector.split(_PIECE)]).norm())
 
 
 class OutsideProbe:
