@@ -85,13 +85,10 @@ def first_outputs(risk: EmpiricalRisk, batch: Batch) -> Any:
     except (RuntimeError, TypeError, LookupError, AttributeError, AssertionError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         own = next(risk.model.parameters()).dtype
-        if risk.dtype != own and str(risk.dtype).removeprefix("torch.").title() in reason.replace("Double", "Float64"):
-            raise ValueError(
-                f"dtype: the model does not run in {risk.dtype}, it is in {own}: {reason}; leave dtype out"
-            ) from error
+        cast = "" if risk.dtype == own else f" Does it run in {risk.dtype}? It is in {own}; try without dtype"
         raise ValueError(
             f"batches: the model fails on the first batch: {reason}; are shapes, types and names those that its "
-            "forward pass takes?"
+            f"forward pass takes?{cast}"
         ) from error
 
 

@@ -169,9 +169,9 @@ def _weights(content: Any, path: Path) -> dict[str, Tensor]:
 def _load(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
     wanted = model.state_dict()
     weights = dict(weights)
-    for name, tensor in wanted.items():  # safetensors holds tied weights once
-        twin = next((other for other in weights if other in wanted and wanted[other].is_set_to(tensor)), None)
-        if name not in weights and twin is not None:
+    for name in wanted.keys() - weights.keys():  # safetensors holds tied weights once
+        twin = next((own for own in wanted.keys() & weights.keys() if wanted[own].is_set_to(wanted[name])), None)
+        if twin is not None:
             weights[name] = weights[twin]
     wrong = {
         "lacks": sorted(wanted.keys() - weights.keys()),

@@ -149,7 +149,7 @@ def with_power(claim: ClaimSpec, evidence: Evidence, level: float) -> Evidence:
     spread, equivalent = evidence.spread, claim.direction == "equivalent"
     smallest = smallest_effect(spread, evidence.n, alpha=level) if claim.scale != "share" else None
     if smallest is not None:
-        smallest += bound or 0.0 if equivalent else 0.0
+        smallest += (bound or 0.0) if equivalent else 0.0
         smallest = _exp(smallest) if claim.scale == "ratio" else smallest
     margin = bound if claim.direction in ("below", "above", "equivalent") and claim.scale != "share" else None
     needed = runs_needed(evidence.contrast, spread, alpha=level, margin=margin, equivalent=equivalent)

@@ -201,7 +201,8 @@ class OwnData:
         """Whether the model's own classes are the data's, or it has no classes with names that could be others."""
         if not self._kind.classes or not has_names(self._config):
             return True
-        return bool(known_classes(self._config, self._labelled))
+        stand_for_themselves = self.classes == {index: index for index in range(len(self.classes))}
+        return stand_for_themselves or bool(known_classes(self._config, self._labelled))
 
     @property
     def _labelled(self) -> list[Any]:

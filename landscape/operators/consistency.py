@@ -91,7 +91,7 @@ def _errors(kind: type[RiskOperator[Any]], risk: EmpiricalRisk, batch: Batch, th
     u, v = u / u.norm(), v / v.norm()
     hv, hu, pushed = operator.matvec(v), operator.matvec(u), operator.derivative(v)
     if max(float(hv.norm()), float(hu.norm()), float(pushed.norm())) <= operator.rounding():
-        return _flat(operator, v, float(1 + theta.norm())), 0.0
+        return _flat(operator, v, float(1 + theta.norm()), abs(small.loss(theta))), 0.0
     error = math.inf
     # Larger steps for parts of a model that compute in float32 whatever its weights are, as norms do in some.
     for step in dict.fromkeys((*_STEPS[theta.dtype], *_STEPS[torch.float32])):
@@ -101,9 +101,12 @@ def _errors(kind: type[RiskOperator[Any]], risk: EmpiricalRisk, batch: Batch, th
     return error, abs(float(u @ hv - v @ hu)) / scale if scale > 0 else 0.0
 
 
-def _flat(operator: RiskOperator[Any], v: Tensor, size: float) -> float:
-    """Whether products that are rounding are those of a flat loss, as of a bias that softmax cancels: 0, else 1."""
-    least = math.sqrt(operator.rounding())
+def _flat(operator: RiskOperator[Any], v: Tensor, size: float, loss: float) -> float:
+    """Whether products that are rounding are those of a flat loss, as of a bias that softmax cancels: 0, else 1.
+
+    Of some step the change of the gradient must be rounding of the loss over the longest one.
+    """
+    least = 100 * torch.finfo(v.dtype).eps * loss / (_STEPS[v.dtype][0] * size)
     for step in dict.fromkeys((*_STEPS[v.dtype], *_STEPS[torch.float32])):
         change = operator.value(step * size * v) - operator.value(-step * size * v)
         if float(change.norm()) / (2 * step * size) <= least:

@@ -105,6 +105,35 @@ def test_weights_that_the_loss_does_not_feel_have_no_curvature(kind: type, dtype
         assert float(found.eigenvalues.abs().max()) < 1e-6 * whole.loss()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("strength", [1e-3, 1.0])
+def test_curvature_that_autograd_does_not_see_is_no_flat_loss(dtype: torch.dtype, strength: float) -> None:
+    """Products are exactly 0, and the gradient changes all the same."""
+
+    class Once(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            ctx.save_for_backward(x)
+            return strength * x.square()
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> Tensor:
+            (x,) = ctx.saved_tensors
+            return (grad * 2 * strength * x).detach() + 0.0 * grad
+
+    class Squares(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.linspace(-1, 1, 50))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * Once.apply(self.w).sum()
+
+    bent = EmpiricalRisk(Squares(), [(torch.ones(4), torch.zeros(4))], loss=lambda out, _: out, dtype=dtype)
+    with pytest.raises(ValueError, match="second derivatives are not those of its first ones"):
+        HessianOperator(bent)
+
+
 @pytest.mark.parametrize("scale", [1e-25, 1e25])
 @pytest.mark.parametrize("storage", ["auto", "disk"])
 def test_a_spectrum_of_any_scale_is_found_in_single_precision(scale: float, storage: Any) -> None:

@@ -68,8 +68,7 @@ def test_labels_of_any_whole_type_are_what_they_say() -> None:
     expected = float(F.cross_entropy(model(x), y))
     for dtype in (torch.uint8, torch.int16, torch.int32, torch.int64):
         for loss in (None, nn.CrossEntropyLoss()):
-            labels = y.to(dtype) if dtype is not torch.uint8 else y.to(torch.uint8)
-            assert EmpiricalRisk(model, [(x, labels)], loss=loss).loss() == pytest.approx(expected, rel=1e-5)
+            assert EmpiricalRisk(model, [(x, y.to(dtype))], loss=loss).loss() == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("length", [5, 7])
@@ -192,6 +191,20 @@ def test_models_that_fail_on_a_batch_name_it() -> None:
         EmpiricalRisk(Needs(), [{"x": x, "labels": y}])
     with pytest.raises(ValueError, match="takes the first and fails on batch 1: mat1 and mat2"):
         EmpiricalRisk(nn.Linear(3, 2), [(x, y), (x[:, :2], y)])
+
+
+def test_a_type_that_a_model_does_not_run_in_is_named() -> None:
+    class Single(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.linear(x.float())
+
+    batch = (torch.randn(4, 3), torch.randint(0, 2, (4,)))
+    with pytest.raises(ValueError, match=r"Does it run in torch.float64\? It is in torch.float32; try without dtype"):
+        EmpiricalRisk(Single(), [batch], dtype=torch.float64)
 
 
 def test_models_loaded_in_inference_mode_have_gradients() -> None:

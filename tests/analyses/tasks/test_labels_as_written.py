@@ -65,6 +65,8 @@ def test_a_finished_head_of_other_names_is_not_numbered_by_sorting(tmp_path: Pat
     assert main(["compare", str(model), "--data", str(data), "--what", "fit"]) == 2
     assert task("text_classification", data, model).classes == {"bad": 0, "good": 1}  # a study makes a head anew
     assert FileData(str(data)).task(str(bert(tmp_path / "nameless"))).classes == {"bad": 0, "good": 1}
+    numbered = renamed(tmp_path, (0, 1))  # numbers from 0 on stand for themselves, whatever they are called
+    assert FileData(str(numbered)).task(str(model)).classes == {0: 0, 1: 1}
 
 
 def of_two_files(tmp_path: Path, train: list[Any], test: list[Any]) -> OwnData:
