@@ -24,8 +24,9 @@ class Values:
     """
 
     def __init__(self, records: pd.DataFrame, settings: ClaimSettings) -> None:
+        records = with_derived(records)
         self._none, self._rho = records.iloc[:0], settings.rho
-        self._rows_of = dict(iter(with_derived(records).groupby(["method", "measure"])))
+        self._rows_of = dict(iter(records.groupby(["method", "measure"])))
         self._seeds = {measure: set(own["seed"]) for measure, own in records.groupby("measure")}
         self.columns = set(records["method"].dropna())
 

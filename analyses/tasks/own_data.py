@@ -296,9 +296,7 @@ class OwnData:
             if ("drop" in key or "pdrop" in key) and isinstance(value, float):
                 setattr(config, key, 0.0)
         if self._kind.classes:
-            if not known_classes(
-                self._config, self._labelled
-            ):  # a model that knows the labels keeps those that the data lack, too
+            if not known_classes(self._config, self._labelled):  # one that knows them keeps those that the data lack
                 config.num_labels = len(self.classes)
                 config.id2label = {index: str(label) for label, index in self.classes.items()}
                 config.label2id = {name: index for index, name in config.id2label.items()}
