@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Mapping
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import Node
 from torch.func import functional_call
 from torch.nn.parameter import UninitializedParameter
 
@@ -225,8 +227,11 @@ def _check_reads_theta_only(risk: EmpiricalRisk, batch: Batch) -> None:
         if str(error) != message:
             raise
         raise ValueError(_CHECKPOINTS) from None
-    if _runs_again(total):
+    nodes = _nodes(total)
+    # Reentrant checkpointing leaves a part that it computed without a graph.
+    if any("CheckpointFunction" in node.name() for node in nodes):
         raise ValueError(_CHECKPOINTS)
+    _warn_of_lower_precision(risk, nodes)
     if total.requires_grad and own:
         gradients = torch.autograd.grad(total, own, allow_unused=True, retain_graph=True)
         if any(gradient is not None for gradient in gradients):
@@ -270,15 +275,28 @@ def _check_reached(risk: EmpiricalRisk, batch: Batch, parameters: Mapping[str, T
         )
 
 
-def _runs_again(total: Tensor) -> bool:
-    """Whether a graph holds a part that reentrant checkpointing computed without one."""
-    seen, waiting = set(), [total.grad_fn]
+def _nodes(total: Tensor) -> set[Node]:
+    """All operations of a tensor's graph."""
+    seen: set[Node] = set()
+    waiting = [total.grad_fn]
     while waiting:
         node = waiting.pop()
         if node is None or node in seen:
             continue
-        if "CheckpointFunction" in node.name():
-            return True
         seen.add(node)
         waiting += [after for after, _ in node.next_functions]
-    return False
+    return seen
+
+
+def _warn_of_lower_precision(risk: EmpiricalRisk, nodes: Iterable[Node]) -> None:
+    """Say that parts of the model compute in fewer digits than the risk's: norms of Llama, say, in float32."""
+    eps = torch.finfo(risk.dtype).eps
+    for node in nodes:
+        for made in getattr(node, "_input_metadata", ()):
+            if made.dtype.is_floating_point and torch.finfo(made.dtype).eps > eps:
+                warnings.warn(
+                    f"model: a part of it computes in {made.dtype}, whatever the weights are ({node.name()}), so that "
+                    f"losses and derivatives in {risk.dtype} are good to the digits of {made.dtype} only",
+                    stacklevel=5,
+                )
+                return

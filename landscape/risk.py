@@ -136,6 +136,7 @@ class EmpiricalRisk:
         if 0 in self.batch_sizes:
             raise ValueError(f"batches: batch {self.batch_sizes.index(0)} has no examples")
         self.loss_function = per_example(loss) or cross_entropy
+        self.checked = check
         if check:
             check_numbers(model)
         if check and self.batches:
@@ -211,18 +212,25 @@ class EmpiricalRisk:
         """The same data and model over other weights, one layer's say; see `landscape.params.select_parameters`."""
         return self._sibling(self.batches, params, self.ranks.group)
 
-    def on(self, batches: Iterable[Batch]) -> EmpiricalRisk:
-        """The same model, weights and loss on other data."""
-        return self._sibling(batches, self.layout.names, self.ranks.group)
+    def on(self, batches: Iterable[Batch], *, check: bool = True) -> EmpiricalRisk:
+        """The same model, weights and loss on other data.
+
+        Raises:
+            ValueError: As for the risk's own data, unless neither is to be checked.
+        """
+        return self._sibling(batches, self.layout.names, self.ranks.group, check=check and self.checked)
 
     def alone_on(self, batches: Iterable[Batch]) -> EmpiricalRisk:
         """The same on other data that this process has for itself."""
         return self._sibling(batches, self.layout.names, None)
 
-    def _sibling(self, batches: Iterable[Batch], params: ParameterFilter, group: Group) -> EmpiricalRisk:
+    def _sibling(
+        self, batches: Iterable[Batch], params: ParameterFilter, group: Group, *, check: bool = False
+    ) -> EmpiricalRisk:
         risk = EmpiricalRisk(
-            self.model, batches, self.loss_function, params, self.dtype, l2=self.l2, group=group, check=False
+            self.model, batches, self.loss_function, params, self.dtype, l2=self.l2, group=group, check=check
         )
+        risk.checked = self.checked
         risk.consistent = self.consistent
         return risk
 

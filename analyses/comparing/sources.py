@@ -23,8 +23,6 @@ _NESTED = ("model_state_dict", "state_dict", "model")
 """Keys under which training scripts put the weights."""
 _AVERAGED = "n_averaged"
 """How many weights torch's `AveragedModel` holds the mean of."""
-_WRAPPERS = ("module.", "_orig_mod.")
-"""Prefixes that data parallelism and compilation put before names."""
 _EXPECTED = (
     "a run folder, a Hugging Face folder, BASE+ADAPTER (a model's folder and a PEFT adapter's), or with --model a "
     ".safetensors state dictionary"
@@ -159,20 +157,12 @@ def _weights(content: Any, path: Path) -> dict[str, Tensor]:
             f"MINIMUM: {path} holds no state dictionary: expected tensors by name, or such a dictionary under one of "
             f"{', '.join(_NESTED)}"
         )
-    weights = {name: tensor for name, tensor in found.items() if name != _AVERAGED}
-    for prefix in _WRAPPERS:
-        if all(name.startswith(prefix) for name in weights):
-            weights = {name.removeprefix(prefix): tensor for name, tensor in weights.items()}
-    return weights
+    return {name: tensor for name, tensor in found.items() if name != _AVERAGED}
 
 
 def _load(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
     wanted = model.state_dict()
-    weights = dict(weights)
-    for name in wanted.keys() - weights.keys():  # safetensors holds tied weights once
-        twin = next((own for own in wanted.keys() & weights.keys() if wanted[own].is_set_to(wanted[name])), None)
-        if twin is not None:
-            weights[name] = weights[twin]
+    weights = _with_twins(_unwrapped(weights, wanted, path), wanted)
     wrong = {
         "lacks": sorted(wanted.keys() - weights.keys()),
         "has too much": sorted(weights.keys() - wanted.keys()),
@@ -182,3 +172,34 @@ def _load(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
     if problems:
         raise StudyError(f"MINIMUM: {path} does not fit the network of --model: it {'; it '.join(problems)}")
     model.load_state_dict(weights)
+
+
+def _unwrapped(weights: dict[str, Tensor], wanted: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Weights by the network's names, without what stands before them where something was trained around it.
+
+    That is ``module.`` of data parallelism, ``_orig_mod.`` of compilation, or the attribute of a larger module, of
+    Lightning's say, which may hold more than the network.
+    """
+    if wanted.keys() & weights.keys():
+        return weights
+    prefixes = {name.removesuffix(own) for own in wanted for name in weights if name.endswith(f".{own}")}
+    inner = {
+        prefix: {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
+        for prefix in sorted(prefixes)
+    }
+    whole = {prefix: found for prefix, found in inner.items() if not wanted.keys() - _with_twins(found, wanted).keys()}
+    if len(whole) > 1:
+        raise StudyError(
+            f"MINIMUM: {path} holds {len(whole)} networks that fit, under {', '.join(whole)}; save the one meant alone"
+        )
+    return next(iter((whole or inner).values()), weights)
+
+
+def _with_twins(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights with those that are tied to them: safetensors holds each once."""
+    complete = dict(weights)
+    for name in wanted.keys() - weights.keys():
+        twin = next((own for own in wanted.keys() & weights.keys() if wanted[own].is_set_to(wanted[name])), None)
+        if twin is not None:
+            complete[name] = weights[twin]
+    return complete

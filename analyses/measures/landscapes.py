@@ -98,7 +98,7 @@ def trajectory(subject: Subject, progress: Progress) -> Rows:
         yield {"measure": "trajectory", "step": step, "alpha": alpha, "beta": beta}
     for number, share in enumerate(plane.explained_variance.tolist(), 1):
         yield {"measure": "trajectory_variance", "index": number, "value": share}
-    count = (subject.plan.measures.surface or SurfaceSettings()).grid_points
+    count = (subject.plan.measures.surface or SurfaceSettings()).trajectory_points
     low, high = plane.coordinates.min(dim=0).values, plane.coordinates.max(dim=0).values
     margin = 0.15 * (high - low).max()
     alphas, betas = (
@@ -182,7 +182,10 @@ def _unit(vector: Tensor) -> Tensor:
 SURFACE = Measure(
     "surface",
     surface,
-    lambda plan: [plan.measures.surface and plan.measures.surface.model_dump(), worst_case_settings(plan)],
+    lambda plan: [
+        plan.measures.surface and plan.measures.surface.model_dump(exclude={"trajectory_points"}),
+        worst_case_settings(plan),
+    ],
     needs=(CURVATURE,),
     applies=lambda study, cell: study.measures.surface is not None,
     default_seeds=1,
@@ -191,7 +194,7 @@ SURFACE = Measure(
 TRAJECTORY = Measure(
     "trajectory",
     trajectory,
-    lambda plan: plan.measures.surface and plan.measures.surface.grid_points,
+    lambda plan: plan.measures.surface and plan.measures.surface.trajectory_points,
     applies=lambda study, cell: study.measures.surface is not None,
     default_seeds=1,
     recorded=True,

@@ -108,6 +108,8 @@ def _passes(study: Study, measures: set[str]) -> tuple[float, float, int]:
         others += _PRODUCTS_OF_CURVATURE * _PASSES_OF_A_PRODUCT
     if "surface" in measures and study.measures.surface is not None:
         others += study.measures.surface.grid_points**2
+    if "trajectory" in measures and study.measures.surface is not None:
+        others += study.measures.surface.trajectory_points**2
     return balls * _PASSES_OF_A_SEARCH * effort, others, balls
 
 

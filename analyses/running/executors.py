@@ -19,6 +19,9 @@ from analyses.study import StudyFolder
 Item = TypeVar("Item", bound=Hashable)
 """What one worker does at a time: a cell of a study or a point of a grid, named by its ``str``."""
 
+_SHORT_OF_MEMORY = ("OutOfMemoryError", "MemoryError", "can't allocate memory", "not enough memory")
+"""As the exceptions of CUDA and Python are named, and in torch's words for main memory."""
+
 Work = Callable[[StudyFolder, Any, ProgressFile], None]
 """What is done with an item, in a study's folder."""
 
@@ -36,6 +39,11 @@ class Failure:
     cell: str
     reason: str
     trace: str
+
+    @property
+    def of_memory(self) -> bool:
+        """Whether there was no memory for it, on a GPU or here."""
+        return any(text in self.reason for text in _SHORT_OF_MEMORY)
 
 
 @dataclass(frozen=True)
@@ -66,6 +74,8 @@ class Task:
             return Failure(str(item), f"{type(error).__name__}: {error}", traceback.format_exc())
         finally:
             progress.close()
+            if torch.cuda.is_initialized():  # what is kept for reuse is missing from those that share the GPU
+                torch.cuda.empty_cache()
         return None
 
 

@@ -68,11 +68,16 @@ class CurvatureSettings(Settings):
 
 
 class SurfaceSettings(Settings):
-    """Pictures of the loss around the first seed's minima; ``reach`` is in units of the claims' radius."""
+    """Pictures of the loss around the first seed's minima, and along the ways to them.
+
+    ``reach`` is in units of the claims' radius, the others are points: of a line, of a side of a plane around a minimum
+    and of one of a way, which is smoother, and of a path between two minima.
+    """
 
     reach: Positive = 3.0
     line_points: Annotated[int, Field(ge=3)] = 25
     grid_points: Annotated[int, Field(ge=3)] = 13
+    trajectory_points: Annotated[int, Field(ge=3)] = 13
     path_points: Annotated[int, Field(ge=3)] = 9
 
 

@@ -181,7 +181,7 @@ def m_sharpness(risk: EmpiricalRisk, rho: float, *, m: int, seed: int = 0) -> MS
         mine = chosen[(chosen >= first) & (chosen < first + risk.num_examples)] - first
         if not float(risk.ranks.all_sum(risk.example_weights[mine.to(risk.device)].double().sum())) > 0:
             continue  # none of its labels counts
-        chunk = risk.on(take_examples(risk, mine))
+        chunk = risk.on(take_examples(risk, mine), check=False)
         chunk.expect_used = False  # its examples may use other weights, another expert's say
         gradient = chunk.gradient(theta)
         norm = float(gradient.double().norm())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -69,6 +70,38 @@ def test_labels_of_any_whole_type_are_what_they_say() -> None:
     for dtype in (torch.uint8, torch.int16, torch.int32, torch.int64):
         for loss in (None, nn.CrossEntropyLoss()):
             assert EmpiricalRisk(model, [(x, y.to(dtype))], loss=loss).loss() == pytest.approx(expected, rel=1e-5)
+
+
+def test_labels_of_other_data_are_looked_at_as_well() -> None:
+    model, batch = nn.Linear(3, 5), (torch.randn(6, 3), torch.arange(6) % 5)
+    wrong = [(torch.randn(2, 3), torch.tensor([1, 5]))]
+    with pytest.raises(ValueError, match="labels: expected"):
+        EmpiricalRisk(model, [batch]).on(wrong)
+    EmpiricalRisk(model, [batch]).on(wrong, check=False)
+    EmpiricalRisk(model, [batch], check=False).on(wrong)
+
+
+class NormInFloat32(nn.Module):
+    """As Llama's."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        return (wide * wide.square().mean(-1, keepdim=True).add(1e-6).rsqrt()).to(x)
+
+
+def test_digits_that_a_model_loses_are_said() -> None:
+    model, batch = (
+        nn.Sequential(nn.Linear(3, 4), NormInFloat32(), nn.Linear(4, 2)),
+        (torch.randn(6, 3), torch.arange(6) % 2),
+    )
+    with pytest.warns(
+        UserWarning, match=r"a part of it computes in torch.float32.*good to the digits of torch.float32"
+    ):
+        EmpiricalRisk(model, [batch], dtype=torch.float64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        EmpiricalRisk(model, [batch])
+        EmpiricalRisk(nn.Linear(3, 2), [batch], dtype=torch.float64)
 
 
 @pytest.mark.parametrize("length", [5, 7])

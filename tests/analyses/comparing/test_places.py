@@ -91,6 +91,26 @@ def test_a_pickle_is_refused_unless_asked_for_and_then_read_without_running_code
     assert "holds more than weights" in capsys.readouterr().err
 
 
+def test_a_network_is_found_within_what_was_trained_around_it(
+    places: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = minimum_of(1).state_dict()
+    inner = {
+        "compiled": {f"_orig_mod.module.{name}": tensor for name, tensor in own.items()},
+        "lightning": {f"model.{name}": tensor for name, tensor in own.items()} | {"loss.weight": torch.ones(3)},
+    }
+    same = compared(places / "net1.safetensors", *FACTORY, *DATA, "--what", "fit", out=tmp_path / "plain")
+    for name, tensors in inner.items():
+        save_file({key: tensor.clone() for key, tensor in tensors.items()}, tmp_path / f"{name}.safetensors")
+        found = compared(tmp_path / f"{name}.safetensors", *FACTORY, *DATA, "--what", "fit", out=tmp_path / name)
+        assert found[f"{name}.safetensors"] == same["net1.safetensors"]
+    save_file(
+        {f"{part}.{n}": t.clone() for part in ("ema", "model") for n, t in own.items()}, tmp_path / "two.safetensors"
+    )
+    assert main(["compare", str(tmp_path / "two.safetensors"), *FACTORY, *DATA]) == 2
+    assert "holds 2 networks that fit, under ema., model.; save the one meant alone" in capsys.readouterr().err
+
+
 def test_adapters_on_a_base_are_their_merged_model(places: Path, tmp_path: Path) -> None:
     files = ("--data", places / "train.csv", "--test", places / "test.csv", "--examples", 12)
     base = places / "bert"

@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 import yaml
 
 from analyses.cli import main
@@ -41,6 +42,22 @@ def leave_files(folder: StudyFolder, item: str, progress: ProgressFile) -> None:
         (temporary / "weights").write_text(item)
     text = (folder.root / "base" / "model").read_text() + (folder.runs / f"{item}-0" / "weights").read_text()
     write_sealed(folder.root / "measurements" / f"{item}-0" / "fit", lambda path: path.write_text(text))
+
+
+def share_memory(folder: StudyFolder, item: str, progress: ProgressFile) -> None:
+    """What a cell does on a GPU that others are on: large ones find no memory at first, and must be alone later."""
+    refused = folder.root / f"refused-{item}"
+    if item != "c" and not refused.exists():
+        refused.touch()
+        raise torch.OutOfMemoryError("beside others")
+    at_work = folder.root / f"at-work-{item}"
+    at_work.touch()
+    time.sleep(0.2)
+    assert [path.name for path in folder.root.glob("at-work-*")] == [at_work.name]
+    at_work.unlink()
+    if item == "huge":
+        raise torch.OutOfMemoryError("too large")
+    (folder.root / f"done-{item}").touch()
 
 
 @pytest.fixture
@@ -92,6 +109,13 @@ def test_a_worker_that_dies_takes_no_other_along(engine: Engine, folder: StudyFo
     failures = run_cells(["a", "deadly", "b"], leave_files, folder, engine)
     assert [failure.cell for failure in failures] == ["deadly"]
     assert_done(folder, ["a", "b"])
+
+
+def test_items_that_find_no_memory_beside_others_are_done_alone(folder: StudyFolder) -> None:
+    failures = run_cells(["large-a", "large-b", "huge", "c"], share_memory, folder, LocalEngine(3))
+    assert [(failure.cell, failure.reason) for failure in failures] == [("huge", "OutOfMemoryError: too large")]
+    done = {path.name for path in folder.root.glob("done-*")}
+    assert done == {"done-large-a", "done-large-b", "done-c"}
 
 
 def test_ray_does_the_same_with_and_without_a_shared_folder(
