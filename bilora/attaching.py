@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from bilora.adapters import AUXILIARY, PRIMARY, Factors, adapter_factors, check_plain
 from bilora.buffers import remember_buffers
-from bilora.config import BiLoraConfig, Primary
+from bilora.config import CLASSIFIERS, BiLoraConfig, Primary
 from bilora.fused import FusedLinear
 
 _PEFT_OPTIONS: dict[Primary, dict[str, Any]] = {
@@ -61,6 +61,8 @@ def attach_primary(model: nn.Module, config: BiLoraConfig, *, seed: int, rank_fa
 def attach_auxiliary_alone(model: nn.Module, config: BiLoraConfig, *, seed: int) -> PeftModel:
     """Add the auxiliary to a plain model whose own weights descend; those stay as trainable as they were."""
     trained = [p for p in model.parameters() if p.requires_grad]
+    if not trained:
+        raise ValueError("primary: 'full' has nothing to train, all weights are frozen; use model.requires_grad_(True)")
     rank = config.auxiliary_r or config.r
     alpha = config.auxiliary_alpha or config.alpha * rank / config.r
     plain = config.model_copy(update={"primary": "lora", "r": rank, "alpha": alpha})
@@ -268,7 +270,11 @@ def _linear_endings(model: nn.Module) -> list[str]:
 
 def _check_saved_modules(model: nn.Module, modules_to_save: list[str]) -> None:
     names = [name for name, _ in model.named_modules() if name]
+    # PEFT lists the heads that models of a task may have, of which one has one.
+    has_a_head = bool(set(CLASSIFIERS).intersection(modules_to_save, (name.rsplit(".", 1)[-1] for name in names)))
     for wanted in modules_to_save:
+        if wanted in CLASSIFIERS and has_a_head:
+            continue
         if not any(name == wanted or name.endswith(f".{wanted}") for name in names):
             top = [name for name, _ in model.named_children()]
             raise ValueError(f"modules_to_save: {wanted!r} matches no module; the model's parts are {top}")

@@ -18,9 +18,9 @@ from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from bilora.adapters import adapted_layers
+from bilora.adapters import AUXILIARY, PRIMARY, adapted_layers
 from bilora.attaching import MOVES_THE_BASE, initial_factors
-from bilora.buffers import load_buffers, moved_buffers, save_buffers
+from bilora.buffers import BUFFERS, load_buffers, moved_buffers, save_buffers
 from bilora.config import FILE, BiLoraConfig
 from bilora.methods.base import Method
 
@@ -32,6 +32,20 @@ _WEIGHTS = "model.safetensors"
 INITIAL = "bilora_initial.safetensors"
 """Initial factors of an adapter that changed the frozen weights, in a checkpoint."""
 _ADAPTER, _ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+
+
+def clear_earlier(directory: Path) -> None:
+    """Remove what an earlier run left in a folder that is saved into again, where ``bilora.json`` says that one did.
+
+    A method writes some of these files and another one others: what stays of both would be read as one model.
+    """
+    if not (directory / FILE).is_file():
+        return
+    for name in (OWN, INITIAL, BUFFERS, _STATE, _STATE_TENSORS, _ADAPTER, _ADAPTER_CONFIG):
+        (directory / name).unlink(missing_ok=True)
+    for name in (PRIMARY, AUXILIARY):
+        if (directory / name / _ADAPTER_CONFIG).is_file():
+            shutil.rmtree(directory / name)
 
 
 def save_adapter(model: PeftModel, name: str, directory: str | Path) -> None:
@@ -136,7 +150,7 @@ def load_adapters(model: PeftModel, checkpoint: Path) -> None:
     _check_initial(model, checkpoint)
     for name in model.peft_config:
         set_peft_model_state_dict(model, load_peft_weights(str(checkpoint / name), device="cpu"), adapter_name=name)
-    if (checkpoint / OWN).is_file():
+    if (checkpoint / OWN).is_file() and PRIMARY not in model.peft_config:
         _load_own_weights(model, checkpoint)
     else:
         load_buffers(model, checkpoint)
@@ -235,8 +249,11 @@ def _check_initial(model: PeftModel, checkpoint: Path) -> None:
     if not file.is_file():
         return
     theirs = load_file(file)
-    if any(not torch.allclose(mine[name], theirs[name], rtol=1e-4, atol=1e-6) for name in theirs):
+    if mine.keys() != theirs.keys() or any(
+        not torch.allclose(mine[name], theirs[name], rtol=1e-4, atol=1e-6) for name in theirs
+    ):
         raise ValueError(
             f"resume_from_checkpoint: the frozen weights of {len(adapted_layers(model))} layers were made from other "
-            f"initial factors than in {checkpoint}; give LoRA-GA the same gradients (the same batches) as before"
+            f"initial factors than in {checkpoint}; train the same primary, and give LoRA-GA the same gradients (the "
+            "same batches) as before"
         )

@@ -21,7 +21,8 @@ _Rank = Annotated[int, Field(ge=1)]
 _Alpha = Annotated[FiniteFloat, Field(gt=0)]
 
 
-_HEADS = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}
+CLASSIFIERS = ("classifier", "score")
+_HEADS = {"SEQ_CLS": CLASSIFIERS, "TOKEN_CLS": CLASSIFIERS, "QUESTION_ANS": ("qa_outputs",)}
 """Parts that PEFT trains as a whole for a task, where the model has them."""
 
 
@@ -202,7 +203,8 @@ class BiLoraConfig(BaseModel):
                 f"lora: PEFT trains the head of a model for its task_type, {' or '.join(heads)}, beside the adapter; "
                 f"expected its name here, got none: say modules_to_save=[{heads[0]!r}]"
             )
-        for name in ("task_type", "base_model_name_or_path", "revision", "inference_mode", "peft_type"):
+        metadata = ("task_type", "base_model_name_or_path", "revision", "inference_mode", "peft_type", "auto_mapping")
+        for name in metadata:
             given.pop(name, None)
         other = sorted(name for name, value in given.items() if value != plain.get(name))
         if len(chosen) > 1 or other:
@@ -212,7 +214,7 @@ class BiLoraConfig(BaseModel):
             )
         named = targets if isinstance(targets, str) or targets is None else sorted(targets)
         taken = {name: value for name, value in taken.items() if value is not None and value not in ([], {})}
-        return cls(primary=chosen[0], target_modules=named, **taken, **settings)
+        return cls.model_validate({"primary": chosen[0], "target_modules": named} | taken | settings)
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> BiLoraConfig:

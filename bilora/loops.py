@@ -59,7 +59,4 @@ def bilora_optimizer(
             f"model: {method.name} takes the gradient in its own way; use BiLoraTrainer, or method_optimizer and "
             "model.bilora_method.gradient(backward)"
         )
-    if num_steps is None and method.config.rho_schedule != "constant":
-        raise ValueError(f"num_steps: expected a number, for rho_schedule={method.config.rho_schedule!r}; got None")
-    method.num_steps = num_steps or 1
-    return method_optimizer(method, optimizer_class, lr=lr, **kwargs)
+    return method_optimizer(method, optimizer_class, lr=lr, num_steps=num_steps, **kwargs)

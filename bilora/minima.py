@@ -201,6 +201,11 @@ def _refuse_other_kinds(model: PeftModel, layers: Mapping[str, nn.Module]) -> No
                 "whose weights and factors are measured: pass what merge_and_unload() returns, with params for the "
                 "weights to measure"
             )
+        if any(getattr(one, "alora_invocation_tokens", None) for one in getattr(model, "peft_config", {}).values()):
+            raise ValueError(
+                f"source: {where} has an adapter of aLoRA's, which is active on some tokens only and has no merged "
+                "weight to measure; expected plain LoRA"
+            )
         if any(module.lora_bias.values()) and module.get_base_layer().bias is None:
             raise ValueError(
                 f"source: {where} has an adapter with a bias (lora_bias) and no bias to merge it into; expected one "

@@ -13,15 +13,24 @@ from torch.optim import Optimizer
 from bilora.methods.base import Method
 
 
-def method_optimizer(method: Method, optimizer_class: type[Optimizer], **kwargs: Any) -> Optimizer:
+def method_optimizer(
+    method: Method, optimizer_class: type[Optimizer], *, num_steps: int | None = None, **kwargs: Any
+) -> Optimizer:
     """An optimizer over the method's groups that calls the method before and after each step.
 
     Args:
         method: Prepared method.
         optimizer_class: Any optimizer class with `torch.optim.Optimizer`'s interface: to ascend, the method negates
             the auxiliary's gradients.
+        num_steps: Steps of the whole training; needed for a rho schedule, and by methods whose noise grows.
         **kwargs: For the optimizer; ``lr`` is the primary's rate.
+
+    Raises:
+        ValueError: The number of steps is needed and neither given nor known.
     """
+    method.num_steps = method.num_steps if num_steps is None else num_steps
+    if method.needs_num_steps:
+        method.progress  # noqa: B018 -- refuses where it is not known
     return hooked(method, over_groups(optimizer_class, method.parameter_groups(kwargs.get("lr")), kwargs))
 
 

@@ -20,6 +20,7 @@ from transformers.trainer_utils import IntervalStrategy
 from bilora.adapters import PRIMARY
 from bilora.checkpoints import (
     check_config,
+    clear_earlier,
     load_adapters,
     load_state,
     load_weights,
@@ -128,7 +129,15 @@ class BiLoraTrainer(Trainer):
         self._step_begins, self._attempts = True, 0
         self._floating_point_ops: dict[tuple[torch.Size, ...], int] = {}
         self._modules: list[nn.Module] = []
-        super().__init__(model=None if model is None else self._prepared(model), args=args, **kwargs)
+        try:
+            super().__init__(model=None if model is None else self._prepared(model), args=args, **kwargs)
+        except KeyError as error:
+            if error.args != ("default",):
+                raise
+            raise ValueError(
+                f"{type(self).__name__}: a second base reads PEFT's adapter 'default', to make a reference model of "
+                "it, as TRL's DPOTrainer does; expected one that takes a plain model, such as TRL's SFTTrainer"
+            ) from error
         self.callback_handler.callbacks.insert(0, _DeployAtTheEnd(self))
         if self.optimizer is not None:
             adopted(self.method, self.optimizer)
@@ -225,11 +234,12 @@ class BiLoraTrainer(Trainer):
     def _batches_per_step(self, inputs: Any, num_items_in_batch: Tensor | int | None) -> float:
         """By how much the parent divides the mean loss of a micro-batch: their number, or their share of the labels."""
         counted = self.model_accepts_loss_kwargs or self.compute_loss_func is not None
-        if num_items_in_batch is None or not counted or self.args.world_size > 1:
+        by_count = getattr(self, "loss_is_scaled_for_ga", None)  # a subclass's word, since transformers 5.20
+        by_count = counted if by_count is None else by_count
+        if num_items_in_batch is None or not by_count or self.args.world_size > 1:
             return float(self.current_gradient_accumulation_steps)
-        labels = inputs.get("labels") if isinstance(inputs, Mapping) else None
-        own = int((labels != -100).sum()) if isinstance(labels, Tensor) else 0
-        return float(num_items_in_batch) / own if own else float(self.current_gradient_accumulation_steps)
+        own = self._get_num_items_in_batch([inputs], self.args.device)
+        return float(num_items_in_batch) / float(own) if own else float(self.current_gradient_accumulation_steps)
 
     def _know_optimizer(self) -> None:
         """Let the optimizer call the method, also one that was put in place past `create_optimizer` here."""
@@ -297,6 +307,7 @@ class BiLoraTrainer(Trainer):
             super().save_model(output_dir, _internal_call)
         elif self.args.should_save:
             directory = Path(output_dir or self.args.output_dir)
+            clear_earlier(directory)
             if PRIMARY in self.model.peft_config:
                 save_adapter(self.model, PRIMARY, directory)
             else:
@@ -309,8 +320,9 @@ class BiLoraTrainer(Trainer):
             self.push_to_hub(commit_message="Model save")  # as the parent does
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        super()._save(output_dir, state_dict)
         directory = Path(output_dir or self.args.output_dir)
+        clear_earlier(directory)
+        super()._save(output_dir, state_dict)
         self.method.config.save_pretrained(directory)
         write_state(self.method, directory)
         if isinstance(self.model, PeftModel) and PRIMARY not in self.model.peft_config:

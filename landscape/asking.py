@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from landscape.risk import EmpiricalRisk
@@ -87,6 +88,27 @@ def expect_seed(value: Any) -> None:
     """
     if not isinstance(value, Integral) or isinstance(value, bool):
         raise ValueError(f"seed: expected a whole number, got {value!r}")
+
+
+def expect_callable(name: str, function: Any) -> None:
+    """Refuse what is neither a function nor None.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    if function is not None and not callable(function):
+        raise ValueError(f"{name}: expected a function or None, got {function!r}")
+
+
+def seeded(seed: Any) -> torch.Generator:
+    """A generator on the CPU, seeded by any whole number.
+
+    Raises:
+        ValueError: The seed is none.
+    """
+    expect_seed(seed)
+    number = int(seed)  # also numpy's
+    return torch.Generator().manual_seed(number if -(2**63) <= number < 2**63 else number % 2**63)
 
 
 def expect_number(name: str, value: Any, *, instead: str = "") -> None:

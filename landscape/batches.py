@@ -39,16 +39,15 @@ def batch_size(batch: Batch) -> int:
     """Number of examples: the rows of the labels or targets, if the first tensor has an axis as long; else its own.
 
     A tensor without axes (a temperature) or with one row for all (position numbers, shape (1, T)) comes first only
-    where there is no other.
+    where there is no other. Where examples are runs of rows, the targets' rows count: another tensor has as many
+    (offsets), or one of whole numbers says which example a row belongs to (the nodes of graphs).
 
     >>> batch_size((torch.zeros(5, 8, 3), torch.zeros(8)))  # time first, as recurrent layers have it
     8
     """
-    packed = [
-        part for part in (batch.values() if isinstance(batch, Mapping) else batch) if isinstance(part, PackedSequence)
-    ]
-    if packed:
-        return int(packed[0].batch_sizes[0])
+    packed = _packed(batch)
+    if packed is not None:
+        return int(packed.batch_sizes[0])
     tensors = [part for part in tensors_of(batch) if part.ndim]
     targets = batch.get("labels") if isinstance(batch, Mapping) else batch[-1]
     single = isinstance(targets, Tensor) and targets.shape[:1] == (1,)
@@ -57,9 +56,27 @@ def batch_size(batch: Batch) -> int:
     first = next((part for part in tensors if part.shape[0] != 1), tensors[0] if tensors else None)
     if first is None:
         raise ValueError(f"batches: expected tensors with one row per example, got {type(batch).__name__} without any")
-    if isinstance(targets, Tensor) and targets.ndim and targets.shape[0] in first.shape:
-        return targets.shape[0]
+    if isinstance(targets, Tensor) and targets.ndim:
+        others = [part for part in tensors if part is not targets]
+        if targets.shape[0] in first.shape or _are_runs(others, len(first), len(targets)):
+            return targets.shape[0]
     return first.shape[0]
+
+
+def _packed(part: Any) -> PackedSequence | None:
+    """The first packed sequence in nested mappings and sequences."""
+    if isinstance(part, PackedSequence):
+        return part
+    values = part.values() if isinstance(part, Mapping) else part if isinstance(part, (tuple, list)) else ()
+    return next((found for found in map(_packed, values) if found is not None), None)
+
+
+def _are_runs(tensors: Sequence[Tensor], rows: int, count: int) -> bool:
+    """Whether tensors say of ``rows`` rows to which of ``count`` examples each belongs."""
+    if count >= rows:
+        return False
+    whole = [part for part in tensors if part.ndim == 1 and not (part.is_floating_point() or part.is_complex())]
+    return any(len(part) == count or (len(part) == rows and int(part.max()) + 1 == count) for part in whole)
 
 
 def tensors_of(part: Any) -> Iterator[Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
@@ -39,8 +40,8 @@ def measuring(model: nn.Module, order: int) -> Iterator[None]:
                 for name in vars(module).keys() - attributes.keys():
                     del vars(module)[name]
             vars(module).update(attributes)
-            for name, content in containers.items():
-                _refill(vars(module)[name], content)
+            for container, content in containers:
+                _refill(container, content)
 
 
 def _precisions() -> list[tuple[Any, str, Any]]:
@@ -128,25 +129,40 @@ class _PlainEmbedding(TorchFunctionMode):
         return func(**given)
 
 
-_OF_TORCH = vars(nn.Module()).keys() - {"_buffers", "_non_persistent_buffers_set"}
-"""What every module has; forward passes may register buffers."""
-_CHANGEABLE = frozenset({list, dict, set, Tensor})
+_OF_TORCH = vars(nn.Module()).keys() - {"_parameters", "_buffers", "_non_persistent_buffers_set"}
+"""What every module has; forward passes may register buffers, and torch's functional call puts back the weights of a
+module that has two names as the replacements."""
 _LARGE = 2**20
 """Entries of a tensor that is no buffer but kept on a module, above which it is not copied for a forward pass."""
+_DEPTH, _MANY = 3, 1000
+"""How deep containers within containers are put back, and the entries of one above which only it is."""
 
 
-def _containers(module: nn.Module) -> dict[str, Any]:
-    """Copies of what a module keeps on itself and a forward pass may change: lists, dictionaries, sets, tensors."""
-    found: dict[str, Any] = {}
+def _containers(module: nn.Module) -> list[tuple[Any, Any]]:
+    """What a module keeps on itself and a forward pass may change, each beside a copy of its content."""
+    found: list[tuple[Any, Any]] = []
     for name, value in vars(module).items():
-        kind = type(value)
-        if kind not in _CHANGEABLE or name in _OF_TORCH:
-            continue
-        if kind is not Tensor:
-            found[name] = value.copy()
-        elif value.numel() <= _LARGE and not value.requires_grad:
-            found[name] = value.clone()
+        if name in ("_parameters", "_buffers"):
+            found.append((value, value.copy()))
+        elif name not in _OF_TORCH:
+            _note(value, found, _DEPTH)
     return found
+
+
+def _note(value: Any, found: list[tuple[Any, Any]], depth: int) -> None:
+    """Copy a list, queue, dictionary, set, array or tensor, of a derived class too, and those within it."""
+    if isinstance(value, Tensor):
+        if type(value) is Tensor and value.numel() <= _LARGE and not value.requires_grad:
+            found.append((value, value.clone()))
+    elif isinstance(value, np.ndarray):
+        if value.size <= _LARGE:
+            found.append((value, value.copy()))
+    elif isinstance(value, dict | list | deque | set):
+        content = dict(value) if isinstance(value, dict) else [*value]
+        found.append((value, content))
+        if depth > 1 and len(content) <= _MANY:
+            for inner in content.values() if isinstance(content, dict) else content:
+                _note(inner, found, depth - 1)
 
 
 @torch.no_grad()
@@ -154,14 +170,15 @@ def _refill(container: Any, content: Any) -> None:
     if isinstance(container, Tensor):
         if not torch.equal(container, content):
             container.copy_(content)
-    elif isinstance(container, list):
-        container[:] = content
-    elif isinstance(container, set):
-        container.intersection_update(content)
-        container.update(content)
-    elif [*container] != [*content] or any(container[key] is not value for key, value in content.items()):
+    elif isinstance(container, np.ndarray):
+        container[...] = content
+    elif isinstance(container, dict):
+        if [*container] != [*content] or any(container[key] is not value for key, value in content.items()):
+            container.clear()
+            dict.update(container, content)  # a Counter's own adds
+    elif len(container) != len(content) or any(one is not other for one, other in zip(container, content, strict=True)):
         container.clear()
-        container.update(content)
+        (container.update if isinstance(container, set) else container.extend)(content)
 
 
 @contextmanager

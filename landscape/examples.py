@@ -20,6 +20,10 @@ _VECTORS_PER_EXAMPLE = 5
 _FEWEST_TOGETHER = 4
 _SAME_LOSS = 1e-3
 """Relative difference up to which an example's loss is the same alone and beside others."""
+_BESIDE = 0.3
+"""How far from the weights they are compared, relative to these."""
+_KINDS = 4
+"""Kinds of batches that are tried."""
 
 
 def take_examples(risk: EmpiricalRisk, chosen: Tensor) -> list[Batch]:
@@ -41,27 +45,56 @@ def take_examples(risk: EmpiricalRisk, chosen: Tensor) -> list[Batch]:
 def can_take_examples(risk: EmpiricalRisk) -> bool:
     """Whether every tensor of every batch has one row per example, and an example's loss is that of its rows.
 
-    Shapes do not tell examples from times where there are as many: two of the first batch that has two are tried alone.
+    Shapes do not tell examples from times where there are as many: of the first batches of some kinds, two examples
+    that count are tried alone, at a point beside the weights: a head of zeros gives all examples one loss.
     """
     if not has_rows(risk):
         return False
-    several = [(batch, size) for batch, size in zip(risk.batches, risk.batch_sizes, strict=True) if size > 1]
-    if not several:
-        return True
-    batch, size = several[0]
-    rows, parameters = torch.tensor([size - 1, 0]), risk.layout.split(risk.theta)
-    whole = risk.batch_losses(batch, parameters, order=0)[rows.to(risk.device)]
-    try:
-        alone = risk.batch_losses(_take(batch, rows, size), parameters, order=0)
-    except (RuntimeError, ValueError, IndexError):
-        return False
-    return bool((alone - whole).abs().max() <= _SAME_LOSS * whole.abs().max())
+    tried: dict[str, tuple[Batch, int, Tensor]] = {}
+    for batch, size, weights in zip(risk.batches, risk.batch_sizes, risk.weights, strict=True):
+        counting = torch.where(weights > 0)[0].cpu()
+        rows = counting[[-1, 0]] if len(counting) > 1 else torch.tensor([size - 1, 0])
+        if size > 1 and len(tried) < _KINDS:
+            tried.setdefault(_signature(batch), (batch, size, rows))
+    return all(_alike_alone(risk, *one) for one in tried.values())
+
+
+def _alike_alone(risk: EmpiricalRisk, batch: Batch, size: int, rows: Tensor) -> bool:
+    """Whether examples of a batch have the same losses without the others."""
+    theta = risk.theta
+    noise = torch.randn(len(theta), generator=torch.Generator().manual_seed(0)).to(theta)
+    for point in (theta + _BESIDE * noise * (theta.abs() + theta.square().mean().sqrt()), theta):
+        parameters = risk.layout.split(point)
+        whole = risk.batch_losses(batch, parameters, order=0)[rows.to(risk.device)]
+        try:
+            alone = risk.batch_losses(_take(batch, rows, size), parameters, order=0)
+        except (RuntimeError, ValueError, IndexError):
+            return False
+        if bool(whole.isfinite().all()):
+            return bool((alone - whole).abs().max() <= _SAME_LOSS * whole.abs().max())
+    return False
 
 
 def has_rows(risk: EmpiricalRisk) -> bool:
-    """Whether the first axis of every tensor of every batch is as long as the batch has examples."""
+    """Whether every part of every batch that can be cut has one row an example."""
+    sizes = list(zip(risk.batches, risk.batch_sizes, strict=True))
+    return not _listed(risk) and all(
+        tensor.shape[:1] == (size,) for batch, size in sizes for tensor in tensors_of(batch)
+    )
+
+
+def _listed(risk: EmpiricalRisk) -> bool:
+    """Whether all batches hold lists of plain values as long as they are: of every example's length, say."""
     sizes = zip(risk.batches, risk.batch_sizes, strict=True)
-    return all(tensor.shape[:1] == (size,) for batch, size in sizes for tensor in tensors_of(batch))
+    return max(risk.batch_sizes, default=0) > 1 and all(size in _plain_lengths(batch) for batch, size in sizes)
+
+
+def _plain_lengths(part: Any) -> set[int]:
+    """Lengths of the lists in a batch that hold no tensors."""
+    values = list(part.values()) if isinstance(part, Mapping) else part if isinstance(part, (tuple, list)) else []
+    inner = set[int]().union(*map(_plain_lengths, values)) if values else set[int]()
+    plain = isinstance(part, (tuple, list)) and not any(True for _ in tensors_of(part))
+    return inner | {len(part)} if plain else inner
 
 
 def own_gradients(risk: EmpiricalRisk, chosen: Tensor) -> Iterator[tuple[Tensor, PointwiseGradient]]:
@@ -132,6 +165,11 @@ class PointwiseGradient:
 
 def _pieces(risk: EmpiricalRisk, chosen: Tensor, limit: int) -> Iterator[tuple[Batch, Tensor]]:
     """Batches of at most ``limit`` of the chosen examples, and their places in ``chosen``."""
+    if _listed(risk):
+        raise ValueError(
+            "batches: expected one row per example in every tensor, got lists of plain values as long as the batches, "
+            "which cannot be taken apart; make them tensors"
+        )
     starts = (0, *accumulate(risk.batch_sizes))
     groups: dict[str, tuple[list[Batch], list[Tensor]]] = {}
     for batch, start, end in zip(risk.batches, starts[:-1], starts[1:], strict=True):

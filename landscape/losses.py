@@ -64,7 +64,7 @@ class LabelLoss:
             )
         if self.tokens == "next":
             logits, targets = logits[:, :-1], targets[:, 1:]
-        losses = self._masked(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1)).view(targets.shape)
+        losses = self._masked(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1)).reshape(targets.shape)
         weights = self._weights(targets).to(losses)
         return (losses * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=torch.finfo(losses.dtype).tiny)
 
@@ -75,7 +75,7 @@ class LabelLoss:
             return torch.ones(len(targets), device=targets.device)
         if self.tokens == "next":
             targets = targets[:, 1:]
-        return self._weights(targets).view(len(targets), -1).sum(dim=1)
+        return self._weights(targets).reshape(len(targets), -1).sum(dim=1)
 
     def _weights(self, targets: Tensor) -> Tensor:
         counts = targets != IGNORED
@@ -103,17 +103,21 @@ class ValueLoss:
     def __call__(self, outputs: Any, batch: Batch) -> Tensor:
         """Losses (n,) of the examples of a batch."""
         values, targets = logits_of(outputs), targets_of(batch)
+        if values.ndim == 0 and targets.numel() == 1:  # of a single example, by a model that ends in squeeze()
+            values = values.reshape(1)
         if not same_places(values, targets):
             raise ValueError(
                 f"loss: expected a target for each of the outputs, shape {tuple(values.shape)}, got "
                 f"{tuple(targets.shape)}"
             )
-        losses: Tensor = self.per_value(values, targets.view_as(values).to(values.dtype))
+        losses: Tensor = self.per_value(values, targets.reshape(values.shape).to(values.dtype))
         return losses.reshape(len(losses), -1).mean(dim=1)
 
 
 def same_places(values: Tensor, targets: Tensor) -> bool:
     """Whether targets lie as values do, but for axes of one, or in a single axis after the first."""
+    if values.ndim == 0 or targets.ndim == 0:
+        return False
     if len(values) != len(targets) or values.numel() != targets.numel():
         return False
     mine, theirs = ([size for size in tensor.shape[1:] if size != 1] for tensor in (values, targets))

@@ -28,9 +28,9 @@ from landscape.evaluation import (
     renormed_embeddings,
     written_parameters,
 )
-from landscape.losses import Batch, LabelLoss, PerExampleLoss, cross_entropy, targets_of
+from landscape.losses import Batch, LabelLoss, PerExampleLoss, ValueLoss, cross_entropy, targets_of
 from landscape.params import Layout, ParameterFilter, select_parameters, transposed_weights, weight_groups
-from landscape.torch_losses import per_example
+from landscape.torch_losses import TorchLoss, per_example
 
 _LOW_PRECISION = (torch.float16, torch.bfloat16)
 
@@ -105,6 +105,13 @@ class EmpiricalRisk:
         if dtype in _LOW_PRECISION:
             raise ValueError(
                 f"dtype: expected torch.float32 or torch.float64, whose rounding is not the result, got {dtype}"
+            )
+        if whole := [
+            name for name, weight in selected.items() if not (weight.is_floating_point() or weight.is_complex())
+        ]:
+            raise ValueError(
+                f"params: {whole[0]} holds numbers of {selected[whole[0]].dtype}, in which no loss has derivatives; "
+                "leave it out by params"
             )
         if turned := [name for name, weight in selected.items() if weight.is_complex()]:
             raise ValueError(
@@ -289,7 +296,8 @@ class EmpiricalRisk:
         Raises:
             ValueError: The loss function did not return one value per example.
         """
-        losses = self.loss_function(outputs, batch)
+        own = not isinstance(self.loss_function, LabelLoss | ValueLoss | TorchLoss)
+        losses = self.loss_function(outputs, map_tensors(batch, torch.clone) if own else batch)  # it may write to it
         if not isinstance(losses, Tensor):
             raise ValueError(
                 f"loss: expected a tensor of losses, one an example, got {type(losses).__name__}; leave out .item()"

@@ -46,9 +46,11 @@ class TorchLoss:
 
     Args:
         loss: With ``reduction="none"``.
+        by_sum: Whether an example's loss is the sum over its outputs, as ``batchmean`` has it, not their mean.
     """
 
     loss: nn.Module
+    by_sum: bool = False
 
     def __call__(self, outputs: Any, batch: Batch) -> Tensor:
         """Losses (n,) of the examples of a batch."""
@@ -60,7 +62,7 @@ class TorchLoss:
                     f"loss: {type(self.loss).__name__} got outputs of shape {tuple(values.shape)} and targets of shape "
                     f"{tuple(targets.shape)}; expected one shape"
                 )
-            targets = targets.view_as(values)
+            targets = targets.reshape(values.shape)
         weight = getattr(self.loss, "weight", None)
         if by_entry and weight is not None and weight.ndim >= values.ndim and len(weight) > 1:
             raise ValueError(
@@ -78,7 +80,7 @@ class TorchLoss:
         losses = losses.reshape(len(losses), -1)
         counts = self._counting(targets)
         if counts is None:
-            return losses.mean(dim=1)
+            return losses.sum(dim=1) if self.by_sum else losses.mean(dim=1)
         counts = counts.to(losses)
         return (losses * counts).sum(dim=1) / counts.sum(dim=1).clamp(min=1)
 
@@ -149,7 +151,8 @@ def _negative_log_likelihood(log_probabilities: Tensor, targets: Tensor) -> Tens
 
 def _of_module(loss: Any) -> PerExampleLoss:
     name = type(loss).__name__
-    if loss.reduction not in ("mean", "none"):
+    by_sum = isinstance(loss, nn.KLDivLoss) and loss.reduction == "batchmean"
+    if not by_sum and loss.reduction not in ("mean", "none"):
         raise ValueError(
             f"loss: {name} has reduction={loss.reduction!r}, but the mean over the examples is measured; use "
             "reduction='mean'"
@@ -172,4 +175,4 @@ def _of_module(loss: Any) -> PerExampleLoss:
         )
     alone = copy.deepcopy(loss)
     alone.reduction = "none"
-    return TorchLoss(alone)
+    return TorchLoss(alone, by_sum)

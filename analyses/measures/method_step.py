@@ -36,7 +36,7 @@ class MethodStep:
         self.method, self.batch = method, dict(batch)
         self.device = next(iter(self.batch.values())).device
         self.method.model.train()
-        self._optimizer = method_optimizer(method, torch.optim.AdamW, lr=lr, weight_decay=0.0, fused=True)
+        self._optimizer = method_optimizer(method, torch.optim.AdamW, num_steps=1, lr=lr, weight_decay=0.0, fused=True)
         self._num_passes = 0.0
         for _ in range(3):
             self.step()

@@ -43,7 +43,7 @@ class Method:
         uses: Settings that mean something to the method, beside ``method``.
         model: The model to train, with whatever the method attached to it.
         step: Optimizer steps done; a method's state is in the weights, this number and `state`.
-        num_steps: Optimizer steps of the whole training, which schedules need.
+        num_steps: Optimizer steps of the whole training, which schedules need; None where nobody has said.
         optimizer: What updates the weights, once there is one.
         batches_per_step: How many micro-batches make a step, by which the loss of each pass is divided: the trainer
             says it, and a loop of one's own that accumulates gradients.
@@ -61,7 +61,8 @@ class Method:
     def __init__(self, model: nn.Module, config: BiLoraConfig, *, seed: int) -> None:
         self.check(config)
         self.config, self.seed = config, seed
-        self.step, self.num_steps = 0, 1
+        self.step = 0
+        self.num_steps: int | None = None
         self.loss_scale, self.batches_per_step = 1.0, 1.0
         self.optimizer: Optimizer | None = None
         self.under_way: Literal["step", "ascent"] = "step"
@@ -96,14 +97,28 @@ class Method:
             )
 
     @property
+    def needs_num_steps(self) -> bool:
+        """Whether the steps of the whole training have to be known."""
+        return self.config.rho_schedule != "constant"
+
+    @property
     def progress(self) -> float:
-        """Share of the training steps that are done, between 0 and 1."""
+        """Share of the training steps that are done, between 0 and 1.
+
+        Raises:
+            ValueError: Nobody has said how many there are.
+        """
+        if self.num_steps is None:
+            raise ValueError(
+                f"num_steps: expected a number, needed by {self.name} with rho_schedule={self.config.rho_schedule!r}; "
+                "got None: give it to the optimizer (bilora_optimizer, method_optimizer)"
+            )
         return min(1.0, self.step / self.num_steps)
 
     @property
     def rho(self) -> float:
         """The radius of this step."""
-        return self.config.rho_at(self.progress)
+        return self.config.rho if self.config.rho_schedule == "constant" else self.config.rho_at(self.progress)
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """Attach adapters and mark what is trained."""

@@ -28,6 +28,8 @@ class FlatLora(Method):
     summary = "LoRA under Gaussian noise on the merged weights, rising over training"
     uses: ClassVar[frozenset[str]] = ADAPTER | BALL
 
+    needs_num_steps = True
+
     def prepare(self, model: nn.Module) -> nn.Module:
         return attach_primary(model, self.config, seed=self.seed)
 

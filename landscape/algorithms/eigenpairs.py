@@ -66,7 +66,8 @@ def resolution(operator: SymmetricOperator, scale: float, tol: float) -> float:
         scale: Largest eigenvalue in size.
         tol: Relative residual asked for.
     """
-    return _ROUNDING * torch.finfo(operator.dtype).eps * scale / tol
+    flat = operator.rounding() if scale <= operator.rounding() else 0.0
+    return max(_ROUNDING * torch.finfo(operator.dtype).eps * scale, flat) / tol
 
 
 def relative_residuals(vectors: Tensor, products: Tensor, values: Tensor, smallest: float) -> Tensor:
@@ -111,4 +112,5 @@ def eigen_result(
     smallest = resolution(operator, scale or float(values.abs().max()), tol)
     residuals = relative_residuals(vectors, products, values, smallest)
     converged = (residuals <= tol) & confirmed
-    return EigenResult(values, vectors.to(operator.dtype), residuals, converged, num_matvecs, tol, smallest)
+    flat = operator.rounding() if (scale or float(values.abs().max())) <= operator.rounding() else 0.0
+    return EigenResult(values, vectors.to(operator.dtype), residuals, converged, num_matvecs, tol, smallest, flat=flat)

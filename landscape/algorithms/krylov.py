@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from landscape.algorithms.storage import Rows, Storage, chosen_storage
+from landscape.asking import seeded
 from landscape.operators.base import SymmetricOperator
 
 Callback = Callable[[int, float], object]
@@ -51,7 +52,7 @@ class KrylovBasis:
         storage: Storage = "auto",
     ) -> None:
         self.operator, self.capacity = operator, capacity
-        self.generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
+        self.generator = seed if isinstance(seed, torch.Generator) else seeded(seed)
         self.size, self.num_matvecs = 0, 0
         self.storage = chosen_storage(operator, capacity * (1 + keep_products), storage)
         self._vectors = Rows(capacity, operator, self.storage)
@@ -138,12 +139,12 @@ class KrylovBasis:
 
     def _new_in(self, direction: Tensor) -> Tensor | None:
         """The unit vector of what is outside the basis; none where that is rounding."""
-        before = _norm(direction)
+        before = norm_of(direction)
         scale = max(before, float(self.projected.abs().max()) if self.size else 0.0)
         limit = torch.finfo(self.operator.dtype).eps * scale
         while before > limit:
             direction = direction - self.combined(self.along(direction)) if self.size else direction
-            after = _norm(direction)
+            after = norm_of(direction)
             if after > 0.7 * before:  # what a sweep hardly shortens is orthogonal (Parlett 1998, section 6.9)
                 return direction / after
             before = after
@@ -155,7 +156,7 @@ class KrylovBasis:
         return new / new.norm()
 
 
-def _norm(vector: Tensor) -> float:
+def norm_of(vector: Tensor) -> float:
     """Norm in float64: squares of float32 over- and underflow where the numbers do not."""
     return float(torch.stack([piece.double().norm() for piece in vector.split(_PIECE)]).norm())
 
@@ -192,7 +193,7 @@ class OutsideProbe:
         if not self._rows:
             return None
         residual = self._residual(self._pairs(sign)[1][:, -1])
-        return residual if residual.norm() > self._rounding() else None
+        return residual if norm_of(residual) > self._rounding() else None
 
     def leading(self, sign: int = 1) -> float:
         """The largest Ritz value of PHP, or of -PHP; minus infinity before the first step."""
@@ -206,15 +207,21 @@ class OutsideProbe:
         if not self._rows:
             return False
         values, vectors = self._pairs(sign)
-        leading = float(values[-1])
-        if leading > bound:
-            return False
-        leak = float(self._residual(vectors[:, -1]).norm())
-        if leak <= self._tol * abs(leading) + self._rounding():
+        return float(values[-1]) <= bound and self._settled(bound, float(values[-1]), vectors[:, -1], sign)
+
+    def _settled(self, bound: float, leading: float, coefficients: Tensor, sign: int) -> bool:
+        """Whether the largest Ritz value outside says all that there is to be said about larger eigenvalues."""
+        leak = norm_of(self._residual(coefficients))
+        if leak <= self._rounding():
             return True
-        smallest = float(torch.linalg.eigvalsh(sign * basis.projected)[0])
-        margin = (bound - leading) / (bound - smallest)
-        needed = math.log(1.648 * math.sqrt(basis.operator.shape[0]) / _MISS_PROBABILITY)
+        needed = math.log(1.648 * math.sqrt(self._basis.operator.shape[0]) / _MISS_PROBABILITY)
+        # A random vector is nearly an eigenvector of a bulk that is far from 0, whatever lies beyond it.
+        if not self._restarted and 2 * self._steps - 1 < needed:
+            return False
+        values = torch.linalg.eigvalsh(sign * self._basis.projected)
+        if leak <= self._tol * float(values[-1] - values[0]):
+            return True
+        margin = (bound - leading) / (bound - float(values[0]))
         return math.sqrt(margin) * (2 * self._steps - 1) >= needed
 
     def _residual(self, coefficients: Tensor) -> Tensor:
@@ -226,7 +233,9 @@ class OutsideProbe:
         return values, vectors
 
     def _rounding(self) -> float:
-        return torch.finfo(self._basis.operator.dtype).eps * float(self._basis.projected.abs().max())
+        operator, scale = self._basis.operator, float(self._basis.projected.abs().max())
+        flat = operator.rounding()
+        return max(torch.finfo(operator.dtype).eps * scale, flat if scale <= flat else 0.0)
 
     def _restart(self, sign: int) -> None:
         """Make room: keep the better half of its Ritz vectors. The steps before still count, those after do not."""

@@ -18,7 +18,7 @@ from landscape.algorithms.eigenpairs import (
 from landscape.algorithms.krylov import Callback, KrylovBasis, OutsideProbe
 from landscape.algorithms.results import EigenResult
 from landscape.algorithms.storage import Storage, affordable_vectors
-from landscape.asking import expect_count, expect_seed
+from landscape.asking import expect_callable, expect_count, expect_seed
 from landscape.operators.base import SymmetricOperator
 
 Which = Literal["LA", "SA", "LM"]
@@ -98,8 +98,7 @@ def lanczos(
     for name, count in (("block_size", block_size), ("max_matvecs", max_matvecs), ("basis_size", basis_size or 1)):
         expect_count(name, count)
     expect_seed(seed)
-    if callback is not None and not callable(callback):
-        raise ValueError(f"callback: expected a function of (num_matvecs, worst_residual), got {callback!r}")
+    expect_callable("callback", callback)
     n = operator.shape[0]
     starts = start_columns(operator, start)
     least = max(k, starts.shape[1]) + 2 * block_size
@@ -109,6 +108,7 @@ def lanczos(
         basis.grow(column)
     for _ in range(min(size - basis.size, max(1, block_size - basis.size))):
         basis.grow(None)
+    checked = -1
     while True:
         ended = _converge(basis, k, which, tol, max_matvecs, block_size, callback)
         confirmed = _confirm(basis, k, which, tol, 0 if ended else max_matvecs, callback)
@@ -122,6 +122,10 @@ def lanczos(
         result = eigen_result(
             operator, vectors, images, values[chosen], basis.num_matvecs, tol, scale=scale, confirmed=confirmed
         )
+        short = bool((result.residuals > tol).any()) and basis.num_matvecs < max_matvecs
+        if short and not ended and basis.num_matvecs > checked:
+            checked = basis.num_matvecs
+            continue  # what the probe brought in is not resolved yet
         return replace(result, storage=basis.storage)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -14,6 +16,7 @@ from landscape.algorithms.eigenpairs import (
 )
 from landscape.algorithms.krylov import Callback, orthogonalise, product, random_unit
 from landscape.algorithms.results import EigenResult
+from landscape.asking import expect_callable, expect_count, seeded
 from landscape.operators.base import SymmetricOperator
 
 _PROBE_STEPS = 8
@@ -42,9 +45,9 @@ def power_iteration(
         tol: Relative residual at which the iteration moves on to the next pair.
         max_matvecs: Products shared evenly among the k pairs; at least two for each.
         start: Vectors (n, m) to begin with, the i-th for the i-th pair; random ones follow. Default: random. Iterates
-            from a start without a part along a larger pair never meet that pair, so that a short Krylov space from a
-            random vector (at most eight further products) looks for one: pairs smaller than what it meets are not
-            converged.
+            from a start without a part along a larger pair never meet that pair, and a random one is nearly an
+            eigenvector of a bulk that is far from 0. So a short Krylov space from a random vector (at most eight
+            further products) looks for larger pairs: those smaller than what it meets are not converged.
         seed: Seed of the random start vectors.
         callback: Called as ``callback(num_matvecs, residual)`` after every product (for a progress bar); a true answer
             ends the search for the pair at hand and for all that follow.
@@ -62,8 +65,10 @@ def power_iteration(
     [2.0, -4.0]
     """
     check_request(operator, k, tol)
+    expect_count("max_matvecs", max_matvecs)
+    expect_callable("callback", callback)
     n = operator.shape[0]
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     vectors = torch.zeros(n, k, dtype=torch.float64, device=operator.device)
     products = torch.zeros_like(vectors)
     num_matvecs = 0
@@ -91,14 +96,16 @@ def power_iteration(
             vector = direction / direction.norm()
         vectors[:, index], products[:, index] = (plane @ ritz)[:, 0], (images @ ritz)[:, 0]
     values, rotation = torch.linalg.eigh(_symmetric(vectors.T @ products))
-    vectors, products, confirmed = vectors @ rotation, products @ rotation, None
-    if stopped and starts.shape[1]:
-        confirmed = torch.zeros_like(values, dtype=torch.bool)  # nobody has looked outside
-    elif starts.shape[1]:
-        outside, spent = _largest_outside(operator, vectors, generator)
-        confirmed = values.abs() >= (1 - tol) * outside
-        num_matvecs += spent
-    return eigen_result(operator, vectors, products, values, num_matvecs, tol, confirmed=confirmed)
+    vectors, products = vectors @ rotation, products @ rotation
+    result = eigen_result(operator, vectors, products, values, num_matvecs, tol)
+    if stopped:  # nobody has looked outside
+        return replace(result, converged=torch.zeros_like(result.converged))
+    if not bool(result.converged.any()):
+        return result
+    outside, spent = _largest_outside(operator, vectors, generator)
+    sizes, rounding = result.eigenvalues.abs(), resolution(operator, scale, tol) * tol
+    confirmed = (sizes >= (1 - tol) * outside) | (outside <= rounding)
+    return replace(result, converged=result.converged & confirmed, num_matvecs=num_matvecs + spent)
 
 
 def _largest_outside(operator: SymmetricOperator, found: Tensor, generator: torch.Generator) -> tuple[float, int]:

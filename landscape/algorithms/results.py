@@ -28,6 +28,8 @@ class EigenResult(Shown):
         tol: Residual asked for.
         resolution: s, the size below which ``tol`` times an eigenvalue would be the products' rounding.
         storage: How the algorithm kept its vectors.
+        flat: Rounding of the operator's products where all eigenvalues found are below it, so that they may be zero; 0
+            elsewhere.
     """
 
     table: ClassVar[tuple[str, ...]] = ("eigenvalues", "residuals", "converged")
@@ -40,6 +42,7 @@ class EigenResult(Shown):
     tol: float
     resolution: float = 0.0
     storage: str = "float64"
+    flat: float = 0.0
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """The eigenvalues by rank, with the distances within which some eigenvalue of the operator lies."""
@@ -55,7 +58,7 @@ class EigenResult(Shown):
         """(k,) distances within which some eigenvalue of H lies from each returned one: residual and rounding."""
         sizes = self.eigenvalues.abs()
         rounding = torch.finfo(self.eigenvectors.dtype).eps * sizes.max(dim=0).values if len(sizes) else 0.0
-        return self.residuals * sizes.clamp(min=self.resolution) + rounding
+        return self.residuals * sizes.clamp(min=self.resolution) + rounding + self.flat
 
 
 @dataclass(frozen=True, repr=False)

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from landscape.algorithms.krylov import Callback, KrylovBasis
+from landscape.algorithms.krylov import Callback, KrylovBasis, norm_of
 from landscape.algorithms.results import SpectralDensity
 from landscape.algorithms.storage import Storage
-from landscape.asking import expect_count, expect_number, expect_seed
+from landscape.asking import expect_callable, expect_count, expect_number, expect_seed, seeded
 from landscape.operators.base import SymmetricOperator, expect_operator
 
 _ONE_VALUE = 1e-6
@@ -71,8 +71,9 @@ def spectral_density(
     ):
         expect_count(name, count, least=least)
     expect_seed(seed)
+    expect_callable("callback", callback)
     check_width(width)
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     probes, num_matvecs = [], 0
     for probe in range(num_probes):
         basis = KrylovBasis(
@@ -81,6 +82,8 @@ def spectral_density(
         ritz_values, shares, stopped = _quadrature(basis, num_matvecs, callback)
         del basis  # the next one asks how much memory is free
         num_matvecs += len(ritz_values)
+        if stopped and probe > 1 and len(ritz_values) < len(probes[0][0]):
+            break  # half a probe would count as much as a whole one
         probes.append((ritz_values, shares))
         if stopped and probe >= 1:
             break
@@ -141,7 +144,7 @@ def _quadrature(basis: KrylovBasis, before: int, callback: Callback | None) -> t
             break
         rest = basis.outside(basis.last)
         rounding = torch.finfo(basis.operator.dtype).eps * float(basis.projected.diagonal().abs().max())
-        if float(rest.norm()) <= rounding:  # the vector's measure has no more points
+        if norm_of(rest) <= rounding:  # the vector's measure has no more points
             break
         basis.grow(rest)
     ritz_values, vectors = torch.linalg.eigh(basis.projected)

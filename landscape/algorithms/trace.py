@@ -10,7 +10,7 @@ from torch import Tensor
 
 from landscape.algorithms.krylov import Callback, product
 from landscape.algorithms.results import TraceResult
-from landscape.asking import expect_count, expect_number, expect_seed
+from landscape.asking import expect_callable, expect_count, expect_number, expect_seed, seeded
 from landscape.operators.base import SymmetricOperator, expect_operator
 
 Method = Literal["hutchinson", "hutch++", "xtrace"]
@@ -76,6 +76,7 @@ def estimate_trace(
     expect_number("tol", tol)
     expect_count("max_matvecs", max_matvecs)
     expect_seed(seed)
+    expect_callable("callback", callback)
     if not tol > 0:
         raise ValueError(f"tol: expected a positive relative standard error, got {tol}")
     if max_matvecs < 3 * FEWEST_SAMPLES:
@@ -102,7 +103,7 @@ class _Probe:
         self.n, self.num_matvecs, self.stopped = operator.shape[0], 0, False
         self._before, self.settled = math.inf, False
         self.noise = torch.finfo(operator.dtype).eps
-        self._generator = torch.Generator().manual_seed(seed)
+        self._generator = seeded(seed)
 
     def signs(self, count: int) -> Tensor:
         """Random signs (n, count)."""

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.sparse.linalg import LinearOperator as ScipyLinearOperator
 from torch import Tensor
 
-from landscape.asking import expect_floating
+from landscape.asking import expect_floating, expect_vector
 from landscape.risk import EmpiricalRisk
 from landscape.showing import kind_of
 
@@ -39,6 +39,7 @@ class SymmetricOperator(ABC):
 
     def matmat(self, matrix: Tensor) -> Tensor:
         """Product with the columns of a matrix (n, m)."""
+        _expect_columns(matrix, self.shape[0])
         return torch.stack([self.matvec(column) for column in matrix.unbind(dim=1)], dim=1)
 
     def to_dense(self, *, max_size: int = 20_000) -> Tensor:
@@ -64,7 +65,11 @@ class SymmetricOperator(ABC):
         numpy_dtype = torch.empty(0, dtype=self.dtype).numpy().dtype
 
         def product(vector: NDArray[np.floating]) -> NDArray[np.floating]:
-            column = torch.as_tensor(vector.reshape(-1), dtype=self.dtype, device=self.device)
+            if np.iscomplexobj(vector):
+                raise ValueError(
+                    "vector: expected real numbers, got complex ones; pass real and imaginary part by turns"
+                )
+            column = torch.as_tensor(np.ascontiguousarray(vector.reshape(-1)), dtype=self.dtype, device=self.device)
             return self.matvec(column).cpu().numpy()
 
         return ScipyLinearOperator(self.shape, matvec=product, rmatvec=product, dtype=numpy_dtype)
@@ -102,7 +107,15 @@ class DenseOperator(SymmetricOperator):
         self.dtype, self.device = matrix.dtype, matrix.device
 
     def matvec(self, vector: Tensor) -> Tensor:
-        return self.matrix @ vector
+        expect_vector("vector", vector, self.shape[0])
+        return self.matrix @ vector.to(self.matrix)
 
     def matmat(self, matrix: Tensor) -> Tensor:
-        return self.matrix @ matrix
+        _expect_columns(matrix, self.shape[0])
+        return self.matrix @ matrix.to(self.matrix)
+
+
+def _expect_columns(matrix: Any, size: int) -> None:
+    if not isinstance(matrix, Tensor) or matrix.ndim != 2 or len(matrix) != size:
+        got = f"shape {tuple(matrix.shape)}" if isinstance(matrix, Tensor) else kind_of(matrix)
+        raise ValueError(f"matrix: expected a tensor of vectors as columns, shape ({size}, m), got {got}")

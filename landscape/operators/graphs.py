@@ -57,6 +57,7 @@ class RiskOperator(SymmetricOperator, Generic[Graph]):
         self.shape = (risk.num_params, risk.num_params)
         self.dtype, self.device = risk.dtype, risk.device
         self._rest = risk.rest()
+        self._rounding: float | None = None
         if theta is not None:
             expect_vector("theta", theta, risk.num_params)
         self._parameters = risk.layout.leaves(risk.theta if theta is None else theta.to(risk.dtype))
@@ -118,13 +119,14 @@ class RiskOperator(SymmetricOperator, Generic[Graph]):
 
     def rounding(self) -> float:
         """Size of products with unit vectors below which they are rounding, in units of |L| / ‖theta‖²."""
-        size = 1.0 + float(self.theta.double().square().sum())
-        return _ROUNDING * torch.finfo(self.dtype).eps * abs(self.risk.loss(self.theta)) / size
+        if self._rounding is None:
+            size = 1.0 + float(self.theta.double().square().sum())
+            self._rounding = _ROUNDING * torch.finfo(self.dtype).eps * abs(self.risk.loss(self.theta)) / size
+        return self._rounding
 
     def matvec(self, vector: Tensor) -> Tensor:
         """Product (n,) with a vector (n,)."""
-        if vector.shape != (self.shape[0],):
-            raise ValueError(f"vector: expected shape ({self.shape[0]},), got {tuple(vector.shape)}")
+        expect_vector("vector", vector, self.shape[0])
         vector = vector.detach().to(self.dtype)
         product = torch.zeros_like(vector)
         with _second_derivatives(), exact_products():

@@ -43,6 +43,10 @@ class RestrictedOperator(SymmetricOperator):
     def matvec(self, vector: Tensor) -> Tensor:
         return self.basis.T @ self.operator.matvec(self.basis @ vector)
 
+    def rounding(self) -> float:
+        """Of H's products: those in a direction in which the loss is flat are rounding."""
+        return self.operator.rounding()
+
 
 class ProjectedOperator(SymmetricOperator):
     r"""Compression :math:`P H P` (n, n) with the orthogonal projector P onto a subspace without an explicit basis.
@@ -62,3 +66,7 @@ class ProjectedOperator(SymmetricOperator):
 
     def matvec(self, vector: Tensor) -> Tensor:
         return self.subspace.project(self.operator.matvec(self.subspace.project(vector)))
+
+    def rounding(self) -> float:
+        """Of H's products: those in a direction in which the loss is flat are rounding."""
+        return self.operator.rounding()

@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from landscape.asking import expect_count, expect_number, expect_risk, expect_seed
+from landscape.asking import expect_count, expect_number, expect_risk, expect_seed, seeded
 from landscape.evaluation import expect_gradients
 from landscape.examples import can_take_examples, has_rows, take_examples
 from landscape.params import Layout
@@ -30,7 +30,8 @@ class AverageSharpnessResult(Shown):
         sigma: Size of the noise; per weight (``isotropic``) or relative to the weights (``filter``).
         loss: :math:`L(\theta)`.
         rise: Mean of ``samples``.
-        stderr: Standard error of ``rise``, from the spread of ``samples``; infinite where the loss overflows in one.
+        stderr: Standard error of ``rise``, from the spread of ``samples``, and the rounding of the loss, which all of
+            them share; infinite where the loss overflows in one.
         samples: (num_samples,) float64, each the mean rise of one pair of opposite perturbations.
         num_passes: Forward passes over the data.
     """
@@ -50,9 +51,9 @@ class MSharpnessResult(Shown):
     Attributes:
         rho: Radius of the step.
         m: Examples in a chunk; the last one may be smaller.
-        rise: Mean of ``rises``, weighted by examples.
-        stderr: Standard error of ``rise``, from the spread over chunks; NaN for a single chunk, infinite where a loss
-            overflows.
+        rise: Mean of ``rises``, each weighted as its examples are in the mean loss.
+        stderr: Standard error of ``rise``, from the spread over chunks, and the rounding of the loss; NaN for a single
+            chunk, infinite where a loss overflows.
         rises: (chunks,) float64, the rise of each chunk's own loss.
         chunk_sizes: Examples in each chunk; one none of whose labels counts is left out.
     """
@@ -122,7 +123,7 @@ def average_sharpness(
         raise FloatingPointError(f"the loss without noise is {loss}: nothing to compare")
     space = None if subspace is None else space_of(subspace)
     unit = torch.ones_like(theta) if scale == "isotropic" else _filter_scale(theta, risk.layout)
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     rises = []
     for _ in range(num_samples):
         z = torch.randn(risk.num_params, dtype=torch.float64, generator=generator).to(theta)
@@ -131,6 +132,7 @@ def average_sharpness(
         rises.append((risk.loss(theta + epsilon) + risk.loss(theta - epsilon)) / 2 - loss)
     samples = _numbers("sample", rises)
     stderr = float(samples.std()) / math.sqrt(num_samples) if bool(samples.isfinite().all()) else math.inf
+    stderr += _rounding(risk, loss) if sigma > 0 else 0.0
     return AverageSharpnessResult(sigma, loss, float(samples.mean()), stderr, samples, 1 + 2 * num_samples)
 
 
@@ -147,7 +149,7 @@ def m_sharpness(risk: EmpiricalRisk, rho: float, *, m: int, seed: int = 0) -> MS
         seed: Seed of the shuffle.
 
     Returns:
-        The mean rise, weighted by examples, with its standard error over chunks.
+        The mean rise, chunks weighted as their examples are in the mean loss, with its standard error over chunks.
 
     Raises:
         ValueError: rho is negative or not finite, m is not between 1 and N, or a tensor of a batch does not have
@@ -166,7 +168,7 @@ def m_sharpness(risk: EmpiricalRisk, rho: float, *, m: int, seed: int = 0) -> MS
     if not (rho >= 0 and math.isfinite(rho)):
         raise ValueError(f"rho: expected a finite radius >= 0, got {rho}")
     counts = risk.ranks.counts(risk.num_examples)
-    if not isinstance(m, Integral) or not 1 <= m <= sum(counts):
+    if not isinstance(m, Integral) or isinstance(m, bool) or not 1 <= m <= sum(counts):
         raise ValueError(f"m: expected 1 <= m <= N = {sum(counts)} examples, got {m}")
     if has_rows(risk) and not can_take_examples(risk):
         raise ValueError(
@@ -174,28 +176,37 @@ def m_sharpness(risk: EmpiricalRisk, rho: float, *, m: int, seed: int = 0) -> MS
             "beside them, so that chunks can be formed; two of them have other losses alone"
         )
     theta = risk.theta
-    order = torch.randperm(sum(counts), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(sum(counts), generator=seeded(seed))
     first = sum(counts[: risk.ranks.number])
-    rises, sizes = [], []
-    for chosen in order.split(m):
+    rises, sizes, weights, centre = [], [], [], 0.0
+    for chosen in order.split(int(m)):
         mine = chosen[(chosen >= first) & (chosen < first + risk.num_examples)] - first
-        if not float(risk.ranks.all_sum(risk.example_weights[mine.to(risk.device)].double().sum())) > 0:
+        weight = float(risk.ranks.all_sum(risk.example_weights[mine.to(risk.device)].double().sum()))
+        if not weight > 0:
             continue  # none of its labels counts
         chunk = risk.on(take_examples(risk, mine), check=False)
         chunk.expect_used = False  # its examples may use other weights, another expert's say
         gradient = chunk.gradient(theta)
         norm = float(gradient.double().norm())
         epsilon = gradient * (rho / norm) if norm > 0 else torch.zeros_like(gradient)
-        rises.append(chunk.loss(theta + epsilon) - chunk.loss(theta))
+        loss = chunk.loss(theta)
+        rises.append(chunk.loss(theta + epsilon) - loss)
         sizes.append(len(chosen))
+        weights.append(weight)
+        centre = max(centre, abs(loss))
     per_chunk = _numbers("chunk", rises)
-    shares = torch.tensor(sizes, dtype=torch.float64) / sum(sizes)
+    shares = torch.tensor(weights, dtype=torch.float64) / sum(weights)
     rise = float(shares @ per_chunk)
     count = len(sizes)
     # With equal shares this is the standard deviation over the square root of the number of chunks.
     spread = float((shares * (per_chunk - rise)).square().sum()) if math.isfinite(rise) else math.inf
-    stderr = math.sqrt(spread * count / (count - 1)) if count > 1 else math.nan
+    stderr = math.sqrt(spread * count / (count - 1)) + _rounding(risk, centre) * (rho > 0) if count > 1 else math.nan
     return MSharpnessResult(rho, m, rise, stderr, per_chunk, tuple(sizes))
+
+
+def _rounding(risk: EmpiricalRisk, loss: float) -> float:
+    """What the rounding of a loss of this size may add to a difference of two, however many samples are averaged."""
+    return torch.finfo(risk.dtype).eps * abs(loss)
 
 
 def _numbers(what: str, rises: Sequence[float]) -> Tensor:
@@ -214,5 +225,6 @@ def _filter_scale(theta: Tensor, layout: Layout) -> Tensor:
     """Root mean square of each weight's filter (n,); 0 for tensors with fewer than two axes."""
     scales = layout.split(torch.zeros_like(theta))
     for name, norms in layout.filter_norms(theta).items():
-        scales[name] = (norms / math.sqrt(norms.numel() / layout.num_filters(name))).to(theta.dtype)
+        if norms.numel():
+            scales[name] = (norms / math.sqrt(norms.numel() / layout.num_filters(name))).to(theta.dtype)
     return layout.join(scales)

@@ -120,7 +120,13 @@ class Ball:
     def _inside(self, vector: Tensor) -> Tensor:
         if self.subspace is None:
             return vector
-        return project_each(self.subspace, vector)
+        inside = project_each(self.subspace, vector)
+        if inside.shape != vector.shape:
+            raise ValueError(
+                f"subspace: expected a projection of shape {tuple(vector.shape)}, as of what is projected, got "
+                f"{tuple(inside.shape)}"
+            )
+        return inside.to(vector)
 
     def _outside(self, u: Tensor) -> Tensor:
         return u if self.scale is None else u * self.scale
@@ -134,7 +140,8 @@ def ball_around(
     Args:
         risk: The mean loss; its weights are the centre and the scale.
         rho: Radius.
-        norm: See `Ball`; the share of a tensor in ``layerwise`` is :math:`\|\theta_l\|_2/\|\theta\|_2`.
+        norm: See `Ball`; the share of a tensor in ``layerwise`` is :math:`\|\theta_l\|_2/\|\theta\|_2`, of
+            :math:`T^{-1}\theta` in an adaptive ball.
         adaptive: ``elementwise``: T = |theta|; ``filter``: T is the l2 norm of the weight's own filter (output unit) in
             matrices and |theta| in vectors (Kwon et al. 2021, arXiv 2102.11600, section 3). Both make the ball, and
             the worst case in it, the same for networks that differ by a rescaling between layers.
@@ -167,7 +174,9 @@ def ball_around(
     scale = None if adaptive == "none" else weight_scale(theta, risk.layout, by_filter=adaptive == "filter")
     shares = None
     if norm == "layerwise":
-        norms = torch.stack([part.double().norm() for part in theta.split(list(risk.layout.sizes))])
+        # Adaptive coordinates are relative to the weights: a tensor's size is that of its own coordinates.
+        own = theta if scale is None else _divide(theta, scale)
+        norms = torch.stack([part.double().norm() for part in own.split(list(risk.layout.sizes))])
         shares = tuple(float(share) for share in norms / norms.norm().clamp(min=torch.finfo(torch.float64).tiny))
     return Ball(rho, norm, risk.layout, scale, shares, subspace)
 

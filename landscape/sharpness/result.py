@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 class OwnWorstCases(Shown):
     r"""Worst cases of single examples, each in the ball for itself: sharpness that no few examples can carry alone.
 
-    Their mean is m-sharpness at m = 1 (Foret et al. 2021, section 4.1) with an ascent in place of one step.
+    Their mean is m-sharpness at m = 1 (Foret et al. 2021, section 4.1) with an ascent in place of one step. Examples
+    none of whose labels count are left out.
 
     Attributes:
         examples: (m,) numbers of the examples in the sample, ascending.
@@ -36,7 +37,7 @@ class OwnWorstCases(Shown):
     @property
     def mean(self) -> float:
         """Weighted mean over the sample; NaN for an empty one."""
-        return _sum(self.weights * self.rises) / _sum(self.weights) if len(self.rises) else math.nan
+        return _sum(self.weights * self.rises) / _sum(self.weights) if _sum(self.weights) > 0 else math.nan
 
     @property
     def stderr(self) -> float:

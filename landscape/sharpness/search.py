@@ -106,7 +106,8 @@ class Search:
     ) -> None:
         self._around, self._ball, self._effort, self._starts = around, ball, effort, dict(starts)
         self._number, self._total, self._rounds = number, total, 0
-        self._order = torch.randperm(around.num_examples, generator=_generator(seed))
+        order = torch.randperm(around.num_examples, generator=_generator(seed))
+        self._order = order[around.weights[order] > 0]  # the others' losses count nowhere
         self._generator = _generator(seed, 1 + number)
         self.best_loss, self.winner = around.centre_loss, "centre"
         self.best: Kept = held(torch.zeros((), dtype=around.risk.dtype).expand(around.risk.num_params))
@@ -253,5 +254,5 @@ def highest_apart(ball: Ball, climbs: list[tuple[str, _High]], count: int) -> li
 
 def _generator(*path: int) -> torch.Generator:
     """A generator of its own for every path of numbers."""
-    (state,) = np.random.SeedSequence([number % 2**63 for number in path]).generate_state(1, np.uint64)
+    (state,) = np.random.SeedSequence([int(number) % 2**63 for number in path]).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state >> np.uint64(1)))

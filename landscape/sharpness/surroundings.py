@@ -65,14 +65,15 @@ class Surroundings:
         return math.inf if math.isnan(loss) else loss
 
     def sampled_losses(self, generator: torch.Generator, num_points: int) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """Numbers of all examples or of 64 to 128 of more, and a function of their mean losses (c,) at epsilons (c, n).
+        """Numbers of all examples that count or of 64 to 128 of more, and their mean losses (c,) at epsilons (c, n).
 
         For comparing points. Every rank gets these examples: no two need to call the function equally often. What is
         counted are the ``num_points`` of all ranks, so that all know the same number of passes.
         """
-        stride = math.ceil(self.num_examples / _MOST_SAMPLED)
+        (counting,) = torch.where(self.weights > 0)
+        stride = math.ceil(len(counting) / _MOST_SAMPLED)
         first = int(torch.randint(stride, (), generator=generator))
-        rows = torch.arange(first % self.num_examples, self.num_examples, stride)
+        rows = counting[first % len(counting) :: stride]
         mine = take_examples(self.risk, rows[self.here(rows)] - self.first)
         ranks = self.risk.ranks
         if ranks.count > 1:

@@ -236,7 +236,8 @@ def _search_twice(
     """Run two searches, doubling their rounds until they agree or the next round would exceed ``max_passes``."""
     before = around.counter.num_passes
     one_step = around.visit(ball.extreme(around.centre_gradient()))
-    one_step_loss, first = one_step.loss, {"gradient": around.shelf.put(one_step.epsilon)} | dict(starts)
+    one_step_loss, one_step_epsilon = one_step.loss, around.shelf.put(one_step.epsilon)
+    first = {"gradient": one_step_epsilon} | dict(starts)
     del one_step  # its gradient is a vector, too
     searches: list[Search] = []
     if ball.rho > 0:
@@ -257,7 +258,7 @@ def _search_twice(
     zero = torch.zeros((), dtype=around.risk.dtype, device=around.risk.device)
     centre = held(zero.expand(around.risk.num_params))
     met = [(search.best_loss, search.winner, search.best) for search in searches if search.winner != "centre"]
-    met += [(one_step_loss, "gradient", first["gradient"])] if searches else []
+    met += [(one_step_loss, "gradient", one_step_epsilon)] if searches else []
     worst_loss, winner, where = max([(around.centre_loss, "centre", centre), *met], key=lambda point: point[0])
     losses = [search.best_loss for search in searches] or [around.centre_loss] * 2
     own_rises = _largest(search.own_rises for search in searches)
@@ -339,10 +340,15 @@ def _check_effort(steps: int, restarts: int, screened: int, max_passes: int, agr
         raise ValueError(f"agreement: expected a share of the rise, 0 <= agreement < 1, got {agreement}")
 
 
+_NAMED = ("gradient", "centre", "smaller radius", "larger radius")
+
+
 def _check_starts(risk: EmpiricalRisk, starts: Mapping[str, Tensor]) -> None:
     if not isinstance(starts, Mapping):
         raise ValueError(f"starts: expected directions by name, got {kind_of(starts)}; pass {{'mine': direction}}")
     for name, direction in starts.items():
+        if name in _NAMED:
+            raise ValueError(f"starts: {name!r} is what the search calls a start of its own; give yours another name")
         expect_vector(f"starts[{name!r}]", direction, risk.num_params)
         if not bool(direction.isfinite().all()):
             raise ValueError(f"starts[{name!r}]: expected finite entries, got inf or nan")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from landscape.asking import expect_count, expect_finite, expect_vector
+from landscape.asking import expect_count, expect_finite, expect_vector, seeded
 from landscape.params import Layout
 from landscape.showing import Shown, axes_or_new, kind_of
 from landscape.subspaces import Kind, LowRankSubspace
@@ -22,8 +22,8 @@ _ROUNDING = 1e-12
 """Shares that differ by less are the same."""
 
 
-@dataclass(frozen=True)
-class Share:
+@dataclass(frozen=True, repr=False)
+class Share(Shown):
     """Share of a squared norm that a subspace holds, and what it is to be compared with.
 
     Attributes:
@@ -141,7 +141,7 @@ def alignment(
     spectra = block_spectra(layout, direction) if spectra is None else spectra
     inside = layout.split(_in_float64(subspace).project(direction.double()))
     total = float(direction.double().square().sum())
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     layers: dict[str, Share] = {}
     pooled = dict.fromkeys(("captured", "expected", "optimum"), 0.0)
     null = torch.zeros(num_samples, dtype=torch.float64)
@@ -177,6 +177,8 @@ def weighted_capture(eigenvalues: Tensor, eigenvectors: Tensor, subspace: LowRan
     Raises:
         ValueError: The shapes do not fit, or all eigenvalues are zero.
     """
+    expect_finite("eigenvalues", eigenvalues)
+    expect_finite("eigenvectors", eigenvectors)
     if eigenvectors.dim() != 2 or eigenvalues.shape != eigenvectors.shape[1:]:
         raise ValueError(f"eigenvectors: expected shape (n, {len(eigenvalues)}), got {tuple(eigenvectors.shape)}")
     weights = eigenvalues.double().abs().cpu()

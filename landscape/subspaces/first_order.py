@@ -10,8 +10,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from landscape.asking import expect_count, expect_finite
+from landscape.asking import expect_count, expect_finite, expect_number
 from landscape.params import Layout
+from landscape.showing import Shown
 from landscape.subspaces import LowRankSubspace, orthonormal_basis
 
 
@@ -28,8 +29,8 @@ class LowRankPair(Protocol):
     def scaling(self) -> float: ...
 
 
-@dataclass(frozen=True)
-class FirstOrderOptimum:
+@dataclass(frozen=True, repr=False)
+class FirstOrderOptimum(Shown):
     r"""Largest first-order loss rise of a perturbation with rank at most r in every layer, in units of the loss.
 
     Attributes:
@@ -43,8 +44,8 @@ class FirstOrderOptimum:
     ky_fan: float
 
 
-@dataclass(frozen=True)
-class FactorPerturbation:
+@dataclass(frozen=True, repr=False)
+class FactorPerturbation(Shown):
     r"""LoRA-SAM's perturbation of the weights, exactly and by the formula without its cross term.
 
     Attributes:
@@ -85,6 +86,7 @@ def first_order_optimum(gradients: Mapping[str, Tensor], r: int | Mapping[str, i
         raise ValueError(f"r: expected a rank for each of {', '.join(gradients)}, got {r}")
     for rank in ranks.values():
         expect_count("r", rank)
+    expect_number("rho", rho)
     if not rho >= 0:
         raise ValueError(f"rho: expected at least 0, got {rho}")
     _check_matrices(gradients)

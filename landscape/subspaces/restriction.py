@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from landscape.algorithms import lanczos
+from landscape.asking import expect_floating
 from landscape.operators import ProjectedOperator, SymmetricOperator
 from landscape.showing import Shown
 from landscape.subspaces import Subspace, space_of
@@ -66,6 +67,7 @@ def restricted_curvature(
     [0.25, 0.5]
     """
     subspace = space_of(subspace)
+    expect_floating("eigenvalues", eigenvalues)
     full = eigenvalues.double().abs()
     if full.ndim != 1 or not len(full) or not bool((full > 0).all()):
         raise ValueError(f"eigenvalues: expected (k,) numbers that are not zero, got {eigenvalues.tolist()}")

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from landscape.asking import expect_count, expect_finite, expect_floating, expect_risk, expect_vector
+from landscape.asking import expect_count, expect_finite, expect_floating, expect_risk, expect_vector, seeded
 from landscape.params import Layout
 from landscape.risk import EmpiricalRisk
 from landscape.showing import Shown, kind_of
@@ -43,7 +43,7 @@ def random_direction(
     expect_risk(risk)
     if normalize not in ("filter", "layer", "none"):
         raise ValueError(f"normalize: expected 'filter', 'layer' or 'none', got {normalize!r}")
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     noise = torch.randn(risk.num_params, dtype=torch.float64, generator=generator).to(risk.device, risk.dtype)
     return noise if normalize == "none" else filter_normalize(noise, risk.theta, risk.layout, unit=normalize)
 
@@ -106,6 +106,9 @@ class TrajectoryPlane(Shown):
     basis: Tensor
     coordinates: Tensor
     explained_variance: Tensor
+
+    def _columns(self) -> dict[str, list[float]]:
+        return {f"component {number}": column.tolist() for number, column in enumerate(self.coordinates.T, 1)}
 
 
 def trajectory_plane(points: Tensor, *, k: int = 2) -> TrajectoryPlane:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from landscape.asking import expect_floating, expect_risk, expect_vector
+from landscape.asking import expect_callable, expect_floating, expect_risk, expect_vector
 from landscape.risk import EmpiricalRisk
 from landscape.showing import Shown, axes_or_new
 from landscape.surfaces.points import BatchNormMode, PointLosses
@@ -149,6 +149,7 @@ def loss_surface(
     tensor([[0.6931, 1.3133]], dtype=torch.float64)
     """
     rows, columns = _coordinates("alphas", alphas), _coordinates("betas", betas)
+    expect_callable("on_chunk", on_chunk)
     shape = (len(rows), len(columns))
     if partial is not None:
         expect_floating("partial", partial)

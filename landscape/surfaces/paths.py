@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from landscape.asking import expect_count, expect_number, expect_risk, expect_vector
+from landscape.asking import expect_count, expect_number, expect_risk, expect_vector, seeded
 from landscape.risk import EmpiricalRisk
 from landscape.showing import Shown
 from landscape.surfaces.points import BatchNormMode, losses_at
@@ -146,7 +146,7 @@ def bezier_path(
     expect_number("learning_rate", learning_rate)
     if not (learning_rate > 0 and math.isfinite(learning_rate)):
         raise ValueError(f"learning_rate: expected a positive rate, got {learning_rate}")
-    random_positions = torch.rand(steps, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    random_positions = torch.rand(steps, generator=seeded(seed), dtype=torch.float64)
     control = ((theta_a + theta_b) / 2).detach().requires_grad_()
     optimizer = torch.optim.Adam([control], lr=learning_rate)
     training_losses = torch.empty(steps, dtype=torch.float64)

@@ -256,7 +256,7 @@ def test_declared_passes_are_the_passes_taken(network: nn.Module, batch: Batch, 
         calls.append(fraction)
         return backward()
 
-    method.optimizer = torch.optim.SGD(method.parameter_groups(0.1))
+    method.optimizer, method.num_steps = torch.optim.SGD(method.parameter_groups(0.1)), 4
     method.gradient(counted)
     assert sum(calls) == METHODS[name].passes_per_step
 

@@ -49,6 +49,8 @@ def size(shape: Ball, epsilon: Tensor) -> float:
     if shape.norm == "l2":
         return float(u.norm())
     theta = network_risk().theta
+    if shape.scale is not None:  # adaptive coordinates are relative to the weights, and so is a tensor's share
+        theta = torch.where(shape.scale > 0, theta / shape.scale, 0.0)
     return max(
         float(part.norm() / (weight.norm() / theta.norm()))
         for part, weight in zip(u.split(list(shape.layout.sizes)), theta.split(list(shape.layout.sizes)), strict=True)
