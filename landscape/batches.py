@@ -122,6 +122,8 @@ def like_mapping(part: Mapping[str, Any], values: dict[str, Any]) -> Mapping[str
 
 def like_sequence(part: Sequence[Any], values: list[Any]) -> Sequence[Any]:
     """A sequence of the same kind with other values: models tell lists from tuples."""
+    if isinstance(part, PackedSequence) and not isinstance(values[0], Tensor):
+        return tuple(values)  # what describes one is none
     if hasattr(part, "_fields"):
         return type(part)(*values)
     return values if isinstance(part, list) else tuple(values)
