@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from analyses.records.seeds import seed_means
 from reports.figures.recovered import recovered_shares
 from reports.style import mean_interval, method_order, method_style
 from reports.tables import by_row, plus_minus
@@ -115,6 +116,5 @@ def _own(records: pd.DataFrame) -> str:
 
 
 def _over_runs(chosen: pd.DataFrame, scale: float = 100.0) -> tuple[float, float]:
-    """Mean and half-width over runs; in percent unless told otherwise."""
-    by_run = chosen.groupby(["train_size", "seed"])["value"].mean()
-    return mean_interval(scale * by_run.to_numpy(dtype=float))
+    """Mean and half-width over seeds, each with its mean over the sizes; in percent unless told otherwise."""
+    return mean_interval(scale * seed_means(chosen).to_numpy(dtype=float))

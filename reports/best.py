@@ -13,7 +13,8 @@ def significantly_best(values: pd.DataFrame, *, higher: bool) -> str | None:
     """The method of the best mean, if paired t-tests set it apart from every other one; Holm's correction, 5 %.
 
     Args:
-        values: A row a seed, a column a method; seeds that a method lacks are left out.
+        values: A row a seed, a column a method. Where one lacks a seed, by a run that diverged, say, none is the best:
+            to leave the seed out would reward that.
         higher: Whether high values are good.
 
     >>> values = pd.DataFrame({"a": [3.0, 3.1, 2.9, 3.0], "b": [1.0, 1.2, 0.9, 1.1]})
@@ -22,7 +23,7 @@ def significantly_best(values: pd.DataFrame, *, higher: bool) -> str | None:
     >>> significantly_best(values.assign(b=[3.1, 2.9, 3.0, 3.0]), higher=True) is None
     True
     """
-    values = values.dropna(axis=1, how="all").dropna()
+    values = values.dropna(axis=1, how="all")
     if values.shape[1] < 2 or len(values) < _FEWEST or not np.isfinite(values.to_numpy()).all():
         return None
     means = values.mean()

@@ -37,6 +37,19 @@ _COLUMNS: Mapping[str, Mapping[str, Any]] = {
 }  # fmt: skip
 
 
+def tested(claim: Mapping[str, Any]) -> str | None:
+    """Which test the p-value is of, the better of two: ``direction`` or ``equivalence``; None where none is tested."""
+    if claim["p_adjusted"] is None:
+        return None
+    directed = min(1.0, 2 * min(claim["p_for"], claim["p_against"]))
+    return "equivalence" if claim["p_equivalent"] < directed else "direction"
+
+
+def adjusted_p(claim: Mapping[str, Any]) -> str:
+    """The p-value within the family, and of what test it is where that is not the one of a direction."""
+    return significant(claim["p_adjusted"]) + (" (equivalence)" if tested(claim) == "equivalence" else "")
+
+
 def claims_table(claims: Sequence[Mapping[str, Any]]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """One row a claim: effect, interval, adjusted p-value and verdict."""
     shown = [
@@ -46,7 +59,7 @@ def claims_table(claims: Sequence[Mapping[str, Any]]) -> tuple[pd.DataFrame, pd.
             "comparison": claim["comparison"],
             "effect": quantity(claim["effect"], claim["unit"]),
             "95 % interval": claim_interval(claim),
-            "adjusted p": significant(claim["p_adjusted"]),
+            "adjusted p": adjusted_p(claim),
             "verdict": claim["verdict"],
         }
         for claim in claims
@@ -111,7 +124,7 @@ def print_claims(document: Mapping[str, Any], console: Console | None = None) ->
         for claim in claims:
             verdict = Text(claim["verdict"], style=_COLOURS[claim["verdict"]])
             effect = f"{quantity(claim['effect'], claim['unit'])} {claim_interval(claim)}"
-            p_value = "" if claim["p_adjusted"] is None else significant(claim["p_adjusted"])
+            p_value = "" if claim["p_adjusted"] is None else adjusted_p(claim)
             table.add_row(
                 str(claim["number"]), Text(claim["statement"]), Text(effect), str(claim["n"]), p_value, verdict
             )
@@ -131,7 +144,7 @@ def summary(document: Mapping[str, Any], *, study: str, runs: int, failed: int, 
         "runs": runs,
         "failed": failed,
         "diverged": diverged,
-        "claims": [{key: claim[key] for key in SUMMARY} for claim in document["claims"]],
+        "claims": [{key: claim[key] for key in SUMMARY} | {"p_test": tested(claim)} for claim in document["claims"]],
         "not_judged": [one["name"] for one in document["not_judged"]],
     }
 
@@ -145,7 +158,7 @@ def claims_text(document: Mapping[str, Any]) -> str:
         lines += [heading, "-" * len(heading)]
         for claim in claims:
             wrapped = textwrap.wrap(claim["statement"], 60)
-            p_value = "" if claim["p_adjusted"] is None else f" p = {significant(claim['p_adjusted'])}"
+            p_value = "" if claim["p_adjusted"] is None else f" p = {adjusted_p(claim)}"
             lines.append(f"{claim['number']:>3} {wrapped[0]:<62}{claim['verdict']:<13}{p_value}".rstrip())
             lines += [f"    {line}" for line in wrapped[1:]]
             effect = quantity(claim["effect"], claim["unit"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +19,8 @@ def correlation_table(rows: Sequence[dict[str, Any]]) -> tuple[pd.DataFrame, pd.
             "with the": row["outcome"],
             "minima": str(row["minima"]),
             "across all": _tau(row, "across"),
-            f"within {row['kinds']} kinds": _tau(row, "within"),
+            "kinds": str(row["kinds"]),
+            "within kinds": _tau(row, "within"),
         }
         for row in rows
     ]
@@ -27,6 +29,8 @@ def correlation_table(rows: Sequence[dict[str, Any]]) -> tuple[pd.DataFrame, pd.
 
 def _tau(row: dict[str, Any], place: str) -> str:
     tau, low, high = (row[f"{place}{end}"] for end in ("", "_low", "_high"))
-    if tau is None:
+    if tau is None or math.isnan(tau):
         return NOTHING
+    if low is None or math.isnan(low):  # of too few columns for an interval
+        return significant(tau)
     return f"{significant(tau)} [{significant(low)}, {significant(high)}]"

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from analyses.records import DIVERGED
 from reports.figures.worst_case import searched_by
 from reports.style import method_order, method_style
 from reports.tables import escape_latex
@@ -107,10 +108,13 @@ def _trained(settings: Mapping[str, Any], records: pd.DataFrame) -> str:
     length = f"{training['max_steps']} steps" if training.get("max_steps") else f"{training.get('epochs')} epochs"
     sizes = _listed([str(size) for size in sorted(records["train_size"].unique())])
     task = escape_latex(str(settings.get("task", {}).get("name", "the task")).replace("_", " "))
-    seeds = records["seed"].nunique()
+    runs = records[records["measure"].isin(["train_loss", DIVERGED])]  # costs are timed in rounds of their own
+    seeds = (records if runs.empty else runs)["seed"].nunique()
+    batches = sorted({int(v.get("batch_size") or training.get("batch_size") or 0) for v in variants.values()})
+    of_batches = _listed([str(size) for size in batches]).replace(" and ", " or ")
     return (
         f"We fine-tuned on {task} with {sizes} training examples by {_listed(named)}, for {length} in batches of "
-        f"{training.get('batch_size')}, with {seeds} paired {'seed' if seeds == 1 else 'seeds'}"
+        f"{of_batches}, with {seeds} paired {'seed' if seeds == 1 else 'seeds'}"
         + (
             ""
             if _FULL.issuperset(kinds.values())

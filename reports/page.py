@@ -16,7 +16,7 @@ from markupsafe import Markup
 from analyses.records import RecordsError, read_json, read_records, write_atomically, write_json
 from reports.alignment_tables import alignment_table, angle_table, inside_table, module_table
 from reports.charts import charts_of, plotly_source
-from reports.claims import by_family, claim_interval, claims_table, details, summary
+from reports.claims import by_family, claim_interval, claims_table, details, summary, tested
 from reports.correlations import correlation_table
 from reports.evidence import interval_bar, methods_option, slope_plot
 from reports.figures import draw_all
@@ -137,6 +137,7 @@ def _template(name: str) -> Template:
     environment.globals |= {"claim_interval": claim_interval, "quantity": quantity, "details": details}
     environment.globals |= {"loss_unit": loss_unit()}
     environment.globals |= {"interval_bar": interval_bar, "slope_plot": slope_plot, "methods_option": methods_option}
+    environment.globals["tested"] = tested
     environment.globals |= {"plotly_source": lambda: Markup(plotly_source().replace("</script", r"<\/script"))}
     return environment.get_template(name)
 

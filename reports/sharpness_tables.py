@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from analyses.records import is_rise
+from analyses.records.seeds import seed_means
 from reports.style import mean_interval, method_order, method_style
 from reports.tables import NOTHING, by_row, plus_minus
 
@@ -17,7 +18,8 @@ HALF = 0.5
 def measures_table(records: pd.DataFrame, *, rho: float) -> Tables:
     """Worst case, mean of the examples' own worst cases and average case, and how few examples carry the first.
 
-    Over the whole weight space, in the l2 ball of the claims' radius: mean ± half-width of the 95 % interval over runs.
+    Over the whole weight space, in the l2 ball of the claims' radius: mean ± half-width of the 95 % interval over
+    seeds, each with its mean over the training-set sizes.
     """
     here = _of_full_l2_ball(records)
     here = here[np.isclose(here["rho"].astype(float), rho)]
@@ -37,7 +39,7 @@ def measures_table(records: pd.DataFrame, *, rho: float) -> Tables:
         numbers: dict[str, float] = {}
         for name, (mask, scale, digits) in columns.items():
             chosen = here[own & mask.fillna(False)]
-            mean, half = mean_interval(scale * chosen["value"])
+            mean, half = mean_interval(scale * seed_means(chosen))
             texts[name] = plus_minus(mean, half, digits)
             numbers |= {f"{name} mean": mean, f"{name} half-width": half}
             if chosen["stderr"].notna().any():  # of the estimate at one minimum, beside the spread over runs
@@ -91,7 +93,7 @@ def ball_table(records: pd.DataFrame) -> Tables:
         texts: dict[str, str] = {}
         numbers: dict[str, float] = {}
         for (ball, rho), chosen in rises.groupby(["ball", "rho"]):
-            mean, half = mean_interval(chosen.loc[chosen["method"] == method, "value"])
+            mean, half = mean_interval(seed_means(chosen[chosen["method"] == method]))
             name = f"{ball} (rho={rho:g})"
             texts[name] = plus_minus(mean, half)
             numbers |= {f"{name} mean": mean, f"{name} half-width": half}

@@ -14,6 +14,7 @@ import pandas as pd
 
 from analyses.records import DIVERGED, is_rise, write_atomically
 from analyses.records.derive import eigenvalues_by_sign
+from analyses.records.seeds import by_seed
 from reports.best import significantly_best
 from reports.style import mean_interval, method_order, method_style
 from reports.units import NATS, loss_unit
@@ -110,17 +111,20 @@ def difference_table(records: pd.DataFrame, *, rho: float) -> tuple[pd.DataFrame
         if method == baseline or baseline not in present:
             continue
         pair = _paired(records[accuracy], method, baseline)
-        mean, half = mean_interval(_by_seed(100 * (pair[method] - pair[baseline])))
+        differences = by_seed(100 * (pair[method] - pair[baseline]))[0]
+        mean, half = mean_interval(differences)
+        runs = _runs(records, method, baseline)
         name = "test accuracy (points)"
-        texts = {"baseline": method_style(baseline).label, name: plus_minus(mean, half, 1)}
+        texts = {"baseline": method_style(baseline).label, name: plus_minus(mean, half, 1) + _of(len(pair), runs)}
         numbers: dict[str, Any] = {"baseline": baseline}
         numbers |= {f"{name} mean": mean, f"{name} half-width": half, f"{name} pairs": len(pair)}
         for name, mask in rises.items():
             pair = _paired(records[mask], method, baseline)
             pair = pair[((pair > 0) & np.isfinite(pair)).all(axis=1)]
-            mean, half = mean_interval(_by_seed((pair[method] / pair[baseline]).map(math.log)))
+            mean, half = mean_interval(by_seed((pair[method] / pair[baseline]).map(math.log))[0])
             low, ratio, high = (math.exp(mean + side * half) for side in (-1, 0, 1))
-            texts[name] = NOTHING if math.isnan(ratio) else f"{ratio:.2f} × {interval(low, high)}"
+            few = _of(len(pair), runs)
+            texts[name] = NOTHING if math.isnan(ratio) else f"{ratio:.2f} × {interval(low, high)}{few}"
             numbers |= {f"{name} ratio": ratio, f"{name} low": low, f"{name} high": high, f"{name} pairs": len(pair)}
         shown[method_style(method).label], plain[method] = texts, numbers
     return by_row(shown, "method"), by_row(plain, "method")
@@ -132,9 +136,15 @@ def _by_method(records: pd.DataFrame, *, log: bool) -> pd.DataFrame:
     return values.where(values > 0).map(math.log, na_action="ignore") if log else values
 
 
-def _by_seed(values: pd.Series) -> pd.Series:
-    """Mean over training-set sizes: sizes are fixed and seeds random."""
-    return values.groupby(level="seed").mean()
+def _runs(records: pd.DataFrame, method: str, baseline: str) -> int:
+    """Runs of two methods that could be paired, those that diverged among them."""
+    runs = records[records["measure"].isin(["train_loss", DIVERGED]) & records["method"].isin([method, baseline])]
+    return len(runs.drop_duplicates(["train_size", "seed"]))
+
+
+def _of(pairs: int, runs: int) -> str:
+    """How many pairs there are, where runs are missing."""
+    return f" ({pairs} of {runs} pairs)" if 0 < pairs < runs else ""
 
 
 def _paired(records: pd.DataFrame, method: str, baseline: str) -> pd.DataFrame:

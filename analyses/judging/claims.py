@@ -127,18 +127,27 @@ def answer(judged: Sequence[Judged], settings: ClaimSettings) -> str:
         found = one.evidence
         if not one.short or math.isnan(found.effect):
             continue
-        bounded = math.isfinite(found.low) and math.isfinite(found.high) and found.low > 0
+        ratio = found.unit == "ratio"
+        bounded = math.isfinite(found.low) and math.isfinite(found.high) and (found.low > 0 or not ratio)
         lost = diverged(found)
         medians = medians or bool(lost)
-        within = f"[{found.low:.2f}, {found.high:.2f}]" if bounded else f"(unbounded{f'; {lost}' if lost else ''})"
-        times = "infinitely many" if math.isinf(found.effect) else f"{found.effect:.2f}"
+        ends = f"[{_digits(found.low)}, {_digits(found.high)}]"
+        within = ends if bounded else f"(unbounded{f'; {lost}' if lost else ''})"
+        times = "infinitely many" if math.isinf(found.effect) else _digits(found.effect)
+        unit = "×" if ratio else {"share": "of it"}.get(found.unit, found.unit)
         whose = "its" if one.subject == before else f"{one.subject}'s"
-        parts.append(f"{whose} {one.short.format(effect=f'{times} × {within}')}: {one.verdict}")
+        effect = " ".join(part for part in (times, unit, within) if part)
+        parts.append(f"{whose} {one.short.format(effect=effect)}: {one.verdict}")
         before = one.subject
     if not parts:
         return ""
     means = "geometric means, medians where runs diverged" if medians else "geometric means"
     return f"{'; '.join(parts)} ({means}, 95 % intervals; rises at rho = {settings.rho:g})."
+
+
+def _digits(value: float) -> str:
+    """Two decimals, or three digits of what is small or large."""
+    return f"{value:.2f}" if value == 0 or 0.1 <= abs(value) < 1000 else f"{value:.3g}"
 
 
 @cache

@@ -16,8 +16,9 @@ from analyses.records import is_rise
 from analyses.study import Study
 
 _DRAWS = 500
-_FEWEST = 3
-"""Columns of one kind between which an order means something."""
+_FEWEST, _FEWEST_FOR_INTERVALS = 3, 6
+"""Columns of one kind between which an order means something, and columns in all of which intervals are drawn: those of
+three cover the truth in 74 % of simulated studies instead of 95 %."""
 
 
 def rank_correlations(records: pd.DataFrame, study: Study) -> list[dict[str, Any]]:
@@ -27,7 +28,8 @@ def rank_correlations(records: pd.DataFrame, study: Study) -> list[dict[str, Any
     over the kinds of training (one update rule of one method) of each kind's own :math:`\tau`, which no difference
     between kinds can make: the comparison that Andriushchenko et al. (2023, arXiv 2302.07011, section 4) ask for.
     Intervals are 95 % percentile intervals of a bootstrap that draws columns, with all of their seeds, within each
-    kind.
+    kind; NaN for fewer than six columns. Of few columns they are too short: where all are independent, six kinds of
+    four columns with three seeds are covered in 88 % (across) and 96 % (within) of simulated studies.
 
     Returns:
         A row a measure and outcome: ``across`` and ``within``, each with ``low`` and ``high``, and the counts.
@@ -107,7 +109,8 @@ class _Cloud:
         found: dict[str, float] = {}
         for name, tau, values in zip(("across", "within"), self._taus(np.arange(len(self.x))), draws.T, strict=True):
             finite = values[np.isfinite(values)]
-            low, high = np.percentile(finite, [2.5, 97.5]) if len(finite) else (math.nan, math.nan)
+            told = len(finite) and len(set(self.columns)) >= _FEWEST_FOR_INTERVALS
+            low, high = np.percentile(finite, [2.5, 97.5]) if told else (math.nan, math.nan)
             found |= {name: tau, f"{name}_low": float(low), f"{name}_high": float(high)}
         return found
 

@@ -13,11 +13,19 @@ from numpy.typing import NDArray
 
 from analyses.judging.power import runs_needed, smallest_effect
 from analyses.judging.statistics import Comparison, bootstrap_interval, fieller, paired, sign_flip, signed_ranks
-from analyses.judging.values import Values, by_seed
+from analyses.judging.values import Values
+from analyses.records.seeds import by_seed
 from analyses.study import ClaimSettings, ClaimSpec
 
 Array = NDArray[np.float64]
 _DOWN = ("below", "not_above", "equivalent")
+_HIGH_IS_GOOD = ("accuracy",)
+_LOW_IS_GOOD = (
+    "loss", "rise", "error", "sharpness", "eigenvalue", "trace", "gradient_norm", "barrier", "gap", "seconds", "passes",
+    "flops", "bytes",
+)  # fmt: skip
+"""Words in the names of measures."""
+_NONE = 1e-9
 
 
 @dataclass(frozen=True)
@@ -100,8 +108,7 @@ def weigh(claim: ClaimSpec, columns: Mapping[str, str], values: Values, settings
         settings: Level and thresholds.
     """
     limit, margin = settings.threshold(claim.limit), settings.threshold(claim.margin)
-    worst = math.inf if claim.direction in _DOWN else 0.0 if claim.scale == "ratio" else -math.inf
-    worst = -worst if claim.baseline is not None else worst  # what is compared is what falls short of the baseline
+    worst = _worst(claim)
     subject = values.series(columns[claim.subject], claim.measure, claim.where, worst=worst)
     named = [f"{columns[claim.subject]}"]
     if isinstance(claim.reference, str):
@@ -135,6 +142,21 @@ def weigh(claim: ClaimSpec, columns: Mapping[str, str], values: Values, settings
     return replace(found, note=_joined(found.note, diverged(found)))
 
 
+def _worst(claim: ClaimSpec) -> float:
+    """What a run that diverged counts as: the bad end of the measure, whatever the claim says of it.
+
+    Of a measure whose bad end nobody knows it is that which speaks against the claim.
+    """
+    if claim.worst is not None:
+        return math.inf if claim.worst == "highest" else -math.inf
+    if any(word in claim.measure for word in _HIGH_IS_GOOD):
+        return -math.inf
+    if any(word in claim.measure for word in _LOW_IS_GOOD):
+        return math.inf
+    against = math.inf if claim.direction in _DOWN else -math.inf
+    return -against if claim.baseline is not None else against  # compared is what falls short of the baseline
+
+
 def with_power(claim: ClaimSpec, evidence: Evidence, level: float) -> Evidence:
     """The evidence with what its runs could find, and how many would find its effect, at the level of the test.
 
@@ -149,8 +171,13 @@ def with_power(claim: ClaimSpec, evidence: Evidence, level: float) -> Evidence:
     spread, equivalent = evidence.spread, claim.direction == "equivalent"
     smallest = smallest_effect(spread, evidence.n, alpha=level) if claim.scale != "share" else None
     if smallest is not None:
+        ratio = claim.scale == "ratio"
+        # Where the effect that is tested against is none, its distance; else the effect itself, on the claim's side.
+        null = (math.log(evidence.effect) if ratio else evidence.effect) - evidence.contrast
+        side = -1.0 if claim.direction in ("below", "not_above") else 1.0
         smallest += (bound or 0.0) if equivalent else 0.0
-        smallest = _exp(smallest) if claim.scale == "ratio" else smallest
+        smallest = smallest if equivalent or abs(null) < _NONE else null + side * smallest
+        smallest = _exp(smallest) if ratio else smallest
     margin = bound if claim.direction in ("below", "above", "equivalent") and claim.scale != "share" else None
     needed = runs_needed(evidence.contrast, spread, alpha=level, margin=margin, equivalent=equivalent)
     return replace(evidence, smallest_effect=smallest, runs_needed=needed)
@@ -173,14 +200,21 @@ def _by_run(pairs: pd.DataFrame) -> list[dict[str, Any]]:
 
 def _ratio(claim: ClaimSpec, pairs: pd.DataFrame, limit: float | None, margin: float | None) -> dict[str, Any]:
     with np.errstate(divide="ignore", invalid="ignore"):
-        logs = np.log(pairs["subject"]) - np.log(pairs["reference"])
-    undefined = (pairs["subject"] < 0) | (pairs["reference"] < 0)
+        parts = {side: np.log(pairs[side]).mask(pairs[side] == -math.inf, -math.inf) for side in pairs}
+        logs = parts["subject"] - parts["reference"]
+    undefined = np.isfinite(pairs).all(axis=1) & (pairs < 0).any(axis=1)
     both_worst = ~np.isfinite(pairs["subject"]) & ~np.isfinite(pairs["reference"])
     logs = logs.mask(both_worst, 0.0).mask((pairs["subject"] == 0) & (pairs["reference"] == 0), 0.0)
     center = math.log(limit or 1.0)
     bound = None if margin is None else abs(math.log(margin))
     found = _tested(claim, logs[~undefined], center, bound)
-    negative = f"{int(undefined.sum())} pairs with a negative value left out" if undefined.any() else ""
+    negative = ""
+    if undefined.any():  # those left are no fair sample: whether a pair has a ratio depends on what is compared
+        found |= {"p_for": 1.0, "p_against": 1.0, "p_equivalent": 1.0}
+        negative = (
+            f"{int(undefined.sum())} pairs have a negative value and no ratio, so that nothing is decided; use scale "
+            "difference"
+        )
     note = _joined(found["note"], negative)
     return found | {"note": note, "unit": "ratio", "limit": limit or 1.0, "margin": margin} | {
         key: _exp(value) for key in _EFFECTS if (value := found[key]) is not None
@@ -205,12 +239,14 @@ def _difference(claim: ClaimSpec, pairs: pd.DataFrame, limit: float | None, marg
 
 def _share(claim: ClaimSpec, pairs: pd.DataFrame, limit: float | None, margin: float | None) -> dict[str, Any]:
     asked = 0.0 if limit is None else limit
+    slack = {"not_below": -(margin or 0.0), "not_above": margin or 0.0}.get(claim.direction, 0.0)
     if claim.baseline is None:
         numerator, denominator = pairs["subject"], pairs["reference"]
     else:
         numerator, denominator = pairs["baseline"] - pairs["subject"], pairs["baseline"] - pairs["reference"]
-    undefined = int((numerator - asked * denominator).isna().sum())
-    contrast = _tested(claim, numerator - asked * denominator, 0.0, None)
+    difference = numerator - (asked + slack) * denominator
+    undefined = int(difference.isna().sum())
+    contrast = _tested(claim, difference, 0.0, 0.0 if slack or claim.direction.startswith("not_") else None)
     above, sizes = by_seed(numerator)
     below, below_sizes = by_seed(denominator)
     above, below = above.align(below, join="inner")

@@ -75,15 +75,5 @@ class Values:
         return ({**_WORST_CASE, "rho": self._rho} if of_worst_case else {}) | dict(where)
 
 
-def by_seed(values: pd.Series) -> tuple[pd.Series, dict[int, pd.Series]]:
-    """Mean over the sizes of the training set, seed by seed, and the values of each size.
-
-    Sizes are fixed and seeds random: the mean is over the sizes of the study, and a seed that lacks one is left out.
-    """
-    wide = values.unstack("train_size")
-    sizes = {int(size): wide[size].dropna() for size in wide.columns}
-    return wide.dropna().mean(axis=1), sizes if len(sizes) > 1 else {}
-
-
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)

@@ -45,6 +45,8 @@ class ClaimSpec(Settings):
         margin: A factor for ratios, else a difference; what lies within counts as equal.
         unit: Of a difference.
         times: What values are multiplied by before they are compared, 100 for percent.
+        worst: Which end of the measure a run that diverged counts as, ``highest`` or ``lowest``. By default the highest
+            of losses, rises, curvature and costs, the lowest of accuracies, of others what speaks against the claim.
         weight: Share of the level that the claim starts with, relative to the others of the outcome family.
     """
 
@@ -65,6 +67,7 @@ class ClaimSpec(Settings):
     margin: Threshold | None = None
     unit: str = ""
     times: Positive = 1.0
+    worst: Literal["highest", "lowest"] | None = None
     weight: Annotated[FiniteFloat, Field(ge=0)] = 1.0
 
     @model_validator(mode="after")
@@ -75,6 +78,10 @@ class ClaimSpec(Settings):
             raise ValueError(f"baseline: belongs to scale share, not {self.scale}")
         if self.direction in ("not_below", "not_above", "equivalent") and self.margin is None:
             raise ValueError(f"margin: direction {self.direction} needs one")
+        if self.scale == "share" and self.direction == "equivalent":
+            raise ValueError(
+                "direction: equivalent does not go with scale share; use not_below and not_above, two claims"
+            )
         if self.scale == "share" and self.limit is None:
             raise ValueError("limit: scale share needs one")
         for name in ("margin", "limit"):

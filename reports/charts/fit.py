@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
@@ -24,7 +25,8 @@ def fit_chart(records: pd.DataFrame, tried: pd.DataFrame, *, rho: float) -> Char
         tried: Columns ``method``, ``rise``, ``train_loss`` and ``validation_loss``, a row a setting, or no columns.
         rho: Radius of the rise.
     """
-    rises = records[is_rise(records, "full", rho)].set_index(_RUN)["value"].rename("rise")
+    rises = records[is_rise(records, "full", rho)].set_index(_RUN)["value"].rename("rise").astype(float)
+    rises = rises[(rises > 0) & np.isfinite(rises)]  # what a logarithmic axis can show
     plots = []
     for fit, words in {"train_loss": "training loss", "test_loss": "test loss"}.items():
         loss = records[records["measure"] == fit].set_index(_RUN)["value"].rename("fit")

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from analyses.records.seeds import seed_means
 from reports.charts.base import Chart, marks, plot_data
 from reports.figures.forest import PANELS, PREFIX, log_ratios
 from reports.style import mean_interval, method_order, method_style
@@ -37,7 +38,8 @@ def forest_chart(records: pd.DataFrame, *, rho: float) -> Chart | None:
         data = plot_data(figure)
         data["layout"]["margin"] = {"l": 20, "r": 12, "t": 34, "b": 50}
         plots.append(data)
-    means = ratios[ratios["measure"] == f"{PREFIX}worst_case_rise"].groupby("method")["value"].mean().astype(float)
+    rises = ratios[ratios["measure"] == f"{PREFIX}worst_case_rise"]
+    means = pd.Series({method: _means(own).mean() for method, own in rises.groupby("method")}, dtype=float)
     ordered = [
         f"{method_style(str(method)).label} at {np.exp(mean):.2f}" for method, mean in means.sort_values().items()
     ]
@@ -47,10 +49,17 @@ def forest_chart(records: pd.DataFrame, *, rho: float) -> Chart | None:
         "Every method against LoRA",
         f"Ratios to LoRA at the same seed: worst-case rise of the training loss at rho = {rho:g} in the full space (a "
         "lower bound), training loss and test loss. Small marks are runs, large ones geometric means with 95 % "
-        "Student-t intervals of the log ratios. A flatter minimum is a finding where the training loss is not larger.",
+        "Student-t intervals of the log ratios over seeds. A flatter minimum is a finding where the training loss is "
+        "not larger.",
         seen,
         plots,
     )
+
+
+def _means(runs: pd.DataFrame) -> pd.Series:
+    """A number a seed, its mean over the training-set sizes; a number a run where no seed has every size."""
+    means = seed_means(runs)
+    return means if len(means) else runs["value"].astype(float)
 
 
 def _add_row(figure: go.Figure, runs: pd.DataFrame, method: str) -> None:
@@ -65,11 +74,12 @@ def _add_row(figure: go.Figure, runs: pd.DataFrame, method: str) -> None:
         marker={"color": style.colour, "size": 5, "opacity": 0.45},
         hovertemplate="%{x:.3g} ×, %{text}<extra>%{y}</extra>",
     )  # fmt: skip
-    mean, half = mean_interval(logs)
+    of_seeds = _means(runs)
+    mean, half = mean_interval(of_seeds)
     centre = float(np.exp(mean))
     ends = (float(np.exp(mean + half)), float(np.exp(mean - half))) if np.isfinite(half) else (centre, centre)
     figure.add_scatter(
         x=[centre], y=[label], mode="markers", name=label, marker=look["marker"] | {"size": 11},
         error_x={"type": "data", "array": [ends[0] - centre], "arrayminus": [centre - ends[1]], "color": style.colour},
-        hovertemplate=f"{centre:.3g} × [{ends[1]:.3g}, {ends[0]:.3g}], n = {len(logs)}<extra>%{{y}}</extra>",
+        hovertemplate=f"{centre:.3g} × [{ends[1]:.3g}, {ends[0]:.3g}], n = {len(of_seeds)}<extra>%{{y}}</extra>",
     )  # fmt: skip

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from analyses.records import is_rise
+from analyses.records.seeds import seed_means
 from reports.canvas import Canvas, grid
 from reports.figures.rows import draw_row, label_rows, readable
 from reports.style import TWO_COLUMNS, method_order, plot_context
@@ -22,7 +23,7 @@ def log_ratios(records: pd.DataFrame, *, rho: float) -> pd.DataFrame:
         Records with the measures ``log_ratio_to_lora_of_…``; none where a value is not above 0, or without LoRA.
     """
     chosen = records[is_rise(records, "full", rho) | records["measure"].isin(["train_loss", "test_loss"])]
-    chosen = chosen[chosen["value"] > 0]
+    chosen = chosen[(chosen["value"] > 0) & np.isfinite(chosen["value"].astype(float))]
     keys = ["measure", "train_size", "seed"]
     reference = chosen[chosen["method"] == REFERENCE].set_index(keys)["value"].rename("reference")
     paired = chosen[chosen["method"] != REFERENCE].join(reference[~reference.index.duplicated()], on=keys, how="inner")
@@ -43,9 +44,10 @@ def plot_forest(ratios: pd.DataFrame, *, canvas: Canvas | None = None) -> Canvas
         canvas, axes = grid(1, len(PANELS), size, canvas, sharey=True)
         for ax, (measure, title) in zip(axes[0], PANELS.items(), strict=True):
             own = ratios[ratios["measure"] == PREFIX + measure]
-            own = own.assign(ratio=np.exp(own["value"].astype(float)))
             for place, method in enumerate(methods):
-                draw_row(ax, own.loc[own["method"] == method, "ratio"], method, place)
+                of_method = own[own["method"] == method]
+                means = np.exp(seed_means(of_method))  # a seed counts once, whatever the number of sizes
+                draw_row(ax, np.exp(of_method["value"].astype(float)), method, place, means=means)
             ax.axvline(1, color="0.6", lw=0.7, zorder=0)
             ax.set_xlabel(f"{title} over LoRA's")
             readable(ax)

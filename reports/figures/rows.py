@@ -18,13 +18,13 @@ _LONGEST = 30
 _MOST_TICKS = 5
 
 
-def draw_row(ax: Axes, values: pd.Series, method: str, place: int) -> None:
-    """Dots for the runs, a mark for their geometric mean, a line for its 95 % interval."""
+def draw_row(ax: Axes, values: pd.Series, method: str, place: int, *, means: pd.Series | None = None) -> None:
+    """Dots for the runs, a mark for the geometric mean (of ``means``, or the runs), a line for its 95 % interval."""
     style = method_style(method)
-    values = values[values > 0].astype(float)
+    values = values[(values > 0) & np.isfinite(values.astype(float))].astype(float)
     if values.empty:
         return
-    centre, low, high = geometric_interval(values)
+    centre, low, high = geometric_interval(values if means is None or means.empty else means)
     ax.scatter(values, np.full(len(values), place), s=7, color=style.colour, alpha=0.35, lw=0)
     if np.isfinite(low):
         ax.plot([low, high], [place, place], color=style.colour, lw=1.4)

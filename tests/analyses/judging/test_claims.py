@@ -249,7 +249,8 @@ def test_claims_of_ones_own() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"scale": "share"}, "limit: scale share needs one"),
+        ({"scale": "share", "direction": "above"}, "limit: scale share needs one"),
+        ({"scale": "share"}, "equivalent does not go with scale share"),
         ({"margin": None}, "margin: direction equivalent needs one"),
         ({"reference": 2.0}, "goes with scale difference"),
         ({"baseline": "x"}, "belongs to scale share"),

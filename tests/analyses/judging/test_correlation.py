@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -66,5 +67,19 @@ def test_a_difference_between_kinds_alone_is_none_within_them() -> None:
 def test_the_table_shows_intervals_and_dashes() -> None:
     rows = rank_correlations(records_of(lambda k, n, s: n + s, lambda k, n, s: n - s), STUDY)
     shown, plain = correlation_table(rows)
-    assert "within 2 kinds" in shown and shown["across all"].str.contains(r"\[").all() and len(plain) == len(rows)
+    assert set(shown["kinds"]) == {"2"} and "within kinds" in shown and len(plain) == len(rows)
+    assert shown["across all"].str.contains(r"\[").all()
     assert "test error" not in set(plain["outcome"])  # without accuracies
+
+
+def test_few_columns_have_no_interval_and_measures_may_have_different_kinds() -> None:
+    def value(kind: str, number: int, seed: int) -> float:
+        return number + seed / 10
+
+    records = records_of(value, value)
+    few = records[records["method"].isin(sorted(set(records["method"]))[:4])]
+    row = found(few)
+    assert row["across"] == pytest.approx(1) and math.isnan(row["across_low"]) and math.isnan(row["within_high"])
+    shown, _ = correlation_table([row, found(records)])
+    assert shown.loc[0, "across all"] == "1" and "[" in shown.loc[1, "across all"]
+    assert shown.columns[shown.isna().any()].empty

@@ -49,6 +49,17 @@ def test_signed_ranks_are_wilcoxons_without_infinities() -> None:
     )
 
 
+@pytest.mark.parametrize(("n", "alpha"), [(2, 0.025), (3, 0.05 / 11), (4, 0.005), (5, 1e-3), (12, 0.05)])
+def test_the_smallest_effect_has_its_power_at_any_level(n: int, alpha: float) -> None:
+    """Against a simulation: of few pairs at strict levels scipy's noncentral t and root finders on it fail."""
+    effect = smallest_effect(1.0, n, alpha=alpha)
+    assert effect is not None
+    generator = np.random.default_rng(0)
+    samples = effect + generator.standard_normal((40_000, n))
+    t = samples.mean(axis=1) / samples.std(axis=1, ddof=1) * math.sqrt(n)
+    assert np.mean(np.abs(t) > stats.t.isf(alpha / 2, n - 1)) == pytest.approx(0.8, abs=0.01)
+
+
 def test_the_smallest_effect_is_found_with_its_power() -> None:
     generator = np.random.default_rng(3)
     smallest = smallest_effect(1.5, 8, alpha=0.05)

@@ -60,13 +60,63 @@ def reduced(seeds: int, lost: dict[str, int], b: float = 0.9) -> list[dict[str, 
 
 @pytest.mark.parametrize(("direction", "b"), [("above", 0.25), ("below", 0.9)])
 def test_a_subject_that_diverged_recovers_nothing(direction: str, b: float) -> None:
+    """Whatever the claim says of it: that it recovers more than half is wrong then, that it recovers less is right."""
     claim = SHARE | {"direction": direction}
     assert claim_of(reduced(12, {}, b), claim)["verdict"] == "supported"
     for lost in (7, 12):
         found = claim_of(reduced(12, {"b": lost}, b), claim)
-        assert found["p_for"] > 0.5 and found["verdict"] != "supported" and found["n"] == 12
-        assert f"{lost} of 12 runs of the subject have no finite value" in found["note"]
-    assert claim_of(reduced(12, {"b": 12}, b), claim)["verdict"] == "contradicted"
+        assert found["n"] == 12 and f"{lost} of 12 runs of the subject have no finite value" in found["note"]
+        assert (found["p_for"] > 0.5) == (direction == "above")
+    verdict = claim_of(reduced(12, {"b": 12}, b), claim)["verdict"]
+    assert verdict == ("contradicted" if direction == "above" else "supported")
+
+
+SHARPER = {"name": "sharper", "sentence": "x", "measure": "worst_case_rise", "subject": "b", "reference": "f",
+           "scale": "ratio", "direction": "above"}  # fmt: skip
+
+
+@pytest.mark.parametrize(("lost", "verdict"), [("b", "supported"), ("f", "contradicted")])
+def test_a_run_that_diverged_is_the_sharpest_whatever_the_claim_says(lost: str, verdict: str) -> None:
+    found = claim_of(reduced(12, {lost: 12}), SHARPER)
+    assert found["verdict"] == verdict and "12 of 12 runs" in found["note"]
+    assert found["effect"] == (math.inf if lost == "b" else 0.0)
+
+
+@pytest.mark.parametrize("scale", ["difference", "ratio"])
+def test_a_run_that_diverged_is_the_least_accurate(scale: str) -> None:
+    rows = [row | {"measure": "test_accuracy"} if row["measure"] == "worst_case_rise" else row
+            for row in reduced(12, {"f": 12})]  # fmt: skip
+    claim = SHARPER | {"measure": "test_accuracy", "direction": "below", "scale": scale}
+    assert claim_of(rows, claim)["verdict"] == "contradicted"  # the subject's accuracy is not below that of a lost run
+
+
+def test_what_is_worst_can_be_said() -> None:
+    rows = [row | {"measure": "settled_at"} if row["measure"] == "worst_case_rise" else row
+            for row in reduced(12, {"b": 12})]  # fmt: skip
+    claim = SHARPER | {"measure": "settled_at", "scale": "difference"}
+    found = {worst: claim_of(rows, claim | {"worst": worst})["verdict"] for worst in ("highest", "lowest")}
+    assert found == {"highest": "supported", "lowest": "contradicted"}
+
+
+@pytest.mark.parametrize(
+    ("direction", "limit", "verdict"),
+    [("not_below", 0.85, "supported"), ("not_below", 1.2, "contradicted"), ("not_above", 0.85, "supported")],
+)
+def test_shares_have_margins(direction: str, limit: float, verdict: str) -> None:
+    found = claim_of(reduced(12, {}, 0.25), SHARE | {"direction": direction, "limit": limit, "margin": 0.15})
+    assert found["verdict"] == verdict
+
+
+def test_ratios_of_negative_values_decide_nothing() -> None:
+    """Nine pairs of twelve have the subject below; the three that have a ratio would say the contrary."""
+    rows = reduced(12, {})
+    for row in rows:
+        if row["method"] == "b" and row["measure"] == "worst_case_rise":
+            reference = next(r["value"] for r in rows if r["method"] == "f" and r["seed"] == row["seed"]
+                             and r["measure"] == "worst_case_rise")  # fmt: skip
+            row["value"] = -0.5 if row["seed"] < 9 else 1.1 * reference
+    found = claim_of(rows, SHARPER | {"direction": "below"})
+    assert found["verdict"] == "undecided" and "9 pairs have a negative value and no ratio" in found["note"]
 
 
 def test_a_share_of_those_that_did_not_diverge_has_no_interval_over_all() -> None:
@@ -175,3 +225,31 @@ def test_rounds_of_step_costs_are_no_seeds(tmp_path: Path) -> None:
     study = study_of({"learning_rate": {"lora": [0.1]}}).model_copy(update={"seeds": 9})
     looks = looked_at(pd.DataFrame(records_frame(fitted + timed)), study, StudyFolder(tmp_path), None)
     assert [look.seeds for look in looks.looks] == [2]
+
+
+def test_what_would_be_found_is_on_the_effects_own_scale() -> None:
+    """Against a limit, a margin or a number the effect that is found is not its distance from that."""
+    rows = reduced(12, {}, 0.9)
+    plain = claim_of(rows, SHARPER | {"scale": "difference"})["smallest_effect"]
+    margin = claim_of(rows, SHARPER | {"scale": "difference", "direction": "not_below", "margin": 1.0})
+    assert margin["smallest_effect"] == pytest.approx(plain - 1.0)
+    number = claim_of(rows, SHARPER | {"scale": "difference", "reference": 0.5, "direction": "above"})
+    spread = number["spread"] / plain * claim_of(rows, SHARPER | {"scale": "difference"})["spread"]
+    assert number["smallest_effect"] > 0.5 and spread > 0
+    limit = claim_of(rows, SHARPER | {"limit": 2.0})["smallest_effect"]
+    assert limit == pytest.approx(2 * claim_of(rows, SHARPER)["smallest_effect"])
+    below = claim_of(rows, SHARPER | {"limit": 2.0, "direction": "below"})["smallest_effect"]
+    assert below == pytest.approx(2 / claim_of(rows, SHARPER)["smallest_effect"])
+
+
+@pytest.mark.parametrize(
+    ("scale", "measure", "words"), [("difference", "test_accuracy", "points ["), ("ratio", "worst_case_rise", "× [")]
+)
+def test_the_opening_sentence_has_the_claims_own_unit(scale: str, measure: str, words: str) -> None:
+    rows = [
+        row | {"measure": measure} if row["measure"] == "worst_case_rise" else row for row in reduced(12, {}, 0.0009)
+    ]
+    claim = SHARPER | {"measure": measure, "scale": scale, "direction": "below", "unit": "points", "times": 100.0,
+                       "short": "value is {effect}"}  # fmt: skip
+    sentence = document(rows, claim)["sentence"]
+    assert words in sentence and "[0.00," not in sentence and "unbounded" not in sentence
