@@ -147,7 +147,7 @@ def train(options: Namespace) -> int:
     from analyses.running.audit import train_only
     from analyses.running.engines import LOCAL_JOBS, LocalEngine
     from analyses.running.executors import run_cells
-    from analyses.running.preparing import check, exclusive, prepare
+    from analyses.running.preparing import check, exclusive, prepare, refuse_changed_data
     from analyses.training.runs import read_run
 
     study, folder = _study(options), _folder(options)
@@ -160,6 +160,7 @@ def train(options: Namespace) -> int:
         raise StudyError(f"--seed: expected a whole number of at least 0, got {cell.seed}")
     check(study.model_copy(update={"train_sizes": [cell.train_size]}))
     with exclusive(study, folder):
+        refuse_changed_data(study, folder)
         prepare(study, folder)
         if not folder.run(study, cell).exists():
             for failure in run_cells([cell], partial(train_only, study), folder, LocalEngine(LOCAL_JOBS)):
@@ -277,7 +278,12 @@ def report(options: Namespace) -> int:
         return DONE
     if not records.is_file():
         raise StudyError(f"DIR: {options.directory} holds no records.parquet; run 'landscape audit' first")
-    study = _with_claims(load_study(options.directory / "study.yaml"), options.claims)
+    own = options.directory / "study.yaml"
+    if not own.is_file():
+        raise StudyError(f"DIR: {options.directory} holds no study.yaml beside its records; put the study's file there")
+    study = _with_claims(load_study(own, option="DIR"), options.claims)
+    if options.claims:
+        StudyFolder(options.directory).write(study)  # the claims stay with the folder
     settings = study.claims
     looks = recorded_looks(options.directory / LOOKS, settings)
     measured = read_records(records)

@@ -240,6 +240,7 @@ class _Work:
     def records_between(self) -> list[pd.DataFrame]:
         """Records of all pairs and of the plane, each in a file of its own."""
         wanted = set(self.settings.what)
+        self._note_what_does_not_apply()
         if len(self.minima.names) < 2 or not wanted & {"paths", "plane"}:
             return []
         names = self.minima.differing
@@ -268,6 +269,17 @@ class _Work:
             rows = between.plane(settings.plane_points)
             frames.append(self._kept("plane", self.root / "measurements" / f"plane-{key}.parquet", rows))
         return frames
+
+    def _note_what_does_not_apply(self) -> None:
+        """Say of everything that was asked for by name what these minima lack for it."""
+        asked = set(self.settings.what) if "what" in self.settings.model_fields_set else set()
+        count, factors = len(self.minima.names), [PRIMARY in one.factors for one in self.minima.by_name.values()]
+        if "paths" in asked and count < 2:
+            self.notes.append("paths: expected two minima or more, between which they lead, got one.")
+        if "plane" in asked and count < 3:
+            self.notes.append(f"plane: expected three minima or more, which span it, got {count}.")
+        if "alignment" in asked and not any(factors):
+            self.notes.append("alignment: none of the minima has low-rank factors, whose spaces it is of.")
 
     def _measures(self, subject: Subject) -> list[Measure]:
         wanted = set(self.settings.what)

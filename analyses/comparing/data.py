@@ -20,7 +20,8 @@ from analyses.tasks import Task, build_task
 from analyses.tasks.own_data import OwnData
 from analyses.tasks.tables import columns, read_table
 from landscape.batches import batch_size, map_tensors, read_batches
-from landscape.losses import Batch, PerExampleLoss, zero_one
+from landscape.losses import Batch, LabelLoss, PerExampleLoss, zero_one
+from landscape.torch_losses import per_example
 
 MOST_EXAMPLES = 256
 """Examples measured where no number is asked for."""
@@ -80,7 +81,12 @@ def examples_of(
                 read[name] = read_batches(given)
             except ValueError as problem:
                 raise StudyError(f"{name} examples: {problem}") from problem
-    counted = zero_one if loss is None else None
+    try:
+        meant = per_example(loss)
+    except ValueError as problem:
+        raise StudyError(str(problem)) from problem
+    classes = meant is None or (isinstance(meant, LabelLoss) and meant.tokens in ("none", "places"))
+    counted = zero_one if classes and meant is not zero_one else None
     return Examples(read["train"], read.get("test"), loss, error or counted)
 
 

@@ -19,6 +19,7 @@ from bilora import Minimum, minimum
 from bilora.adapters import AUXILIARY, PRIMARY
 from landscape import select_parameters
 from landscape.params import ParameterFilter
+from landscape.showing import kind_of
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,8 @@ def gather_minima(given: Mapping[str, Any], params: ParameterFilter | None, read
     Raises:
         StudyError: There are none, one is no model, holds a number that is not finite, or differs in its architecture.
     """
+    if not isinstance(given, Mapping):
+        raise StudyError(f"minima: expected models by name, got {kind_of(given)}; pass {{'a': a, 'b': b}}")
     if not given:
         raise StudyError("minima: expected at least one by its name, got none")
     for name in given:

@@ -63,9 +63,11 @@ def add_compare_arguments(parser: ArgumentParser) -> None:
         action="store_true",
         help="read pickled checkpoints by PyTorch's restricted reader",
     )
-    parser.add_argument("--radii", type=float, nargs="+", help="of the l2 balls (default: from the minima)")
-    parser.add_argument("--balls", type=str, nargs="+", choices=get_args(BallName), help="shapes of balls")
-    parser.add_argument("--what", type=str, nargs="+", choices=WHAT, help="what to measure (default: all)")
+    shapes = f"shapes of balls: some of {', '.join(get_args(BallName))}"
+    measures = f"what to measure (default: all): some of {', '.join(WHAT)}"
+    parser.add_argument("--radii", type=str, nargs="+", help="of the l2 balls (default: from the minima)")
+    parser.add_argument("--balls", type=str, nargs="+", help=shapes)
+    parser.add_argument("--what", type=str, nargs="+", help=measures)
     parser.add_argument("--params", type=str, help="regular expression for the names of the measured weights")
     parser.add_argument("--settings", type=Path, help="YAML file of further settings; see docs/compare.md")
     parser.add_argument("--out", type=Path, help="folder for records, figures, tables and the page")
@@ -187,7 +189,10 @@ def _settings(options: Namespace) -> ComparisonSettings:
             raise StudyError(f"--settings: cannot read {options.settings}: {reason}") from error
         if not isinstance(given, dict):
             raise StudyError(f"--settings: expected keys and values, got a {type(given).__name__}")
-    flags = ("radii", "balls", "what", "params", "device")
+    for name in ("radii", "balls", "what"):
+        if options[name] is not None:
+            given[name] = [one for part in options[name] for one in part.split(",") if one]  # spaces or commas
+    flags = ("params", "device")
     return comparison_settings(given | {name: options[name] for name in flags if options[name] is not None})
 
 

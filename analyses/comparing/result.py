@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from analyses.records import write_atomically, write_json, write_records
+from analyses.records import is_rise, write_atomically, write_json, write_records
 from reports.comparison import DESCRIPTION
 from reports.units import NATS
 
@@ -72,6 +72,8 @@ class Comparison:
         from reports.style import plot_context, styles_of
         from reports.units import unit
 
+        if not bool(is_rise(self.records).any()):
+            raise ValueError("plot: the comparison measured no worst-case rises; put sharpness among what")
         with styles_of(self.names), unit(self.unit), plot_context():
             drawn = plot_rises(self.records, ball="l2", ax=ax)
             legend_of(drawn, ax, 2)

@@ -101,7 +101,7 @@ def comparison_settings(options: Mapping[str, Any]) -> ComparisonSettings:
         StudyError: An option is unknown or out of range.
     """
     try:
-        return ComparisonSettings.model_validate(dict(options))
+        return ComparisonSettings.model_validate(_as_lists(options))
     except ValidationError as error:
         first = error.errors()[0]
         # The effort is checked as a study's, where it stands under the same name.
@@ -110,9 +110,25 @@ def comparison_settings(options: Mapping[str, Any]) -> ComparisonSettings:
         place = ".".join(map(str, loc))
         if first["type"] == "extra_forbidden":
             known = sorted(keys_at(kind, loc[:-1]))
-            meant = near(str(loc[-1]), known)
+            meant = "; did you mean 'radii'?" if loc[-1] in ("rho", "rhos", "radius") else near(str(loc[-1]), known)
             raise StudyError(f"{place}: there is no such option{meant}; expected some of {', '.join(known)}") from None
         raise StudyError(f"{place}: {first['msg']} (got {first['input']!r})") from None
+
+
+def _as_lists(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options with single values where lists are meant, and names that a predicate would have to choose refused."""
+    given = dict(options)
+    if callable(given.get("params")):
+        raise StudyError(
+            "params: expected a regular expression or a list of names, got a function; pass the names that it accepts"
+        )
+    for name in ("radii", "balls", "what"):
+        value: Any = given.get(name)
+        if isinstance(value, str | int | float) and not isinstance(value, bool):
+            given[name] = [value]
+        elif hasattr(value, "tolist"):
+            given[name] = value.tolist()
+    return given
 
 
 def plan_of(settings: ComparisonSettings, risks: Sequence[EmpiricalRisk]) -> ComparisonPlan:

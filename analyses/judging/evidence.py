@@ -202,7 +202,7 @@ def _ratio(claim: ClaimSpec, pairs: pd.DataFrame, limit: float | None, margin: f
     with np.errstate(divide="ignore", invalid="ignore"):
         parts = {side: np.log(pairs[side]).mask(pairs[side] == -math.inf, -math.inf) for side in pairs}
         logs = parts["subject"] - parts["reference"]
-    undefined = np.isfinite(pairs).all(axis=1) & (pairs < 0).any(axis=1)
+    undefined = pairs.map(math.isfinite).all(axis=1) & (pairs < 0).any(axis=1)
     both_worst = ~np.isfinite(pairs["subject"]) & ~np.isfinite(pairs["reference"])
     logs = logs.mask(both_worst, 0.0).mask((pairs["subject"] == 0) & (pairs["reference"] == 0), 0.0)
     center = math.log(limit or 1.0)

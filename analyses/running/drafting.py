@@ -231,12 +231,28 @@ def _targets(model: nn.Module, heads: list[str]) -> list[str]:
     found = repeated or list(counts)
     if not found:
         raise StudyError("--model: it has no linear layers outside its head to adapt")
-    return sorted(found)
+    others = [name for name in names if name not in inside and not any(part in heads for part in name.split("."))]
+    return sorted(ending for short in found for ending in _apart(short, inside, others))
+
+
+def _apart(ending: str, inside: list[str], others: list[str]) -> set[str]:
+    """Endings of the blocks' layers with this one, long enough to match no layer outside the blocks."""
+    mine = [name for name in inside if _ends(name, ending)]
+    for parts in range(1, max(name.count(".") for name in mine) + 2):
+        longer = {".".join(name.split(".")[-parts:]) for name in mine}
+        if not any(_ends(name, one) for one in longer for name in others):
+            return longer
+    return {ending}
+
+
+def _ends(name: str, ending: str) -> bool:
+    """As PEFT matches ``target_modules``."""
+    return name == ending or name.endswith(f".{ending}")
 
 
 def _linear(model: nn.Module, endings: list[str]) -> Iterator[Any]:
     for name, layer in model.named_modules():
-        if name.rsplit(".", 1)[-1] in endings and isinstance(layer, nn.Linear | Conv1D):
+        if any(_ends(name, ending) for ending in endings) and isinstance(layer, nn.Linear | Conv1D):
             yield layer
 
 

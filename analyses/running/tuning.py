@@ -16,7 +16,7 @@ from analyses.measures.minima import load_subject
 from analyses.measures.worst_cases import search_settings
 from analyses.records import read_json, write_atomically, write_json
 from analyses.running.executors import Engine, Failure, quieten, run_cells
-from analyses.running.preparing import check, exclusive, prepare
+from analyses.running.preparing import check, exclusive, prepare, refuse_changed_data
 from analyses.running.progress import ProgressFile
 from analyses.study import Cell, MethodSettings, Study, StudyError, StudyFolder, TuningSettings
 from analyses.study.settings import fingerprint
@@ -89,6 +89,7 @@ def tune(study: Study, folder: StudyFolder, *, engine: Engine) -> tuple[pd.DataF
     failures: list[Failure] = []
     with exclusive(study, folder):
         quieten()
+        refuse_changed_data(study, folder)
         prepare(study, folder)
         missing = [point for point in points if not _result(study, folder, point).exists()]
         if missing:

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 from pydantic_core import ErrorDetails
 
 Positive = Annotated[FiniteFloat, Field(gt=0)]
@@ -62,3 +62,16 @@ class Settings(BaseModel):
     """Base of all settings: unknown keys are refused, values are fixed once read."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _truth_is_no_number(cls, given: Any) -> Any:
+        for name, field in cls.model_fields.items() if isinstance(given, dict) else ():
+            if isinstance(given.get(name), bool) and not _may_be(bool, field.annotation):
+                raise ValueError(f"{name}: expected no true or false, got {given[name]}; a number, say")
+        return given
+
+
+def _may_be(kind: type, annotation: Any) -> bool:
+    """Whether an annotation names a type, among others."""
+    return annotation in (kind, Any) or any(_may_be(kind, part) for part in get_args(annotation))

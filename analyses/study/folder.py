@@ -80,6 +80,10 @@ class StudyFolder:
             there = load_study(self.settings)
             trained = [cell.seed + 1 for cell in there.cells() if self.run(there, cell).exists()]
             study = study.model_copy(update={"seeds": max([study.seeds, *trained])})
+        self.write(study)
+        return study
+
+    def write(self, study: Study) -> None:
+        """Put settings in the place of the folder's own."""
         text = yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False)
         write_atomically(self.settings, lambda temporary: temporary.write_text(text))
-        return study

@@ -41,13 +41,13 @@ def example_text() -> str:
     return (resources.files("analyses") / "templates" / "digits.yaml").read_text()
 
 
-def load_study(path: Path) -> Study:
-    """Read a study from a YAML file.
+def load_study(path: Path, *, option: str = "--config") -> Study:
+    """Read a study from a YAML file, which a command's option names.
 
     Raises:
         StudyError: The file cannot be read, or its settings are wrong.
     """
-    return parse_study(_text(path, "--config"), source=str(path))
+    return parse_study(_text(path, option), source=str(path))
 
 
 def load_claims(path: Path) -> ClaimFile:

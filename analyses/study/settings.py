@@ -145,7 +145,7 @@ class Study(Settings):
     file's name: numbers of two devices differ by rounding.
     """
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=100)]
     task: TaskSettings
     train_sizes: Annotated[list[Count], Field(min_length=1)]
     seeds: Count
@@ -180,8 +180,8 @@ class Study(Settings):
                     f"unknown method {wanted!r}{near(wanted, METHODS)}; expected some of {', '.join(METHODS)}, or a "
                     "name of your own with one of them, or with package.module:Class, under `method`"
                 )
-            if not re.fullmatch(r"[A-Za-z0-9_]+", name):
-                raise ValueError(f"{name!r}: expected letters, digits and underscores")
+            if not re.fullmatch(r"[A-Za-z0-9_]{1,100}", name):
+                raise ValueError(f"{name!r}: expected at most 100 letters, digits and underscores")
         return methods
 
     @model_validator(mode="after")

@@ -42,7 +42,7 @@ from analyses.tasks.labels import (
 )
 from analyses.tasks.models import check_causal, token_places
 from analyses.tasks.splits import by_groups, check_groups, draw
-from analyses.tasks.tables import Table, class_names, columns, digest, read_table
+from analyses.tasks.tables import Table, class_names, columns, digest, model_digest, read_table
 from landscape.losses import (
     IGNORED,
     PerExampleLoss,
@@ -54,7 +54,7 @@ from landscape.losses import (
 )
 
 _MEASURED_TOGETHER = 32
-_DATA = "data.json"
+_DATA, _MODEL = "data.json", "model"
 """What the data were when the base model was made, in its folder."""
 
 
@@ -350,14 +350,22 @@ class OwnData:
         Raises:
             StudyError: It was.
         """
-        if (path / _DATA).is_file() and read_json(path / _DATA) != self._digests():
+        if not (path / _DATA).is_file():
+            return
+        began, now = read_json(path / _DATA), self._digests()
+        changed = [key for key in began if began[key] != now.get(key)]  # older studies did not note the model
+        if changed or now.keys() - began.keys() - {_MODEL}:
+            what = "model: the model or its tokenizer has" if changed == [_MODEL] else "data: the data have"
             raise StudyError(
-                "task.data: the data have changed since this study began; put them back, or begin a study of the new "
-                "ones with another --out"
+                f"task.{what} changed since this study began; put it back, or begin a study of the new one with "
+                "another --out"
             )
 
     def _digests(self) -> dict[str, str]:
-        return {split: digest(place) for split, place in self.settings.places.items()}
+        """Checksums of the data, and of the model's files that a run reads."""
+        found = {split: digest(place) for split, place in self.settings.places.items()}
+        folder = Path(self.settings.model)
+        return found | ({_MODEL: model_digest(folder)} if folder.is_dir() else {})
 
     @cached_property
     def _config(self) -> Any:

@@ -6,6 +6,7 @@ import hashlib
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,28 @@ def digest(place: str) -> str:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     listing = sorted((str(one.relative_to(path)), one.stat().st_size) for one in path.rglob("*") if one.is_file())
     return hashlib.sha256(repr(listing).encode()).hexdigest()
+
+
+_OF_MODELS = (".json", ".safetensors", ".bin", ".txt", ".model")
+
+
+def model_digest(folder: Path) -> str:
+    """A checksum of the files of a model's folder: its weights, its configuration, its tokenizer or processor."""
+    files = [path for path in sorted(folder.iterdir()) if path.is_file() and path.suffix in _OF_MODELS]
+    stamps = tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in files)
+    return _digest_of(stamps)
+
+
+@lru_cache(maxsize=8)
+def _digest_of(stamps: tuple[tuple[Path, int, int], ...]) -> str:
+    """Of the files' names and contents; read once as long as sizes and times stay."""
+    whole = hashlib.sha256()
+    for path, _, _ in stamps:
+        whole.update(path.name.encode() + b"\0")
+        with path.open("rb") as file:
+            while piece := file.read(2**20):
+                whole.update(piece)
+    return whole.hexdigest()
 
 
 def _arrays(path: Path) -> Table:

@@ -74,7 +74,8 @@ def spectral_density(
     expect_callable("callback", callback)
     check_width(width)
     generator = seeded(seed)
-    probes, num_matvecs = [], 0
+    probes: list[tuple[Tensor, Tensor]] = []
+    num_matvecs = 0
     for probe in range(num_probes):
         basis = KrylovBasis(
             operator, min(num_steps, operator.shape[0]), generator, keep_products=False, storage=storage

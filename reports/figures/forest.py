@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pandas as pd
 
@@ -46,8 +48,9 @@ def plot_forest(ratios: pd.DataFrame, *, canvas: Canvas | None = None) -> Canvas
             own = ratios[ratios["measure"] == PREFIX + measure]
             for place, method in enumerate(methods):
                 of_method = own[own["method"] == method]
-                means = np.exp(seed_means(of_method))  # a seed counts once, whatever the number of sizes
-                draw_row(ax, np.exp(of_method["value"].astype(float)), method, place, means=means)
+                means = seed_means(of_method).map(math.exp)  # a seed counts once, whatever the number of sizes
+                ratios_of = of_method["value"].astype(float).map(math.exp)
+                draw_row(ax, ratios_of, method, place, means=means)
             ax.axvline(1, color="0.6", lw=0.7, zorder=0)
             ax.set_xlabel(f"{title} over LoRA's")
             readable(ax)

@@ -267,7 +267,14 @@ def test_batch_statistics_of_their_own_are_renewed_between_minima() -> None:
         ({"a": 3}, {}, "got int"),
         ({"a": minimum_of(0), "b": nn.Linear(4, 3)}, {}, "one architecture; 0.weight is (6, 4) in 'a' and none in 'b'"),
         ({"a": minimum_of(0)}, {"radii": [0.0]}, "radii.0: Input should be greater than 0"),
-        ({"a": minimum_of(0)}, {"radii": 0.1}, "radii: Input should be a valid list"),
+        ({"a": minimum_of(0)}, {"radii": "wide"}, "radii.0: Input should be a valid number"),
+        ({"a": minimum_of(0)}, {"rho": 0.1}, "rho: there is no such option; did you mean 'radii'?"),
+        (
+            {"a": minimum_of(0)},
+            {"params": lambda name: True},
+            "params: expected a regular expression or a list of names",
+        ),
+        ([minimum_of(0)], {}, "minima: expected models by name, got a list"),
         ({"a": minimum_of(0)}, {"radius": 0.1}, "radius: there is no such option; did you mean 'radii'?"),
         ({"a": minimum_of(0)}, {"balls": ["relative"]}, "l2 among the balls"),
         ({"a": minimum_of(0)}, {"balls": ["l2", "l3"]}, "balls.1: Input should be 'l2', 'relative'"),
@@ -304,3 +311,31 @@ def test_somebody_elses_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(StudyError, match="not a comparison's folder"):
         compare({"a": minimum_of(0)}, examples(), out=tmp_path, **QUICK)
+
+
+def test_what_was_asked_for_and_does_not_apply_is_said() -> None:
+    asked = {**QUICK, "what": ["alignment", "plane", "paths"]}
+    found = compare({"a": minimum_of(0), "b": minimum_of(1)}, examples(), **asked)
+    said = "\n".join(found.caveats)
+    assert "plane: expected three minima or more" in said and "alignment: none of the minima has" in said
+    assert "paths:" not in said
+    assert "paths: expected two minima" in "\n".join(compare({"a": minimum_of(0)}, examples(), **asked).caveats)
+    default = {key: value for key, value in QUICK.items() if key != "what"}
+    assert "expected" not in "\n".join(compare({"a": minimum_of(0)}, examples(), **default).caveats)
+    with pytest.raises(ValueError, match="plot: the comparison measured no worst-case rises"):
+        found.plot()
+
+
+def test_single_values_are_lists_of_one() -> None:
+    one = compare({"a": minimum_of(0)}, examples(), **{**QUICK, "radii": 0.1, "what": "fit"})
+    assert {"train_loss", "train_accuracy"} <= set(one.records["measure"])
+
+
+@pytest.mark.parametrize(
+    "loss", [nn.CrossEntropyLoss(), nn.functional.cross_entropy, nn.CrossEntropyLoss(torch.ones(3))]
+)
+def test_the_default_loss_given_by_name_keeps_accuracies(loss: Any) -> None:
+    plain, named = (
+        compare({"a": minimum_of(0)}, examples(), loss=given, **{**QUICK, "what": ["fit"]}) for given in (None, loss)
+    )
+    assert value(named, measure="train_accuracy") == value(plain, measure="train_accuracy")

@@ -49,7 +49,7 @@ def test_only_the_head_follows_its_seed(task: MinilmSentiment) -> None:
 def test_head_and_adapter_of_a_run_come_back_together(tmp_path: Path) -> None:
     preset = load_preset("minilm-sentiment").model_dump()
     preset |= {"train_sizes": [16], "training": {"epochs": 4, "batch_size": 8}}
-    preset["methods"] = {"lora": {"learning_rate": 3e-3}}
+    preset |= {"methods": {"lora": {"learning_rate": 3e-3}}, "tuning": None}
     study, cell, folder = Study.model_validate(preset), Cell("lora", 0, 16), StudyFolder(tmp_path)
     check(study)
     prepare(study, folder)
