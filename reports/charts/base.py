@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -19,6 +20,10 @@ _SYMBOLS = {
     "p": "pentagon", "h": "hexagon", "8": "octagon",
 }  # fmt: skip
 _GRID = "#8883"
+_USUAL, _PLOT, _ROW = 430, 350, 29
+"""Heights in pixels: of a plot with a short legend, of one without any, of a legend's row."""
+_NARROW, _MARK, _LETTER = 280, 45, 6.5
+"""Widths in pixels: of a legend where plots stand side by side or on a phone, of an entry's mark, of a letter."""
 _DASHES = {"-": "solid", "--": "dash", ":": "dot", "-.": "dashdot"}
 
 
@@ -65,9 +70,12 @@ def plot_data(figure: go.Figure) -> dict[str, Any]:
 
 
 def titled(figure: go.Figure, text: str) -> None:
-    """A small title above a plot of the usual height, and its legend below."""
+    """A small title above a plot, and its legend below, for whose rows the plot is higher than usual."""
     title = {"text": text, "font": {"size": 13}}
-    figure.update_layout(title=title, height=430, legend={"orientation": "h", "y": -0.25})
+    names = [trace.name for trace in figure.data if trace.showlegend is not False and trace.name]
+    rows = math.ceil(sum(_MARK + _LETTER * len(name) for name in names) / _NARROW)
+    height = max(_USUAL, _PLOT + _ROW * rows)
+    figure.update_layout(title=title, height=height, legend={"orientation": "h", "y": -0.25})
 
 
 def marks(method: str) -> dict[str, Any]:
