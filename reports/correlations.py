@@ -28,9 +28,14 @@ def correlation_table(rows: Sequence[dict[str, Any]]) -> tuple[pd.DataFrame, pd.
 
 
 def _tau(row: dict[str, Any], place: str) -> str:
-    tau, low, high = (row[f"{place}{end}"] for end in ("", "_low", "_high"))
+    tau, low, high = (_rounded(row[f"{place}{end}"]) for end in ("", "_low", "_high"))
     if tau is None or math.isnan(tau):
         return NOTHING
     if low is None or math.isnan(low):  # of too few columns for an interval
         return significant(tau)
     return f"{significant(tau)} [{significant(low)}, {significant(high)}]"
+
+
+def _rounded(value: float | None) -> float | None:
+    """Without the rounding of a mean of correlations that cancel."""
+    return None if value is None else round(value, 9) + 0.0

@@ -128,7 +128,7 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
     "an unknown estimator": (lambda: estimate_trace(HESSIAN, method="hutch"), "method: expected one of hutchinson"),
     "density of a risk": (lambda: spectral_density(RISK), "HessianOperator(risk)"),
     "trust region of a risk": (lambda: trust_region_maximum(RISK, VECTOR, 0.1), "HessianOperator(risk)"),
-    "a product of other size": (lambda: HESSIAN.matvec(torch.ones(3)), f"vector: expected shape ({SIZE},)"),
+    "a product of other size": (lambda: HESSIAN.matvec(torch.ones(3)), f"vector: expected a tensor of shape ({SIZE},)"),
     # sharpness
     "sharpness of a model": (lambda: worst_case_sharpness(NET, 0.1), "risk: expected an EmpiricalRisk"),
     "sharpness of an operator": (lambda: worst_case_sharpness(HESSIAN, 0.1), "pass the risk that the operator"),

@@ -79,7 +79,7 @@ def first_order_optimum(gradients: Mapping[str, Tensor], r: int | Mapping[str, i
         ValueError: There is no gradient or one is no matrix, r is below 1, or rho is negative.
 
     >>> first_order_optimum({"w": torch.diag(torch.tensor([4.0, 3.0, 1.0]))}, 2, 0.1)
-    FirstOrderOptimum(frobenius=0.5, ky_fan=0.7000000000000001)
+    FirstOrderOptimum(frobenius=0.5, ky_fan=0.7)
     """
     ranks = r if isinstance(r, Mapping) else dict.fromkeys(gradients, r)
     if set(ranks) != set(gradients):
