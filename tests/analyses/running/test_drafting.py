@@ -43,7 +43,8 @@ def test_two_commands_audit_a_csv_with_a_local_model(
     assert "15 cells, about" in said and "landscape audit --config" in said
     settings = load_study(study)
     assert settings.task.name == "text_classification"
-    wanted = {"bert": ["dense", "key", "query", "value"], "gpt2": ["c_attn", "c_fc", "c_proj"]}
+    bert_layers = ["intermediate.dense", "key", "output.dense", "query", "value"]  # the pooler's is called dense, too
+    wanted = {"bert": bert_layers, "gpt2": ["c_attn", "c_fc", "c_proj"]}
     assert settings.adapters.target_modules == wanted[architecture]
     assert settings.adapters.modules_to_save == {"bert": ["classifier"], "gpt2": ["score"]}[architecture]
     assert main(["audit", "--config", str(shrunk(study)), "--out", str(tmp_path / "out"), "--dry-run"]) == 0
@@ -77,6 +78,7 @@ def test_the_suggested_radii_are_those_of_the_rises(tmp_path: Path) -> None:
     model = bert(tmp_path / "model", label2id=names, id2label={i: name for name, i in names.items()})
     network = BertForSequenceClassification.from_pretrained(model)
     network.classifier.weight.data *= 100  # an untrained head is too small for a rise of 1 nat
+    network.bert.pooler.dense.weight.data *= 30  # and so is what it gets
     network.save_pretrained(model)
     text = draft(str(model), str(data)).text
     radii = [float(line.rsplit(" ", 1)[1].rstrip(".")) for line in text.splitlines() if "nats at" in line]
