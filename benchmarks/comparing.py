@@ -1,6 +1,6 @@
 """Time and peak memory of `landscape compare` on two checkpoints of a GPT-2 with 124M random weights.
 
-``python benchmarks/comparing.py [--texts 4] [--steps 4] [--json FILE]`` writes the checkpoints, a tokenizer of whole
+``python benchmarks/comparing.py [--texts 2] [--steps 2] [--json FILE]`` writes the checkpoints, a tokenizer of whole
 words and texts of 64 tokens into a temporary folder, and compares the two as a user would: top eigenvalue, and worst
 case in the l2 ball at two radii, over all weights. The peak is the command's resident memory, files that it maps
 included. Steps and starts are few: they take time, not memory.
@@ -48,7 +48,7 @@ def write_inputs(folder: Path, texts: int) -> None:
 
 def write_settings(path: Path, steps: int) -> None:
     """One small search a radius, and one eigenpair."""
-    effort = {"steps": steps, "restarts": 1, "screened": 2, "max_passes": 1, "average_samples": 2}
+    effort = {"steps": steps, "restarts": 1, "screened": 1, "max_passes": 1, "average_samples": 2}
     curvature = {"k": 1, "lanczos_tol": 0.1, "power_tol": 0.1, "power_matvecs": 3}
     path.write_text(yaml.safe_dump({"worst_case": effort, "curvature": curvature, "graph_gib": 0.01}))
 
@@ -56,8 +56,8 @@ def write_settings(path: Path, steps: int) -> None:
 def main() -> None:
     """Compare, and print seconds and the peak."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--texts", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=4, help="of a climb")
+    parser.add_argument("--texts", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=2, help="of a climb")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
