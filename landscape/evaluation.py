@@ -6,6 +6,7 @@ import random
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from operator import is_
 from typing import Any
 
 import numpy as np
@@ -132,8 +133,10 @@ class _PlainEmbedding(TorchFunctionMode):
 _OF_TORCH = vars(nn.Module()).keys() - {"_parameters", "_buffers", "_non_persistent_buffers_set"}
 """What every module has; forward passes may register buffers, and torch's functional call puts back the weights of a
 module that has two names as the replacements."""
+_UNCHANGEABLE = frozenset({int, float, bool, str, tuple, type(None)})
 _LARGE = 2**20
 """Entries of a tensor that is no buffer but kept on a module, above which it is not copied for a forward pass."""
+_CONTAINERS = (dict, list, deque, set)
 _DEPTH, _MANY = 3, 1000
 """How deep containers within containers are put back, and the entries of one above which only it is."""
 
@@ -142,22 +145,24 @@ def _containers(module: nn.Module) -> list[tuple[Any, Any]]:
     """What a module keeps on itself and a forward pass may change, each beside a copy of its content."""
     found: list[tuple[Any, Any]] = []
     for name, value in vars(module).items():
+        if type(value) in _UNCHANGEABLE or name in _OF_TORCH:
+            continue
         if name in ("_parameters", "_buffers"):
             found.append((value, value.copy()))
-        elif name not in _OF_TORCH:
+        else:
             _note(value, found, _DEPTH)
     return found
 
 
 def _note(value: Any, found: list[tuple[Any, Any]], depth: int) -> None:
     """Copy a list, queue, dictionary, set, array or tensor, of a derived class too, and those within it."""
-    if isinstance(value, Tensor):
-        if type(value) is Tensor and value.numel() <= _LARGE and not value.requires_grad:
+    if type(value) is Tensor:
+        if value.numel() <= _LARGE and not value.requires_grad:
             found.append((value, value.clone()))
     elif isinstance(value, np.ndarray):
         if value.size <= _LARGE:
             found.append((value, value.copy()))
-    elif isinstance(value, dict | list | deque | set):
+    elif isinstance(value, _CONTAINERS):
         content = dict(value) if isinstance(value, dict) else [*value]
         found.append((value, content))
         if depth > 1 and len(content) <= _MANY:
@@ -165,18 +170,19 @@ def _note(value: Any, found: list[tuple[Any, Any]], depth: int) -> None:
                 _note(inner, found, depth - 1)
 
 
-@torch.no_grad()
 def _refill(container: Any, content: Any) -> None:
     if isinstance(container, Tensor):
-        if not torch.equal(container, content):
-            container.copy_(content)
+        with torch.no_grad():
+            if not torch.equal(container, content):
+                container.copy_(content)
     elif isinstance(container, np.ndarray):
         container[...] = content
     elif isinstance(container, dict):
-        if [*container] != [*content] or any(container[key] is not value for key, value in content.items()):
+        same = len(container) == len(content) and all(map(is_, container, content))  # keys, in their order
+        if not (same and all(map(is_, container.values(), content.values()))):
             container.clear()
             dict.update(container, content)  # a Counter's own adds
-    elif len(container) != len(content) or any(one is not other for one, other in zip(container, content, strict=True)):
+    elif len(container) != len(content) or not all(map(is_, container, content)):
         container.clear()
         (container.update if isinstance(container, set) else container.extend)(content)
 
