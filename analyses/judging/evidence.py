@@ -25,7 +25,6 @@ _LOW_IS_GOOD = (
     "flops", "bytes",
 )  # fmt: skip
 """Words in the names of measures."""
-_NONE = 1e-9
 
 
 @dataclass(frozen=True)
@@ -173,10 +172,11 @@ def with_power(claim: ClaimSpec, evidence: Evidence, level: float) -> Evidence:
     if smallest is not None:
         ratio = claim.scale == "ratio"
         # Where the effect that is tested against is none, its distance; else the effect itself, on the claim's side.
-        null = (math.log(evidence.effect) if ratio else evidence.effect) - evidence.contrast
+        null = math.log(evidence.limit) if ratio else evidence.limit
+        null += {"not_below": -1, "not_above": 1}.get(claim.direction, 0) * (bound or 0.0)
         side = -1.0 if claim.direction in ("below", "not_above") else 1.0
         smallest += (bound or 0.0) if equivalent else 0.0
-        smallest = smallest if equivalent or abs(null) < _NONE else null + side * smallest
+        smallest = smallest if equivalent or null == 0 else null + side * smallest
         smallest = _exp(smallest) if ratio else smallest
     margin = bound if claim.direction in ("below", "above", "equivalent") and claim.scale != "share" else None
     needed = runs_needed(evidence.contrast, spread, alpha=level, margin=margin, equivalent=equivalent)

@@ -12,11 +12,12 @@ from scipy.optimize import brentq
 
 POWER = 0.8
 _MOST, _QUANTILES = 10_000, 4_000
-_FEW = 30
+_FEW, _LARGEST = 30, 1e6
 
 
 def smallest_effect(spread: float, n: int, *, alpha: float) -> float | None:
-    """Mean difference that a two-sided t-test of n pairs finds with 80 % power; None without a spread.
+    """Mean difference that a two-sided t-test of n pairs finds with 80 % power; None without a spread, or beyond a
+    million spreads.
 
     Args:
         spread: Standard deviation of the differences.
@@ -30,7 +31,8 @@ def smallest_effect(spread: float, n: int, *, alpha: float) -> float | None:
     def lacks(log_effect: float) -> float:
         return _beyond(critical, freedom, math.exp(log_effect) * math.sqrt(n)) - POWER
 
-    return math.exp(brentq(lacks, math.log(1e-6), math.log(1e6))) * spread
+    largest = math.log(_LARGEST)
+    return math.exp(brentq(lacks, -largest, largest)) * spread if lacks(largest) > 0 else None
 
 
 @lru_cache(maxsize=512)
