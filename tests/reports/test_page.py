@@ -59,7 +59,9 @@ def test_page_is_whole_and_self_contained(whole: Path) -> None:
     source = (whole / "report.html").read_text()
     page = _Page(source)
     assert page.open == []
-    assert len(page.images) == 12 and all(image.startswith("data:image/svg+xml;base64,") for image in page.images)
+    assert len(page.images) == 12 and all(
+        image.startswith("data:image/svg+xml;charset=utf-8,%3C") for image in page.images
+    )
     own = source.replace(str(plotly_source()), "")
     assert not re.search(r'(src|href)="(?!data:|#)', own)
     assert "url(" not in own and len(source) < 8e6
