@@ -154,7 +154,7 @@ def _study_name(records: pd.DataFrame) -> str:
 def _embed(path: Path) -> str:
     text = path.with_suffix(".svg").read_text(encoding="utf-8")
     # As text, which is a quarter shorter than in base64; readers of addresses drop line ends.
-    return "data:image/svg+xml;charset=utf-8," + quote(" ".join(text.split("\n")), safe=" /:=;,.-+()*")
+    return "data:image/svg+xml;charset=utf-8," + quote(" ".join(text.split("\n")), safe=" /:=;,.-+")
 
 
 def _optional(path: Path, *keys: str) -> list[dict[str, Any]]:
