@@ -65,6 +65,11 @@ def held_adapter(model: nn.Module) -> str | None:
 
 def activate(model: PeftModel, names: Sequence[str]) -> None:
     """Compute with these adapters, or with none; active ones become trainable."""
+    if PRIMARY not in model.peft_config:  # adapters of another kind below the auxiliary are not its own to switch
+        for layer in adapted_layers(model).values():
+            layer.enable_adapters(bool(names))
+            layer.set_adapter(list(names))
+        return
     if not names:
         model.base_model.disable_adapter_layers()
         for module in model.modules():

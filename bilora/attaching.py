@@ -9,13 +9,18 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, LoraGAConfig, PeftModel, get_peft_model
-from peft.tuners.tuners_utils import _maybe_include_all_linear_layers, check_target_module_exists
+from peft.tuners.tuners_utils import (
+    BaseTunerLayer,
+    _maybe_include_all_linear_layers,
+    check_target_module_exists,
+)
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from bilora.adapters import AUXILIARY, PRIMARY, Factors, adapter_factors, check_plain
+from bilora.beside import attach_beside, check_trains_itself
 from bilora.buffers import remember_buffers
 from bilora.config import CLASSIFIERS, BiLoraConfig, Primary
 from bilora.fused import FusedLinear
@@ -48,7 +53,11 @@ def attach_primary(model: nn.Module, config: BiLoraConfig, *, seed: int, rank_fa
         ValueError: The model has adapters, a name matches nothing, a layer is not an unquantised linear layer, a rank
             exceeds a dimension, or LoRA-GA's gradients are missing.
     """
-    peft_model = _attached(model, config, PRIMARY, rank_factor=rank_factor)
+    check_plain(model)
+    lora = _checked(model, config, rank_factor=rank_factor)
+    _use_own_layers(lora)
+    peft_model = get_peft_model(model, lora, adapter_name=PRIMARY)
+    remember_buffers(peft_model)
     if config.primary in MOVES_THE_BASE:
         pairs = adapter_factors(peft_model, PRIMARY)
         first = {name: (pair.A.detach().clone(), pair.B.detach().clone()) for name, pair in pairs.items()}
@@ -59,26 +68,25 @@ def attach_primary(model: nn.Module, config: BiLoraConfig, *, seed: int, rank_fa
 
 
 def attach_auxiliary_alone(model: nn.Module, config: BiLoraConfig, *, seed: int) -> PeftModel:
-    """Add the auxiliary to a plain model whose own weights descend; those stay as trainable as they were."""
+    """Add the auxiliary to a model that trains itself; what descends there stays as trainable as it was.
+
+    Raises:
+        ValueError: Nothing in it is trained, it holds LoRA, or the settings do not fit its layers.
+    """
+    check_trains_itself(model)
     trained = [p for p in model.parameters() if p.requires_grad]
     if not trained:
         raise ValueError("primary: 'full' has nothing to train, all weights are frozen; use model.requires_grad_(True)")
     rank = config.auxiliary_r or config.r
     alpha = config.auxiliary_alpha or config.alpha * rank / config.r
     plain = config.model_copy(update={"primary": "lora", "r": rank, "alpha": alpha})
-    peft_model = _attached(model, plain, AUXILIARY, rank_factor=1)
+    lora = _checked(model, plain, rank_factor=1)
+    _use_own_layers(lora)
+    peft_model = attach_beside(model, lora)
+    remember_buffers(peft_model)
     _draw_factors(adapter_factors(peft_model, AUXILIARY), f"{seed}/{AUXILIARY}")
     for parameter in trained:
         parameter.requires_grad_(True)
-    return peft_model
-
-
-def _attached(model: nn.Module, config: BiLoraConfig, adapter: str, *, rank_factor: int) -> PeftModel:
-    check_plain(model)
-    lora = _checked(model, config, rank_factor=rank_factor)
-    _use_own_layers(lora)
-    peft_model = get_peft_model(model, lora, adapter_name=adapter)
-    remember_buffers(peft_model)
     return peft_model
 
 
@@ -208,8 +216,14 @@ def _check_targets(model: nn.Module, lora: LoraConfig, config: BiLoraConfig) -> 
         if all(get_pattern_key([pattern], name) != pattern for name in matched):
             raise ValueError(f"rank_pattern, alpha_pattern: {pattern!r} matches none of {sorted(matched)}")
     _check_fast_path(model, matched)
-    for name, module in matched.items():
-        if not isinstance(module, nn.Linear | Conv1D) or type(module) not in (nn.Linear, Conv1D):
+    for name, outer in matched.items():
+        module = outer.get_base_layer() if isinstance(outer, BaseTunerLayer) else outer
+        if isinstance(model.get_submodule(name.rpartition(".")[0]), BaseTunerLayer):
+            raise ValueError(
+                f"target_modules: {name} lies inside an adapter, which would change what the auxiliary perturbs; "
+                "expected the names of the model's own layers"
+            )
+        if type(module) not in (nn.Linear, Conv1D):
             raise ValueError(
                 f"target_modules: {name} is a {type(module).__name__}; expected unquantised nn.Linear layers or "
                 "transformers' Conv1D, as the methods move the matrix that a layer multiplies with"
@@ -219,7 +233,7 @@ def _check_targets(model: nn.Module, lora: LoraConfig, config: BiLoraConfig) -> 
                 f"target_modules: the weight of {name} is computed from others (weight or spectral normalisation), so "
                 "that an adapter cannot be merged into it; remove the normalisation first, or leave the layer out"
             )
-        shape = tuple(module.weight.shape)
+        shape = tuple(module.get_parameter("weight").shape)
         smallest = min(shape)
         rank = lora.rank_pattern.get(get_pattern_key(list(lora.rank_pattern), name), lora.r)
         for setting, value, factor in (("r", rank, lora.r // config.r), ("auxiliary_r", config.auxiliary_r or 1, 1)):

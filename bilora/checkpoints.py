@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from bilora.adapters import AUXILIARY, PRIMARY, adapted_layers
 from bilora.attaching import MOVES_THE_BASE, initial_factors
+from bilora.beside import own_adapters, without_auxiliary
 from bilora.buffers import BUFFERS, load_buffers, moved_buffers, save_buffers
 from bilora.config import FILE, BiLoraConfig
 from bilora.methods.base import Method
@@ -108,8 +109,8 @@ def _make_plain(model: PeftModel, name: str, directory: Path) -> None:
 
 def save_whole(model: PeftModel, directory: Path) -> None:
     """Save a model whose own weights were trained beside an auxiliary, without the auxiliary; it is copied for that."""
-    plain = copy.deepcopy(model).unload()
-    if isinstance(plain, PreTrainedModel):
+    plain = without_auxiliary(copy.deepcopy(model))
+    if isinstance(plain, PreTrainedModel | PeftModel):
         plain.save_pretrained(directory)
     else:
         directory.mkdir(parents=True, exist_ok=True)
@@ -141,16 +142,17 @@ def load_adapters(model: PeftModel, checkpoint: Path) -> None:
     Raises:
         ValueError: The frozen weights are not those that the checkpoint's adapters were trained on.
     """
-    missing = [name for name in model.peft_config if not (checkpoint / name / _ADAPTER).is_file()]
+    names = own_adapters(model)
+    missing = [name for name in names if not (checkpoint / name / _ADAPTER).is_file()]
     if missing:
         raise ValueError(
             f"resume_from_checkpoint: {checkpoint} holds no adapter {missing[0]!r} of a training under way; expected a "
             "folder checkpoint-N, not what save_model wrote"
         )
     _check_initial(model, checkpoint)
-    for name in model.peft_config:
+    for name in names:
         set_peft_model_state_dict(model, load_peft_weights(str(checkpoint / name), device="cpu"), adapter_name=name)
-    if (checkpoint / OWN).is_file() and PRIMARY not in model.peft_config:
+    if (checkpoint / OWN).is_file() and PRIMARY not in names:
         _load_own_weights(model, checkpoint)
     else:
         load_buffers(model, checkpoint)

@@ -45,8 +45,9 @@ class BiLoraConfig(BaseModel):
         modules_to_save: Modules trained as a whole beside the primary and saved with it, such as a new head; name
             endings, as in `peft.LoraConfig`. Layers inside them get no adapter.
         primary: What PEFT makes of the primary adapter. ``lora_ga`` needs `peft.tuners.lora.loraga.preprocess_loraga`
-            on the model first. ``full`` is no adapter: all weights descend, beside an auxiliary of rank ``r``. The
-            auxiliary is always plain LoRA.
+            on the model first. ``full`` makes none: what the model trains descends, all its weights or adapters of
+            another kind than LoRA that it came with, beside an auxiliary of rank ``r``. The auxiliary is always plain
+            LoRA.
         rank_pattern: Ranks of layers that differ from ``r``, as in `peft.LoraConfig`.
         alpha_pattern: ``lora_alpha`` of layers that differ from ``alpha``, as in `peft.LoraConfig`.
         lora_dropout: Dropout on the primary's input; the auxiliary has none.

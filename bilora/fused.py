@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from peft import LoraConfig
 from peft.tuners.lora import Linear as LoraLinear
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -23,7 +24,7 @@ class FusedLinear(LoraLinear):
     """
 
     def __init__(self, base_layer: nn.Module, adapter_name: str, config: LoraConfig, **kwargs: Any) -> None:
-        below = base_layer.get_base_layer() if isinstance(base_layer, LoraLinear) else base_layer
+        below = base_layer.get_base_layer() if isinstance(base_layer, BaseTunerLayer) else base_layer
         transposed = isinstance(below, Conv1D)
         config.fan_in_fan_out = transposed
         super().__init__(base_layer, adapter_name, config, is_target_conv_1d_layer=transposed, **kwargs)

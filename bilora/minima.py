@@ -6,14 +6,14 @@ import copy
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 import transformers
 from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import load_peft_weights
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, Trainer
 
 from bilora.adapters import AUXILIARY, PRIMARY, adapted_layers, adapter_factors, frozen_weight, held_adapter
 from bilora.attaching import initial_factors
+from bilora.beside import WRAPPED, own_adapters, plain_name, without_auxiliary
 from bilora.buffers import load_buffers
 from bilora.checkpoints import INITIAL, OWN
 from landscape import EmpiricalRisk, Layout, LowRankSubspace, orthonormal_basis
@@ -112,6 +113,11 @@ def minimum(source: Trainer | nn.Module | str | Path, *, base: nn.Module | None 
         return _from_folder(Path(source), base)
     model = source.model if isinstance(source, Trainer) else source
     if isinstance(model, PeftModel):
+        if PRIMARY not in own_adapters(model) and AUXILIARY in own_adapters(model):
+            trained = _unwrapped(copy.deepcopy(model))
+            factors = adapter_factors(trained, AUXILIARY)
+            pairs = {layer: (pair.A.detach(), pair.B.detach()) for layer, pair in factors.items()}
+            return _beside_auxiliary(without_auxiliary(trained), pairs)
         return _merged(_unwrapped(copy.deepcopy(model)), base)
     if not isinstance(model, nn.Module):
         raise ValueError(f"source: expected a trainer, a model or a folder, got {type(source).__name__}")
@@ -160,7 +166,7 @@ def _merged(model: PeftModel, base: nn.Module | None = None) -> Minimum:
         for adapter in model.peft_config
         if (pairs := adapter_factors(model, adapter))
     }
-    if not merged:  # its own weights were trained, and the auxiliary is left out
+    if not merged:  # all are off
         plain = model.unload().requires_grad_(True)
         adapted = {measured[f"{layer}.weight"] for layer in layers}
         return Minimum(plain, tuple(name for name, _ in plain.named_parameters() if name in adapted), {}, factors)
@@ -174,6 +180,43 @@ def _merged(model: PeftModel, base: nn.Module | None = None) -> Minimum:
         given = {} if base is None else dict(base.named_parameters())
         before = {name: given[name].detach().to(after[name]) for name in names if name in given}
     return Minimum(plain, names, {name: after[name].detach() - before[name] for name in before}, factors)
+
+
+def _beside_auxiliary(model: nn.Module, pairs: Mapping[str, Pair]) -> Minimum:
+    """What was trained beside an auxiliary: own weights, or adapters of another kind; the model is used up.
+
+    Those are merged where their kind can be, and the updates are then known; a prefix and its like stay in front of the
+    weights that are measured.
+
+    Args:
+        model: Without the auxiliary.
+        pairs: The auxiliary's factors by layer.
+    """
+    before: dict[str, Tensor] = {}
+    weights = {layer: _weight_of(model.get_submodule(layer)) for layer in pairs}
+    if isinstance(model, PeftModel) and isinstance(model.base_model, BaseTuner):
+        if any(weight.dtype in _HALF for weight in weights.values()):
+            model.float()
+        _untie(model)
+        before = {layer: _weight_of(model.get_submodule(layer)).detach().clone() for layer in pairs}
+        try:
+            plain: nn.Module = model.base_model.merge_and_unload()
+        except (AttributeError, NotImplementedError, ValueError) as error:
+            raise ValueError(
+                f"source: PEFT cannot merge the model's adapters into its weights ({error}); expected a kind that it "
+                "can, or the model itself with params, measured by landscape.EmpiricalRisk"
+            ) from error
+        model = plain
+        weights = {layer: _weight_of(model.get_submodule(layer.removeprefix(WRAPPED))) for layer in pairs}
+    names = {id(parameter): name for name, parameter in model.requires_grad_(True).named_parameters()}
+    measured = {layer: names[id(weight)] for layer, weight in weights.items()}
+    updates = {measured[layer]: weights[layer].detach() - one for layer, one in before.items()}
+    ordered = tuple(name for name in names.values() if name in set(measured.values()))
+    return Minimum(model, ordered, updates, {AUXILIARY: {measured[layer]: pair for layer, pair in pairs.items()}})
+
+
+def _weight_of(layer: nn.Module) -> Tensor:
+    return (layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer).get_parameter("weight")
 
 
 def _moves_the_base(config: Any) -> bool:
@@ -230,7 +273,7 @@ def _untie(model: PeftModel) -> None:
     """
     named = model.named_parameters(remove_duplicate=False)
     uses = Counter(id(parameter) for _, parameter in named)
-    for layer in adapted_layers(model).values():
+    for layer in (module for module in model.modules() if isinstance(module, BaseTunerLayer)):
         inner = layer.get_base_layer()
         if uses[id(inner.weight)] > 1:
             layer.base_layer = copy.deepcopy(inner)
@@ -294,17 +337,16 @@ def _from_own_weights(checkpoint: Path, base: nn.Module | None) -> Minimum:
     """A checkpoint of a model whose own weights were trained beside an auxiliary."""
     if base is None:
         raise ValueError(f"base: {checkpoint} holds weights without a model; expected the plain model, got None")
-    plain = copy.deepcopy(base).requires_grad_(True)
+    plain = copy.deepcopy(base)
     places = plain.state_dict()
+    pairs = {name.removesuffix(".weight"): pair for name, pair in _stored_factors(checkpoint / AUXILIARY).items()}
     for key, tensor in load_file(checkpoint / OWN).items():
-        places[key.removeprefix("base_model.model.").replace(".base_layer.", ".")].copy_(tensor)
-    aliases = _first_names(plain)
-    factors = {aliases[name]: pair for name, pair in _stored_factors(checkpoint / AUXILIARY).items()}
-    before, after = dict(base.named_parameters()), dict(plain.named_parameters())
-    names = tuple(name for name in after if name in factors)
-    return Minimum(
-        plain, names, {name: after[name].detach() - before[name].detach() for name in names}, {AUXILIARY: factors}
-    )
+        places[plain_name(key, pairs)].copy_(tensor)
+    found = _beside_auxiliary(plain, pairs)
+    if found.updates or isinstance(base, PeftModel):
+        return found
+    before, after = dict(base.named_parameters()), dict(found.model.named_parameters())
+    return replace(found, updates={name: after[name].detach() - before[name].detach() for name in found.weight_names})
 
 
 def load_whole(folder: Path) -> PreTrainedModel:

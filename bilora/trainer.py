@@ -18,6 +18,7 @@ from transformers.trainer_optimizer import is_optimizer_factory
 from transformers.trainer_utils import IntervalStrategy
 
 from bilora.adapters import PRIMARY
+from bilora.beside import own_adapters
 from bilora.checkpoints import (
     check_config,
     clear_earlier,
@@ -308,7 +309,7 @@ class BiLoraTrainer(Trainer):
         elif self.args.should_save:
             directory = Path(output_dir or self.args.output_dir)
             clear_earlier(directory)
-            if PRIMARY in self.model.peft_config:
+            if PRIMARY in own_adapters(self.model):
                 save_adapter(self.model, PRIMARY, directory)
             else:
                 save_whole(self.model, directory)
@@ -325,7 +326,7 @@ class BiLoraTrainer(Trainer):
         super()._save(output_dir, state_dict)
         self.method.config.save_pretrained(directory)
         write_state(self.method, directory)
-        if isinstance(self.model, PeftModel) and PRIMARY not in self.model.peft_config:
+        if isinstance(self.model, PeftModel) and PRIMARY not in own_adapters(self.model):
             save_own_weights(self.model, directory)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, Protocol, get_args
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from bilora.adapters import check_plain
+from bilora.beside import check_trains_itself
 from bilora.config import BiLoraConfig, Primary
 
 
@@ -201,9 +201,9 @@ def trained_as_they_are(model: nn.Module, name: str) -> nn.Module:
     """The model itself, for methods that train its own weights; those that its owner froze stay frozen.
 
     Raises:
-        ValueError: It has adapters, or nothing is left to train.
+        ValueError: It holds LoRA, or nothing is left to train.
     """
-    check_plain(model)
+    check_trains_itself(model)
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError(f"model: {name} has nothing to train, all weights are frozen; use model.requires_grad_(True)")
     return model
