@@ -2,39 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from typing import Any
 
 import yaml
 
 
-class _Reader(yaml.SafeLoader):
-    """The safe reader, which also refuses a mapping with one key twice: the later value would win without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[Hashable] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
-            if isinstance(key, Hashable) and key_node.tag != "tag:yaml.org,2002:merge":
-                if key in seen:
-                    raise yaml.constructor.ConstructorError(
-                        "in a mapping", node.start_mark, f"the key {key!r} stands twice", key_node.start_mark
-                    )
-                seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
 def read_yaml(text: str) -> Any:
-    """What a text in YAML says.
+    """What a text in YAML says; ``<<: *anchor`` takes over the keys of another mapping, which its own replace.
 
     Raises:
-        yaml.YAMLError: It is none, or a mapping has one key twice.
+        yaml.YAMLError: It is none, or a mapping has one key twice: the later value would win without a word.
 
     >>> read_yaml("a: 1")
     {'a': 1}
     """
-    reader = _Reader(text)
+    reader = yaml.SafeLoader(text)
     try:
-        return reader.get_single_data()  # type: ignore[no-untyped-call]
+        node = reader.get_single_node()
+        if node is None:
+            return None
+        _check_keys(node, set())
+        return reader.construct_document(node)
     finally:
-        reader.dispose()  # type: ignore[no-untyped-call]
+        reader.dispose()
+
+
+def _check_keys(node: yaml.Node, seen: set[int]) -> None:
+    """Refuse a mapping that says one key twice, here or inside; before merges, which repeat keys on purpose."""
+    if id(node) in seen:
+        return
+    seen.add(id(node))
+    if isinstance(node, yaml.SequenceNode):
+        for inner in node.value:
+            _check_keys(inner, seen)
+    if isinstance(node, yaml.MappingNode):
+        keys: set[tuple[str, str]] = set()
+        for key, value in node.value:
+            _check_keys(key, seen)
+            _check_keys(value, seen)
+            said = (key.tag, str(key.value))
+            if isinstance(key, yaml.ScalarNode) and said in keys:
+                raise yaml.constructor.ConstructorError(
+                    "in a mapping", node.start_mark, f"the key {key.value!r} stands twice", key.start_mark
+                )
+            keys.add(said)
