@@ -4,8 +4,9 @@ from bilora import _installed  # noqa: F401  first, so that it speaks before an 
 from bilora.checkpoints import save_adapter
 from bilora.config import BiLoraConfig
 from bilora.loops import attach, bilora_optimizer
+from bilora.measured import Minimum
 from bilora.methods import METHODS, Method, build_method
-from bilora.minima import Minimum, minimum
+from bilora.minima import minimum
 from bilora.snapshots import SnapshotCallback, load_snapshots
 from bilora.trainer import BiLoraSeq2SeqTrainer, BiLoraTrainer
 from bilora.watching import CurvatureCallback

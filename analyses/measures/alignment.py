@@ -15,7 +15,7 @@ from analyses.measures.minima import Progress, Rows, Subject, adapters_with_spac
 from analyses.measures.worst_cases import worst_case_at, worst_case_settings
 from analyses.training.recording import load_recorded_snapshots
 from bilora.adapters import AUXILIARY, PRIMARY
-from bilora.minima import factor_subspace
+from bilora.measured import factor_subspace
 from landscape import (
     AlignmentResult,
     GGNOperator,

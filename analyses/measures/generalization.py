@@ -8,7 +8,7 @@ from analyses.measures.base import Measure
 from analyses.measures.minima import Progress, Rows, Subject, low_rank_factors
 from analyses.training.runs import method_config, read_run
 from bilora.adapters import PRIMARY
-from bilora.minima import factor_subspace
+from bilora.measured import factor_subspace
 
 
 def generalization(subject: Subject, progress: Progress) -> Rows:

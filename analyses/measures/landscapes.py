@@ -18,7 +18,7 @@ from analyses.study.measure_settings import SurfaceSettings
 from analyses.training.recording import load_recorded_snapshots
 from analyses.training.runs import environment, read_run
 from bilora.adapters import PRIMARY
-from bilora.minima import factor_subspace
+from bilora.measured import factor_subspace
 from landscape import (
     DenseOperator,
     EmpiricalRisk,

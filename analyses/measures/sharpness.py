@@ -13,7 +13,7 @@ from analyses.measures.worst_cases import Searched, search_settings, searched
 from analyses.study.measure_settings import L2
 from analyses.study.plan import Plan
 from bilora.adapters import AUXILIARY, PRIMARY
-from bilora.minima import factor_subspace
+from bilora.measured import factor_subspace
 from landscape import average_sharpness
 
 _FEW = 5

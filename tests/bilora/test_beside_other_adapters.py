@@ -13,7 +13,11 @@ import torch.nn.functional as F
 from peft import (
     IA3Config,
     LNTuningConfig,
+    LoHaConfig,
+    LoKrConfig,
     LoraConfig,
+    OFTConfig,
+    PeftConfig,
     PeftModel,
     PrefixTuningConfig,
     PromptTuningConfig,
@@ -258,6 +262,32 @@ def test_evaluation_leaves_the_auxiliary_out_and_heads_on(tmp_path: Path) -> Non
     run.method.engage()
     assert not torch.allclose(logits(run.model, "ia3"), deployed, atol=1e-3)
     torch.testing.assert_close(torch.tensor(run.predict(dataset()).predictions), deployed)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        LoHaConfig(target_modules=["q_proj", "fc1"], r=2, init_weights=False),
+        LoKrConfig(target_modules=["q_proj", "fc1"], r=2, init_weights=False),
+        OFTConfig(target_modules=["q_proj", "fc1"], oft_block_size=4, init_weights=False),
+        IA3Config(target_modules=["q_proj", "fc1"], feedforward_modules=["fc1"], init_ia3_weights=False),
+    ],
+    ids=lambda settings: settings.peft_type.value,
+)
+def test_adapters_of_another_kind_alone_have_a_minimum(tmp_path: Path, settings: PeftConfig) -> None:
+    torch.manual_seed(6)
+    model = get_peft_model(tiny_vit(), settings)
+    model.save_pretrained(tmp_path)
+    for found in (minimum(model), minimum(tmp_path, base=tiny_vit())):
+        torch.testing.assert_close(logits(found.model, "ia3"), logits(model, "ia3"), rtol=1e-4, atol=1e-5)
+        first, after = dict(tiny_vit().named_parameters()), dict(found.model.named_parameters())
+        assert len(found.weight_names) == 2 and not found.factors
+        for name in found.weight_names:
+            assert not torch.equal(after[name], first[name])
+            torch.testing.assert_close(after[name], first[name] + found.updates[name])
+    model.disable_adapter_layers()
+    with pytest.raises(ValueError, match=r"source: the model's adapters are merged already, or off"):
+        minimum(model)
 
 
 def test_what_cannot_be_is_refused(network: nn.Module) -> None:

@@ -349,8 +349,9 @@ def test_pefts_own_merge_leaves_out_an_auxiliary_that_is_alone(tmp_path: Path, m
 
 
 def test_other_adapters_and_ranks_are_named() -> None:
-    with pytest.raises(ValueError, match="a holds an adapter of a Linear, of kind loha; expected LoRA in linear"):
-        minimum(get_peft_model(Net(), LoHaConfig(target_modules=["a"], r=2)))
+    seeing = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(4, 2))
+    with pytest.raises(ValueError, match="0 holds an adapter of a Conv2d, of kind loha; expected LoRA in linear"):
+        minimum(get_peft_model(seeing, LoHaConfig(target_modules=["0", "2"], r=2)))
     plain = nn.Sequential(nn.Linear(6, 8, bias=False))
     with pytest.raises(ValueError, match=r"0 has an adapter with a bias \(lora_bias\) and no bias to merge it into"):
         minimum(get_peft_model(plain, LoraConfig(target_modules=["0"], r=2, lora_bias=True)))
