@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from peft import LoraConfig, LoraGAConfig, PeftModel, get_peft_model
+from peft import IA3Config, LoraConfig, LoraGAConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import (
     BaseTunerLayer,
     _maybe_include_all_linear_layers,
@@ -67,6 +67,37 @@ def attach_primary(model: nn.Module, config: BiLoraConfig, *, seed: int, rank_fa
     return peft_model
 
 
+def attach_ia3(model: nn.Module, config: BiLoraConfig) -> PeftModel:
+    """Put PEFT's IA3 on the targeted layers: a learned scale, 1 at first, for each of their outputs.
+
+    Raises:
+        ValueError: As of `attach_primary`.
+    """
+    check_plain(model)
+    lora = _checked(model, config.model_copy(update={"primary": "lora"}), rank_factor=1)
+    targets = sorted(_matched(model, lora))
+    transposed = {isinstance(model.get_submodule(name), Conv1D) for name in targets}
+    if len(transposed) > 1:
+        raise ValueError(
+            "target_modules: PEFT's IA3 takes either nn.Linear layers or transformers' Conv1D, got both; name one kind"
+        )
+    ia3 = IA3Config(
+        target_modules=targets,
+        feedforward_modules=[],
+        modules_to_save=config.modules_to_save,
+        fan_in_fan_out=transposed == {True},
+    )
+    peft_model = get_peft_model(model, ia3)
+    remember_buffers(peft_model)
+    return peft_model
+
+
+def adapted_by(model: PeftModel) -> list[str]:
+    """Names in the plain model of the layers that the active adapter adapts."""
+    targets: set[str] = model.active_peft_config.target_modules
+    return sorted(targets)
+
+
 def attach_auxiliary_alone(model: nn.Module, config: BiLoraConfig, *, seed: int) -> PeftModel:
     """Add the auxiliary to a model that trains itself; what descends there stays as trainable as it was.
 
@@ -79,7 +110,8 @@ def attach_auxiliary_alone(model: nn.Module, config: BiLoraConfig, *, seed: int)
         raise ValueError("primary: 'full' has nothing to train, all weights are frozen; use model.requires_grad_(True)")
     rank = config.auxiliary_r or config.r
     alpha = config.auxiliary_alpha or config.alpha * rank / config.r
-    plain = config.model_copy(update={"primary": "lora", "r": rank, "alpha": alpha})
+    targets = _inside(model, config) if isinstance(model, PeftModel) else config.target_modules
+    plain = config.model_copy(update={"primary": "lora", "r": rank, "alpha": alpha, "target_modules": targets})
     lora = _checked(model, plain, rank_factor=1)
     _use_own_layers(lora)
     peft_model = attach_beside(model, lora)
@@ -97,6 +129,14 @@ def check_layers(model: nn.Module, config: BiLoraConfig, *, rank_factor: int = 1
         ValueError: As of `attach_primary`.
     """
     _checked(model, config, rank_factor=rank_factor)
+
+
+def _inside(model: PeftModel, config: BiLoraConfig) -> list[str] | str | None:
+    """Names in a model with adapters of the layers that settings name in the plain one."""
+    base = model.get_base_model()
+    names = {id(module): name for name, module in model.named_modules()}
+    found = [names[id(base.get_submodule(name))] for name in target_layers(base, config.target_modules)]
+    return found or config.target_modules
 
 
 def _checked(model: nn.Module, config: BiLoraConfig, *, rank_factor: int) -> LoraConfig:

@@ -12,7 +12,7 @@ from peft import LoraConfig
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationInfo, field_validator, model_validator
 
 Clip = Literal["global", "layerwise", "none"]
-Primary = Literal["lora", "rslora", "dora", "pissa", "lora_ga", "full"]
+Primary = Literal["lora", "rslora", "dora", "pissa", "lora_ga", "ia3", "full"]
 RhoSchedule = Literal["constant", "warmup", "cosine", "cooled"]
 FILE = "bilora.json"
 """Name of the settings in a folder."""
@@ -45,7 +45,8 @@ class BiLoraConfig(BaseModel):
         modules_to_save: Modules trained as a whole beside the primary and saved with it, such as a new head; name
             endings, as in `peft.LoraConfig`. Layers inside them get no adapter.
         primary: What PEFT makes of the primary adapter. ``lora_ga`` needs `peft.tuners.lora.loraga.preprocess_loraga`
-            on the model first. ``full`` makes none: what the model trains descends, all its weights or adapters of
+            on the model first. ``ia3`` scales the targets' outputs and has no rank; ``r`` is the auxiliary's then.
+            ``full`` makes none: what the model trains descends, all its weights or adapters of
             another kind than LoRA that it came with, beside an auxiliary of rank ``r``. The auxiliary is always plain
             LoRA.
         rank_pattern: Ranks of layers that differ from ``r``, as in `peft.LoraConfig`.
@@ -155,13 +156,17 @@ class BiLoraConfig(BaseModel):
         return self
 
     @model_validator(mode="after")
-    def _all_weights_need_no_adapter(self) -> BiLoraConfig:
-        names = ("share", "modules_to_save", "rank_pattern", "alpha_pattern", "lora_dropout")
+    def _without_factors_of_its_own(self) -> BiLoraConfig:
+        names = ["share", "rank_pattern", "alpha_pattern", "lora_dropout"] + ["modules_to_save"] * (
+            self.primary == "full"
+        )
         given = {name: getattr(self, name) for name in names if getattr(self, name) not in ("none", None, {}, 0.0)}
-        if self.primary == "full" and given:
+        if self.primary in ("full", "ia3") and given:
+            what = "trains all weights and has" if self.primary == "full" else "scales outputs and has"
             raise ValueError(
-                f"primary: full trains all weights and has no primary adapter to which {', '.join(given)} could apply, "
-                "got " + ", ".join(f"{name}={value!r}" for name, value in given.items()) + "; leave them out"
+                f"primary: {self.primary} {what} no primary adapter to which {', '.join(given)} could apply, got "
+                + ", ".join(f"{name}={value!r}" for name, value in given.items())
+                + "; leave them out"
             )
         return self
 

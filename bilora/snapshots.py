@@ -11,14 +11,15 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from bilora.adapters import AUXILIARY, PRIMARY, adapter_factors
+from bilora.beside import WRAPPED
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
 
 def factor_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Copies of all factors, keyed ``adapter/layer/A`` and ``adapter/layer/B``; empty without adapters."""
+    """Copies of all factors, keyed ``adapter/layer/A`` and ``adapter/layer/B``, layers as in the plain model."""
     return {
-        f"{adapter}/{layer}/{factor}": getattr(pair, factor).detach().clone()
+        f"{adapter}/{layer.removeprefix(WRAPPED)}/{factor}": getattr(pair, factor).detach().clone()
         for adapter in (PRIMARY, AUXILIARY)
         for layer, pair in adapter_factors(model, adapter).items()
         for factor in ("A", "B")

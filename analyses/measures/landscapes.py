@@ -81,12 +81,12 @@ def surface(subject: Subject, progress: Progress) -> Rows:
 def trajectory(subject: Subject, progress: Progress) -> Rows:
     """The way of the merged weights to the minimum in its own principal plane, and the loss over that plane.
 
-    Coordinates are relative to the minimum. A run without snapshots of an adapter leaves no rows, and so does one whose
-    merged weights are no multiple of its factors' products, as under DoRA.
+    Coordinates are relative to the minimum. A run without snapshots of a primary's factors leaves no rows, and so does
+    one whose merged weights are no multiple of their products, as under DoRA.
     """
     risk, run = subject.risk(), subject.run
     snapshots = load_recorded_snapshots(run.recording)
-    if not snapshots:
+    if not any(name.startswith(f"{PRIMARY}/") for factors in snapshots.values() for name in factors):
         return
     products = torch.stack([_product(risk, factors) for factors in snapshots.values()])
     scaling = _scaling(products, risk.layout.join(subject.minimum.updates))

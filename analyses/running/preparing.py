@@ -63,8 +63,10 @@ def check(study: Study) -> None:
                     "too; use pytorch_optimizer:Muon, which moves these by AdamW"
                 )
         if config.target_modules is not None and config.primary != "lora_ga":  # prepared for when it is trained
-            # Where all weights descend, the adapter is the auxiliary's alone.
-            _check_layers(model, config.model_copy(update={"primary": "lora"}) if config.primary == "full" else config)
+            # Where all weights or IA3 descend, the factors are the auxiliary's alone.
+            _check_layers(
+                model, config.model_copy(update={"primary": "lora"}) if config.primary in ("full", "ia3") else config
+            )
 
 
 def _check_layers(model: PreTrainedModel, config: BiLoraConfig) -> None:

@@ -182,7 +182,7 @@ def load_minimum(study: Study, cell: Cell, folder: StudyFolder) -> Minimum:
     base = task.load_base(folder.base(study))
     targets, saved = study.adapters.target_modules, study.adapters.modules_to_save
     names = [f"{name}.weight" for name in target_layers(base, targets, saved)]
-    if (directory / PRIMARY).is_dir():
+    if (directory / PRIMARY).is_dir() or (directory / "adapter_config.json").is_file():
         found = minimum(directory, base=base)
     else:
         whole = minimum(task.load_base(directory), base=base)

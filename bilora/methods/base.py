@@ -55,7 +55,7 @@ class Method:
     name: ClassVar[str]
     summary: ClassVar[str]
     passes_per_step: float = 1
-    fits: ClassVar[tuple[Primary, ...]] = tuple(kind for kind in get_args(Primary) if kind != "full")
+    fits: ClassVar[tuple[Primary, ...]] = tuple(kind for kind in get_args(Primary) if kind not in ("full", "ia3"))
     uses: ClassVar[frozenset[str]] = ADAPTER
 
     def __init__(self, model: nn.Module, config: BiLoraConfig, *, seed: int) -> None:
@@ -89,6 +89,11 @@ class Method:
             raise ValueError(
                 f"primary: {cls.name} trains a primary adapter; expected one of {', '.join(cls.fits)}, got full "
                 "(method 'full' trains all weights, 'sam' with SAM, and methods with an auxiliary take primary='full')"
+            )
+        if config.primary == "ia3" and "ia3" not in cls.fits:
+            raise ValueError(
+                f"primary: {cls.name} trains or moves an adapter's factors, of which ia3 has none; expected one of "
+                f"{', '.join(cls.fits)}, or the method lora or one with an auxiliary"
             )
         if config.primary not in cls.fits:
             raise ValueError(

@@ -10,7 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from bilora.adapters import AUXILIARY, PRIMARY, Factors, activate, adapter_factors, only_adapters
-from bilora.attaching import attach_auxiliary, attach_auxiliary_alone, attach_primary, redraw_dead
+from bilora.attaching import (
+    adapted_by,
+    attach_auxiliary,
+    attach_auxiliary_alone,
+    attach_ia3,
+    attach_primary,
+    redraw_dead,
+)
 from bilora.clipping import adapter_norm, clip_adapter, scale_adapter
 from bilora.config import Primary
 from bilora.methods.base import ADAPTER, BALL, Backward, Method, gradients_of
@@ -33,8 +40,8 @@ class BiLora(Method):
 
     With a factor shared, the auxiliary's is a copy of the primary's after every step, the other one learns, and the
     clip multiplies that one by rho/c. A ball of radius 0 holds no auxiliary: it stays off. Weights trained beside the
-    primary (``modules_to_save``) descend with it. With ``primary="full"`` all weights are the primary, and the result
-    is the plain model.
+    primary (``modules_to_save``) descend with it. With ``primary="full"`` what the model trains is the primary, and
+    the result is that model; with ``"ia3"`` it is PEFT's IA3.
 
     Attributes:
         ascends: Whether the auxiliary goes up.
@@ -56,6 +63,10 @@ class BiLora(Method):
     def prepare(self, model: nn.Module) -> nn.Module:
         if self.config.primary == "full":
             peft_model = attach_auxiliary_alone(model, self.config, seed=self.seed)
+        elif self.config.primary == "ia3":
+            scaled = attach_ia3(model, self.config)
+            layers = {"target_modules": adapted_by(scaled), "modules_to_save": None}
+            peft_model = attach_auxiliary_alone(scaled, self.config.model_copy(update=layers), seed=self.seed)
         else:
             peft_model = attach_primary(model, self.config, seed=self.seed)
             attach_auxiliary(peft_model, self.config, seed=self.seed)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from torch import nn
 
-from bilora.attaching import attach_primary
+from bilora.attaching import attach_ia3, attach_primary
 from bilora.methods.base import Method
 
 
 class Lora(Method):
-    """Descent on the factors A, B of one adapter."""
+    """Descent on the factors A, B of one adapter, or on IA3's scales (Liu et al. 2022, arXiv 2205.05638)."""
 
     name = "lora"
     summary = "LoRA at rank r"
+    fits = (*Method.fits, "ia3")
 
     def prepare(self, model: nn.Module) -> nn.Module:
+        if self.config.primary == "ia3":
+            return attach_ia3(model, self.config)
         return attach_primary(model, self.config, seed=self.seed)
 
 

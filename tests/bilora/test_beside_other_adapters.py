@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel, TrainingArguments
 
 from bilora import BiLoraConfig, BiLoraTrainer, build_method, minimum
+from bilora.attaching import target_layers
 from landscape import EmpiricalRisk, next_token_cross_entropy
 from tests.bilora.conftest import TARGETS, config_of, make_method, one_step
 from tests.bilora.test_trainer import dataset, tiny_vit
@@ -116,7 +117,7 @@ def logits(model: nn.Module, kind: str) -> Tensor:
 
 
 def trainer(place: Path, kind: str, name: str, model: nn.Module | None = None, **options: Any) -> BiLoraTrainer:
-    whole = {} if name in ("full", "sam") else {"primary": "full", "r": 2}
+    whole = {} if name in ("full", "sam") else {"primary": options.pop("primary", "full"), "r": 2}
     layers = ["c_attn", "c_fc"] if kind in OF_GPT2 else ["q_proj", "fc1"]
     settings = config_of(name, rho=options.pop("rho", 0.3), target_modules=layers, **whole)
     callbacks = options.pop("callbacks", [])
@@ -262,6 +263,46 @@ def test_evaluation_leaves_the_auxiliary_out_and_heads_on(tmp_path: Path) -> Non
     run.method.engage()
     assert not torch.allclose(logits(run.model, "ia3"), deployed, atol=1e-3)
     torch.testing.assert_close(torch.tensor(run.predict(dataset()).predictions), deployed)
+
+
+@pytest.mark.parametrize("targets", [["q_proj", "fc1"], r".*\.(q_proj|fc1)", "all-linear"])
+def test_ia3_by_settings_is_pefts_ia3(tmp_path: Path, targets: list[str] | str) -> None:
+    """To the bit what a model that PEFT prepared trains, and names of the plain model are taken."""
+    runs = []
+    for place, primary in (("by_settings", "ia3"), ("by_peft", "full")):
+        model, names = tiny_vit(), targets
+        if primary == "full":
+            layers = target_layers(model, targets, ["classifier"])
+            ia3 = IA3Config(target_modules=layers, feedforward_modules=[], modules_to_save=["classifier"])
+            model, names = get_peft_model(model, ia3), layers
+        saved = {} if primary == "full" else {"modules_to_save": ["classifier"]}
+        settings = BiLoraConfig(method="bilora_fresh", primary=primary, r=2, rho=0.3, target_modules=names, **saved)
+        arguments = TrainingArguments(
+            output_dir=str(tmp_path / place), max_steps=4, per_device_train_batch_size=4, learning_rate=0.02,
+            report_to=[], disable_tqdm=True, use_cpu=True, remove_unused_columns=False, save_strategy="no",
+        )  # fmt: skip
+        runs.append(BiLoraTrainer(model, arguments, bilora=settings, train_dataset=dataset()))
+        runs[-1].train()
+    assert all(torch.equal(a, b) for a, b in zip(*(run.model.parameters() for run in runs), strict=True))
+    runs[0].save_model(str(tmp_path / "result"))
+    found, again = minimum(runs[0]), minimum(tmp_path / "result", base=tiny_vit())
+    assert again.weight_names == found.weight_names and all(
+        name in dict(tiny_vit().named_parameters()) for name in found.weight_names
+    )
+    torch.testing.assert_close(logits(again.model, "ia3"), logits(found.model, "ia3"))
+
+
+def test_ia3_alone_is_the_method_lora_and_nothing_with_factors(tmp_path: Path) -> None:
+    run = trainer(tmp_path, "bottleneck", "lora", tiny_vit(), primary="ia3")
+    before = minimum(run)
+    run.train()
+    assert any(bool(update.any()) for update in minimum(run).updates.values()) and before.weight_names
+    assert sum(p.numel() for p in run.model.parameters() if p.requires_grad) == 32
+    for name in ("lora_sam", "lora_sam_full", "flat_lora", "lora_2r"):
+        with pytest.raises(ValueError, match=f"primary: {name} trains or moves an adapter's factors"):
+            build_method(tiny_vit(), BiLoraConfig(method=name, primary="ia3", target_modules=["fc1"]), seed=0)
+    with pytest.raises(ValueError, match="primary: ia3 scales outputs and has no primary adapter to which share"):
+        BiLoraConfig(primary="ia3", share="A")
 
 
 @pytest.mark.parametrize(

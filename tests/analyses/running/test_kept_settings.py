@@ -87,6 +87,35 @@ def test_the_trajectory_is_that_of_the_merged_weights(tmp_path: Path) -> None:
         assert way == pytest.approx(true, rel=0.02)  # in the plane of most of the way
 
 
+def test_ia3_is_audited_beside_lora(tmp_path: Path) -> None:
+    methods = {
+        "lora": {"learning_rate": 0.01},
+        "ia3": {"method": "lora", "primary": "ia3", "learning_rate": 0.01},
+        "fresh": {"method": "bilora_fresh", "primary": "ia3", "learning_rate": 0.01, "rho": 0.1},
+        "whole": {"method": "bilora_fresh", "primary": "full", "learning_rate": 0.01, "rho": 0.1},
+    }
+    left_out = dict.fromkeys(QUICK["measures"]["seeds"], 0) | dict.fromkeys(("trajectory", "dynamics", "alignment"), 1)
+    measures = QUICK["measures"] | {
+        "seeds": left_out, "surface": {"grid_points": 3, "path_points": 3}, "dynamics": {"snapshots": 3, "notes": 2},
+    }  # fmt: skip
+    study_file, out = tmp_path / "study.yaml", tmp_path / "out"
+    given = {"methods": methods, "measures": measures, "seeds": 1, "training": {"max_steps": 4, "batch_size": 10}}
+    study_file.write_text(yaml.safe_dump(QUICK | given))
+    assert main(["audit", "--config", str(study_file), "--out", str(out), "--jobs", "1"]) == 0
+    records, study, folder = read_records(out / "records.parquet"), load_study(study_file), StudyFolder(out)
+    found = {name: load_subject(study, Cell(name, 0, 20), folder).minimum for name in methods}
+    assert set(records[records["measure"] == "worst_case_rise"]["method"]) == set(methods)
+    assert found["lora"].weight_names == found["ia3"].weight_names == found["fresh"].weight_names
+    for name in ("ia3", "fresh"):
+        update = found[name].updates[found[name].weight_names[0]]
+        scale = update / (dict(found[name].model.named_parameters())[found[name].weight_names[0]] - update)
+        assert float(scale.std(dim=1).max()) < 1e-3 < float(scale.abs().max())  # one scale an output
+    assert set(found["fresh"].factors) == {"auxiliary"} and not found["ia3"].factors
+    assert set(records[records["measure"] == "trajectory"]["method"]) == {"lora"}
+    spaces = records[(records["measure"] == "alignment") & (records["method"] == "fresh")]
+    assert set(spaces["component"]) == {"auxiliary", "primary", "gradient"}  # the update's own in place of factors
+
+
 def test_looks_at_runs_of_other_settings_are_no_looks_at_these(tmp_path: Path) -> None:
     def audited(steps: int, seeds: int) -> dict[str, Any]:
         training = {"max_steps": steps, "batch_size": 10}
