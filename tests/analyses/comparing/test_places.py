@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from peft import LoraConfig, get_peft_model
+from peft import IA3Config, LoraConfig, get_peft_model
 from safetensors.torch import save_file, save_model
 from torch.optim.swa_utils import AveragedModel
 from transformers import AutoModelForSequenceClassification
@@ -137,6 +137,22 @@ def test_an_adapter_that_changes_nothing_is_its_base_with_the_bases_own_head(pla
         (merged,) = compared(adapter, *files, out=tmp_path / str(number)).values()
         assert merged["train_loss"] == pytest.approx(whole["train_loss"], rel=1e-6)
         assert merged["train_accuracy"] == whole["train_accuracy"]
+
+
+def test_adapters_of_another_kind_are_compared_with_lora(places: Path, tmp_path: Path) -> None:
+    base = places / "bert"
+    plain = AutoModelForSequenceClassification.from_pretrained(base)
+    scaled = get_peft_model(plain, IA3Config(target_modules=["query", "value"], feedforward_modules=[]))
+    with torch.no_grad():
+        for parameter in scaled.parameters():
+            parameter.mul_(1.5 if parameter.requires_grad else 1.0)
+    scaled.save_pretrained(tmp_path / "ia3")
+    given = (f"{base}+{places / 'adapter0'}", f"{base}+{tmp_path / 'ia3'}", "--data", places / "train.csv")
+    found = compared(*given, "--what", "fit", "--examples", 12, out=tmp_path / "out")
+    first = AutoModelForSequenceClassification.from_pretrained(base).named_parameters()
+    adapted = torch.cat([p.detach().flatten() for name, p in first if name.endswith(("query.weight", "value.weight"))])
+    assert found["ia3"]["weight_norm"] == pytest.approx(1.5 * float(adapted.norm()), rel=1e-5)
+    assert found["ia3"]["train_loss"] != found["adapter0"]["train_loss"]
 
 
 def test_classifiers_that_number_their_classes_differently_are_refused(
