@@ -22,7 +22,7 @@ from bilora.measured import Minimum, Pair
 _HALF = (torch.float16, torch.bfloat16)
 
 
-def merged_lora(model: PeftModel, base: nn.Module | None = None) -> Minimum:
+def merged_adapters(model: PeftModel, base: nn.Module | None = None) -> Minimum:
     """Merge a model's adapters; the model is used up.
 
     PEFT's own PiSSA, OLoRA and their like leave a residual in place of the pretrained weights, which are then known

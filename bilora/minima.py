@@ -21,7 +21,7 @@ from bilora.beside import own_adapters, plain_name, without_auxiliary
 from bilora.buffers import load_buffers
 from bilora.checkpoints import INITIAL, OWN
 from bilora.measured import Minimum, Pair
-from bilora.merging import merged_lora, of_another_kind
+from bilora.merging import merged_adapters, of_another_kind
 
 _Module = TypeVar("_Module", bound=nn.Module)
 
@@ -58,7 +58,7 @@ def minimum(source: Trainer | nn.Module | str | Path, *, base: nn.Module | None 
             factors = adapter_factors(trained, AUXILIARY)
             pairs = {layer: (pair.A.detach(), pair.B.detach()) for layer, pair in factors.items()}
             return of_another_kind(without_auxiliary(trained), pairs, pairs)
-        return merged_lora(_unwrapped(copy.deepcopy(model)), base)
+        return merged_adapters(_unwrapped(copy.deepcopy(model)), base)
     if not isinstance(model, nn.Module):
         raise ValueError(f"source: expected a trainer, a model or a folder, got {type(source).__name__}")
     if (held := held_adapter(model)) is not None:
@@ -105,7 +105,7 @@ def _from_folder(folder: Path, base: nn.Module | None) -> Minimum:
                 "adapter; pass the trained model itself, or an adapter saved with path_initial_model_for_weight_"
                 "conversion"
             )
-        found = merged_lora(PeftModel.from_pretrained(copy.deepcopy(base), str(inside), adapter_name=PRIMARY), base)
+        found = merged_adapters(PeftModel.from_pretrained(copy.deepcopy(base), str(inside), adapter_name=PRIMARY), base)
         load_buffers(found.model, folder)
         auxiliary = folder / AUXILIARY
         if (auxiliary / "adapter_config.json").is_file():
