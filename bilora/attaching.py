@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from peft.tuners.tuners_utils import (
     check_target_module_exists,
 )
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
-from peft.utils.other import get_pattern_key
+from peft.utils.other import AuxiliaryTrainingWrapper, get_pattern_key
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -74,15 +74,16 @@ def attach_ia3(model: nn.Module, config: BiLoraConfig) -> PeftModel:
         ValueError: As of `attach_primary`.
     """
     check_plain(model)
-    lora = _checked(model, config.model_copy(update={"primary": "lora"}), rank_factor=1)
-    targets = sorted(_matched(model, lora))
+    alone = {"primary": "lora", "r": 1, "auxiliary_r": None}
+    lora = _checked(model, config.model_copy(update=alone), rank_factor=1)
+    targets = list(_matched(model, lora))
     transposed = {isinstance(model.get_submodule(name), Conv1D) for name in targets}
     if len(transposed) > 1:
         raise ValueError(
             "target_modules: PEFT's IA3 takes either nn.Linear layers or transformers' Conv1D, got both; name one kind"
         )
     ia3 = IA3Config(
-        target_modules=targets,
+        target_modules=_exactly(targets),
         feedforward_modules=[],
         modules_to_save=config.modules_to_save,
         fan_in_fan_out=transposed == {True},
@@ -92,12 +93,6 @@ def attach_ia3(model: nn.Module, config: BiLoraConfig) -> PeftModel:
     return peft_model
 
 
-def adapted_by(model: PeftModel) -> list[str]:
-    """Names in the plain model of the layers that the active adapter adapts."""
-    targets: set[str] = model.active_peft_config.target_modules
-    return sorted(targets)
-
-
 def attach_auxiliary_alone(model: nn.Module, config: BiLoraConfig, *, seed: int) -> PeftModel:
     """Add the auxiliary to a model that trains itself; what descends there stays as trainable as it was.
 
@@ -105,20 +100,21 @@ def attach_auxiliary_alone(model: nn.Module, config: BiLoraConfig, *, seed: int)
         ValueError: Nothing in it is trained, it holds LoRA, or the settings do not fit its layers.
     """
     check_trains_itself(model)
-    trained = [p for p in model.parameters() if p.requires_grad]
-    if not trained:
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    if not any(trained for _, trained in flags):
         raise ValueError("primary: 'full' has nothing to train, all weights are frozen; use model.requires_grad_(True)")
     rank = config.auxiliary_r or config.r
     alpha = config.auxiliary_alpha or config.alpha * rank / config.r
-    targets = _inside(model, config) if isinstance(model, PeftModel) else config.target_modules
-    plain = config.model_copy(update={"primary": "lora", "r": rank, "alpha": alpha, "target_modules": targets})
-    lora = _checked(model, plain, rank_factor=1)
+    plain = {"primary": "lora", "r": rank, "alpha": alpha, "modules_to_save": None}
+    if isinstance(model, PeftModel) and (layers := layers_inside(model, config)):
+        plain["target_modules"] = _exactly(layers)
+    lora = _checked(model, config.model_copy(update=plain), rank_factor=1)
     _use_own_layers(lora)
     peft_model = attach_beside(model, lora)
     remember_buffers(peft_model)
     _draw_factors(adapter_factors(peft_model, AUXILIARY), f"{seed}/{AUXILIARY}")
-    for parameter in trained:
-        parameter.requires_grad_(True)
+    for parameter, trained in flags:
+        parameter.requires_grad_(trained)
     return peft_model
 
 
@@ -131,12 +127,23 @@ def check_layers(model: nn.Module, config: BiLoraConfig, *, rank_factor: int = 1
     _checked(model, config, rank_factor=rank_factor)
 
 
-def _inside(model: PeftModel, config: BiLoraConfig) -> list[str] | str | None:
-    """Names in a model with adapters of the layers that settings name in the plain one."""
+def layers_inside(model: PeftModel, config: BiLoraConfig) -> list[str]:
+    """Names in a model with adapters of the layers that settings name in the plain one, outside ``modules_to_save``."""
     base = model.get_base_model()
     names = {id(module): name for name, module in model.named_modules()}
-    found = [names[id(base.get_submodule(name))] for name in target_layers(base, config.target_modules)]
-    return found or config.target_modules
+    heads = tuple(f"{name}." for name, part in base.named_modules() if isinstance(part, AuxiliaryTrainingWrapper))
+    found: dict[str, None] = {}
+    for name in target_layers(base, config.target_modules):
+        above = base.get_submodule(name.rpartition(".")[0])
+        layer = above if config.target_modules == "all-linear" and isinstance(above, BaseTunerLayer) else None
+        if not f"{name}.".startswith(heads):
+            found[names[id(layer or base.get_submodule(name))]] = None
+    return list(found)
+
+
+def _exactly(names: Iterable[str]) -> str:
+    """An expression for these names alone: PEFT takes names in a list for the ends of longer ones, too."""
+    return "|".join(re.escape(name) for name in names)
 
 
 def _checked(model: nn.Module, config: BiLoraConfig, *, rank_factor: int) -> LoraConfig:
@@ -171,7 +178,7 @@ def attach_auxiliary(model: PeftModel, config: BiLoraConfig, *, seed: int) -> No
     lora = LoraConfig(
         r=max(ranks.values()),
         lora_alpha=max(alphas.values()),
-        target_modules="|".join(re.escape(name) for name in primary),
+        target_modules=_exactly(primary),
         rank_pattern={exactly[name]: rank for name, rank in ranks.items() if rank < max(ranks.values())},
         alpha_pattern={exactly[name]: alpha for name, alpha in alphas.items() if alpha < max(alphas.values())},
         lora_dropout=0.0,

@@ -9,6 +9,7 @@ from typing import Any
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import get_peft_model_state_dict
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
@@ -24,7 +25,8 @@ def check_trains_itself(model: nn.Module) -> None:
     A `peft.PeftModel` of PEFT's other kinds (IA3, prefix tuning, VeRA, ...) trains what it trains.
 
     Raises:
-        ValueError: It holds adapters without PEFT's model around them, LoRA, or merged ones.
+        ValueError: It holds adapters without PEFT's model around them, LoRA, merged ones or several that are active, or
+            trains what would not be saved, or nothing.
     """
     if not isinstance(model, PeftModel):
         check_plain(model)
@@ -37,6 +39,23 @@ def check_trains_itself(model: nn.Module) -> None:
             )
         if isinstance(module, BaseTunerLayer) and module.merged:
             raise ValueError(f"model: the adapter at {name} is merged, so that training it changes nothing; unmerge it")
+    if len(model.active_adapters) != 1:
+        raise ValueError(f"model: expected one active adapter, got {model.active_adapters or 'none'}; use set_adapter")
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    if not trained:
+        raise ValueError(
+            "model: its adapter is frozen, so that there is nothing to train; load it by PeftModel.from_pretrained("
+            "..., is_trainable=True)"
+        )
+    saved = get_peft_model_state_dict(model, adapter_name=model.active_adapters[0], save_embedding_layers=False)
+    places = {tensor.data_ptr() for tensor in saved.values()}
+    lost = [name for name in trained if not name.startswith("prompt_encoder.")]
+    lost = [name for name in lost if model.get_parameter(name).data_ptr() not in places]
+    if lost:
+        raise ValueError(
+            f"model: it trains {lost[0]} beside its adapter {model.active_adapters[0]!r}, and PEFT does not save that; "
+            "freeze it, or name its module under modules_to_save of the adapter's settings"
+        )
 
 
 class OverAdapters(PeftModel):
@@ -50,6 +69,17 @@ class OverAdapters(PeftModel):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The inner model's output, with its prefixes and hooks."""
         return self.base_model.model(*args, **kwargs)
+
+    def merge_and_unload(self, *args: Any, **kwargs: Any) -> nn.Module:
+        """The plain model with the inner adapter merged; the auxiliary is left out."""
+        inner = without_auxiliary(self)
+        assert isinstance(inner, PeftModel)
+        plain: nn.Module = inner.base_model.merge_and_unload(*args, **kwargs)
+        return plain
+
+    def unload(self) -> nn.Module:
+        """The inner model; the auxiliary is left out."""
+        return without_auxiliary(self)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """What the inner model generates."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -12,7 +13,7 @@ BUFFERS = "bilora_buffers.safetensors"
 """Of the plain model that training moved, beside an adapter or in a checkpoint."""
 _FIRST = "bilora_first_buffers"
 _PREFIX = "base_model.model."
-_PEFTS_OWN = (".lora_", ".modules_to_save.", ".original_module.")
+_PEFTS_OWN = (".modules_to_save.", ".original_module.")
 
 
 def remember_buffers(model: nn.Module) -> None:
@@ -49,8 +50,15 @@ def load_buffers(model: nn.Module, directory: Path) -> None:
 
 def _buffers(model: nn.Module) -> dict[str, Tensor]:
     persistent = model.state_dict().keys()
+    adapters = tuple(f"{name}.lora_" for name, module in model.named_modules() if isinstance(module, LoraLayer))
     return {
-        name.removeprefix(_PREFIX).replace(".base_layer.", "."): buffer
+        _plain(name): buffer
         for name, buffer in model.named_buffers()
-        if name in persistent and not any(part in name for part in _PEFTS_OWN)
+        if name in persistent and not name.startswith(adapters) and not any(part in name for part in _PEFTS_OWN)
     }
+
+
+def _plain(name: str) -> str:
+    while name.startswith(_PREFIX):  # an adapter of another kind may lie below the auxiliary
+        name = name.removeprefix(_PREFIX)
+    return name.replace(".base_layer.", ".")

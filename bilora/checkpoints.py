@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 from peft.utils import load_peft_weights, set_peft_model_state_dict
 from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
@@ -62,18 +63,29 @@ def save_adapter(model: PeftModel, name: str, directory: str | Path) -> None:
         ValueError: There is no such adapter, or it is of such a kind and the model was not prepared here.
     """
     directory = Path(directory)
+    if PRIMARY not in own_adapters(model) and name != AUXILIARY and _trains_another_kind(model):
+        save_whole(model, directory)
+        return
     if name not in model.peft_config:
         raise ValueError(f"name: expected one of the model's adapters, {', '.join(model.peft_config)}; got {name!r}")
+    _save_flat(model, name, directory)
+    _save_moved_buffers(model, directory)
+
+
+def _save_flat(model: PeftModel, name: str, directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory) as scratch:
         model.save_pretrained(scratch, selected_adapters=[name])
         # PEFT puts an adapter that is not called "default" into a folder of its name.
         there = Path(scratch) if name == "default" else Path(scratch) / name
-        if model.peft_config[name].init_lora_weights in MOVES_THE_BASE:
+        if getattr(model.peft_config[name], "init_lora_weights", None) in MOVES_THE_BASE:
             _make_plain(model, name, there)
         for file in there.iterdir():
             if file.is_file():
                 shutil.move(file, directory / file.name)
+
+
+def _save_moved_buffers(model: PeftModel, directory: Path) -> None:
     if save_buffers(model, directory):
         first = next(iter(moved_buffers(model)))
         warnings.warn(
@@ -107,10 +119,21 @@ def _make_plain(model: PeftModel, name: str, directory: Path) -> None:
     (directory / _ADAPTER_CONFIG).write_text(json.dumps(config, indent=2) + "\n")
 
 
+def _trains_another_kind(model: PeftModel) -> bool:
+    inner = model.base_model.model if AUXILIARY in own_adapters(model) else model
+    return isinstance(inner, PeftModel) and not own_adapters(inner)
+
+
 def save_whole(model: PeftModel, directory: Path) -> None:
-    """Save a model whose own weights were trained beside an auxiliary, without the auxiliary; it is copied for that."""
+    """Save what trained itself beside an auxiliary, without the auxiliary; it is copied for that.
+
+    A model's own weights, or the active adapter of another kind as PEFT saves it.
+    """
     plain = without_auxiliary(copy.deepcopy(model))
-    if isinstance(plain, PreTrainedModel | PeftModel):
+    if isinstance(plain, PeftModel):
+        _save_flat(plain, plain.active_adapters[0], directory)
+        _save_moved_buffers(model, directory)
+    elif isinstance(plain, PreTrainedModel):
         plain.save_pretrained(directory)
     else:
         directory.mkdir(parents=True, exist_ok=True)
@@ -131,7 +154,8 @@ def _load_own_weights(model: PeftModel, checkpoint: Path) -> None:
 
 
 def _own_weights(model: PeftModel) -> dict[str, Tensor]:
-    return {name: tensor for name, tensor in model.state_dict().items() if ".lora_" not in name}
+    adapters = tuple(f"{name}.lora_" for name, module in model.named_modules() if isinstance(module, LoraLayer))
+    return {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(adapters)}
 
 
 def load_adapters(model: PeftModel, checkpoint: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -31,8 +32,8 @@ def merged_adapters(model: PeftModel, base: nn.Module | None = None) -> Minimum:
     A model of half precision becomes one of float32: merged, an adapter's change would be lost in its rounding.
     """
     layers = adapted_layers(model)
-    if not layers and (others := _layers_of_another_kind(model)):
-        return of_another_kind(model, others, {})
+    if not any(isinstance(module, LoraLayer) for module in model.modules()):
+        return of_another_kind(model, _layers_of_another_kind(model), {})
     _refuse_other_kinds(model, layers)
     if not layers:
         raise ValueError("source: the model has no adapted linear layers to measure")
@@ -67,12 +68,9 @@ def merged_adapters(model: PeftModel, base: nn.Module | None = None) -> Minimum:
 
 
 def _layers_of_another_kind(model: PeftModel) -> list[str]:
-    """Linear layers with adapters that are no LoRA, where all adapters of the model are such."""
+    """Layers with adapters that are no LoRA, where all of them are linear; else none."""
     layers = {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
-    fit = all(
-        isinstance(layer.get_base_layer(), nn.Linear | Conv1D) and not isinstance(layer, LoraLayer)
-        for layer in layers.values()
-    )
+    fit = all(isinstance(layer.get_base_layer(), nn.Linear | Conv1D) for layer in layers.values())
     return list(layers) if fit else []
 
 
@@ -88,33 +86,44 @@ def of_another_kind(model: nn.Module, layers: Iterable[str], pairs: Mapping[str,
         pairs: Factors by layer of the auxiliary that there was.
     """
     layers, before = list(layers), dict[str, Tensor]()
+    _untie(model, layers)
     weights = {layer: _weight_of(model.get_submodule(layer)) for layer in layers}
     if isinstance(model, PeftModel) and isinstance(model.base_model, BaseTuner):
-        held = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
-        if any(one.merged or one.disable_adapters for one in held):
-            raise ValueError(
-                "source: the model's adapters are merged already, or off; expected them active and unmerged, or what "
-                "merge_and_unload() or unload() returns"
-            )
-        if any(weight.dtype in _HALF for weight in weights.values()):
+        if any(weight.dtype in _HALF for weight in model.parameters()):
             model.float()
-        _untie(model)
-        before = {layer: _weight_of(model.get_submodule(layer)).detach().clone() for layer in layers}
-        try:
-            plain: nn.Module = model.base_model.merge_and_unload()
-        except (AttributeError, NotImplementedError, ValueError) as error:
-            raise ValueError(
-                f"source: PEFT cannot merge the model's adapters into its weights ({error}); expected a kind that it "
-                "can, or the model itself with params, measured by landscape.EmpiricalRisk"
-            ) from error
-        model = plain
+        before = {layer: weight.detach().clone() for layer, weight in weights.items()}
+        model = _merged(model)
         weights = {layer: _weight_of(model.get_submodule(layer.removeprefix(WRAPPED))) for layer in layers}
     names = {id(parameter): name for name, parameter in model.requires_grad_(True).named_parameters()}
     measured = {layer: names[id(weight)] for layer, weight in weights.items()}
     updates = {measured[layer]: weights[layer].detach() - one for layer, one in before.items()}
-    ordered = tuple(name for name in names.values() if name in set(measured.values()))
+    ordered = tuple(name for name in names.values() if name in set(measured.values()) or not layers)
     factors = {AUXILIARY: {measured[layer]: pair for layer, pair in pairs.items()}} if pairs else {}
     return Minimum(model, ordered, updates, factors)
+
+
+def _merged(model: PeftModel) -> nn.Module:
+    held = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    if any(one.merged or one.disable_adapters for one in held):
+        raise ValueError(
+            "source: the model's adapters are merged already, or off; expected them active and unmerged, or what "
+            "merge_and_unload() or unload() returns"
+        )
+    # PEFT takes a head of several layers for one of its own.
+    for name, part in list(model.named_modules()):
+        if isinstance(part, ModulesToSaveWrapper):
+            above, _, own = name.rpartition(".")
+            active = part.active_adapters
+            head = part.modules_to_save[active[0]] if active and not part.disable_adapters else part.original_module
+            setattr(model.get_submodule(above), own, head)
+    try:
+        plain: nn.Module = model.base_model.merge_and_unload()
+    except (AttributeError, NotImplementedError, ValueError) as error:
+        raise ValueError(
+            f"source: PEFT cannot merge the model's adapters into its weights ({error}); expected a kind that it can, "
+            "or the model itself with params, measured by landscape.EmpiricalRisk"
+        ) from error
+    return plain
 
 
 def _weight_of(layer: nn.Module) -> Tensor:
@@ -168,19 +177,31 @@ def first_names(model: nn.Module) -> dict[str, str]:
     return names
 
 
-def _untie(model: PeftModel) -> None:
+def _untie(model: nn.Module, layers: Iterable[str] = ()) -> None:
     """Give adapted layers weights of their own: what is merged into a shared one would change its other users, too.
 
-    Another user may share the layer's weight, or be the very layer below the adapter at another place.
+    Another user may share the layer's weight, or be the very layer below the adapter at another place. Further
+    ``layers`` are those that an auxiliary moved without the other users.
     """
     named = model.named_parameters(remove_duplicate=False)
     uses = Counter(id(parameter) for _, parameter in named)
+    for name in layers:
+        layer = model.get_submodule(name)
+        if not isinstance(layer, BaseTunerLayer) and uses[id(getattr(layer, "weight", None))] > 1:
+            above, _, own = name.rpartition(".")
+            setattr(model.get_submodule(above), own, copy.deepcopy(layer))
+            _say_untied(model)
     for layer in (module for module in model.modules() if isinstance(module, BaseTunerLayer)):
         inner = layer.get_base_layer()
         if uses[id(getattr(inner, "weight", None))] > 1:
             layer.base_layer = copy.deepcopy(inner)
-            if getattr(getattr(model, "config", None), "tie_word_embeddings", False):
-                model.config.tie_word_embeddings = False  # or saving and loading would tie them again
+            _say_untied(model)
+
+
+def _say_untied(model: nn.Module) -> None:
+    config = getattr(model, "config", None)
+    if config is not None and getattr(config, "tie_word_embeddings", False):
+        config.tie_word_embeddings = False  # or saving and loading would tie them again
 
 
 @torch.no_grad()

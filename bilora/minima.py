@@ -17,9 +17,11 @@ from torch import nn
 from transformers import PreTrainedModel, Trainer
 
 from bilora.adapters import AUXILIARY, PRIMARY, adapter_factors, held_adapter
+from bilora.attaching import attach_ia3, layers_inside
 from bilora.beside import own_adapters, plain_name, without_auxiliary
 from bilora.buffers import load_buffers
 from bilora.checkpoints import INITIAL, OWN
+from bilora.config import FILE, BiLoraConfig
 from bilora.measured import Minimum, Pair
 from bilora.merging import merged_adapters, of_another_kind
 
@@ -105,7 +107,12 @@ def _from_folder(folder: Path, base: nn.Module | None) -> Minimum:
                 "adapter; pass the trained model itself, or an adapter saved with path_initial_model_for_weight_"
                 "conversion"
             )
-        found = merged_adapters(PeftModel.from_pretrained(copy.deepcopy(base), str(inside), adapter_name=PRIMARY), base)
+        model = PeftModel.from_pretrained(copy.deepcopy(base), str(inside), adapter_name=PRIMARY)
+        beside = None if own_adapters(model) else _settings_beside(folder)
+        if beside is None:
+            found = merged_adapters(model, base)
+        else:
+            found = of_another_kind(model, layers_inside(model, beside), {})
         load_buffers(found.model, folder)
         auxiliary = folder / AUXILIARY
         if (auxiliary / "adapter_config.json").is_file():
@@ -123,16 +130,31 @@ def _from_own_weights(checkpoint: Path, base: nn.Module | None) -> Minimum:
     """A checkpoint of a model whose own weights were trained beside an auxiliary."""
     if base is None:
         raise ValueError(f"base: {checkpoint} holds weights without a model; expected the plain model, got None")
-    plain = copy.deepcopy(base)
+    plain, pairs = copy.deepcopy(base), dict[str, Pair]()
+    settings = _settings_beside(checkpoint)
+    if settings is not None and settings.primary == "ia3" and not isinstance(plain, PeftModel):
+        plain = attach_ia3(plain, settings)
+    if (checkpoint / AUXILIARY).is_dir():
+        pairs = {name.removesuffix(".weight"): pair for name, pair in _stored_factors(checkpoint / AUXILIARY).items()}
     places = plain.state_dict()
-    pairs = {name.removesuffix(".weight"): pair for name, pair in _stored_factors(checkpoint / AUXILIARY).items()}
     for key, tensor in load_file(checkpoint / OWN).items():
-        places[plain_name(key, pairs)].copy_(tensor)
+        if (name := plain_name(key, pairs)) not in places:
+            raise ValueError(
+                f"base: {checkpoint} holds {name}, which the given model has not; expected the model that the training "
+                "was given, with its adapters"
+            )
+        places[name].copy_(tensor)
     found = of_another_kind(plain, pairs, pairs)
-    if found.updates or isinstance(base, PeftModel):
+    if found.updates or isinstance(plain, PeftModel):
         return found
-    before, after = dict(base.named_parameters()), dict(found.model.named_parameters())
+    before, after = dict(base.named_parameters(remove_duplicate=False)), dict(found.model.named_parameters())
     return replace(found, updates={name: after[name].detach() - before[name].detach() for name in found.weight_names})
+
+
+def _settings_beside(folder: Path) -> BiLoraConfig | None:
+    """Settings of the training that wrote a folder, if they name the layers to measure."""
+    settings = BiLoraConfig.from_pretrained(folder) if (folder / FILE).is_file() else None
+    return None if settings is None or "target_modules" not in settings.model_fields_set else settings
 
 
 def load_whole(folder: Path) -> PreTrainedModel:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ from accelerate.optimizer import AcceleratedOptimizer
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer, TrainerCallback, TrainingArguments
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_optimizer import is_optimizer_factory
 from transformers.trainer_utils import IntervalStrategy
 
 from bilora.adapters import PRIMARY
-from bilora.beside import own_adapters
+from bilora.beside import OverAdapters, own_adapters
 from bilora.checkpoints import (
     check_config,
     clear_earlier,
@@ -113,6 +115,7 @@ class BiLoraTrainer(Trainer):
     """
 
     optimizer: Any
+    label_smoother: Any
 
     def __init__(
         self,
@@ -139,6 +142,9 @@ class BiLoraTrainer(Trainer):
                 f"{type(self).__name__}: a second base reads PEFT's adapter 'default', to make a reference model of "
                 "it, as TRL's DPOTrainer does; expected one that takes a plain model, such as TRL's SFTTrainer"
             ) from error
+        below = self.model.get_base_model() if isinstance(self.model, OverAdapters) else None
+        if self.label_smoother is not None and type(below).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
+            self.label_smoother = partial(self.label_smoother, shift_labels=True)  # the parent looks one level down
         self.callback_handler.callbacks.insert(0, _DeployAtTheEnd(self))
         if self.optimizer is not None:
             adopted(self.method, self.optimizer)

@@ -62,6 +62,8 @@ def method_config(study: Study, method: str) -> BiLoraConfig:
     uses = method_class(name).uses
     if settings.primary == "full":
         shared.pop("modules_to_save")
+    if settings.primary == "ia3" and "auxiliary_r" not in uses:
+        shared = {key: value for key, value in shared.items() if key not in ("r", "alpha")}  # it has neither
     used = {key: value for key, value in (shared | own).items() if key in uses}
     # What is asked for beyond that is for the method to refuse.
     return BiLoraConfig(method=name, **(asked | used))

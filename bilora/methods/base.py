@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, ClassVar, Literal, Protocol, get_args
 
+from peft import PeftModel
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from bilora.beside import check_trains_itself
+from bilora.buffers import remember_buffers
 from bilora.config import BiLoraConfig, Primary
 
 
@@ -209,6 +211,8 @@ def trained_as_they_are(model: nn.Module, name: str) -> nn.Module:
         ValueError: It holds LoRA, or nothing is left to train.
     """
     check_trains_itself(model)
+    if isinstance(model, PeftModel):
+        remember_buffers(model)
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError(f"model: {name} has nothing to train, all weights are frozen; use model.requires_grad_(True)")
     return model

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from bilora.adapters import AUXILIARY, PRIMARY, Factors, activate, adapter_factors, only_adapters
 from bilora.attaching import (
-    adapted_by,
     attach_auxiliary,
     attach_auxiliary_alone,
     attach_ia3,
@@ -64,9 +63,7 @@ class BiLora(Method):
         if self.config.primary == "full":
             peft_model = attach_auxiliary_alone(model, self.config, seed=self.seed)
         elif self.config.primary == "ia3":
-            scaled = attach_ia3(model, self.config)
-            layers = {"target_modules": adapted_by(scaled), "modules_to_save": None}
-            peft_model = attach_auxiliary_alone(scaled, self.config.model_copy(update=layers), seed=self.seed)
+            peft_model = attach_auxiliary_alone(attach_ia3(model, self.config), self.config, seed=self.seed)
         else:
             peft_model = attach_primary(model, self.config, seed=self.seed)
             attach_auxiliary(peft_model, self.config, seed=self.seed)

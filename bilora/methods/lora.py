@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from bilora.attaching import attach_ia3, attach_primary
+from bilora.config import BiLoraConfig
 from bilora.methods.base import Method
 
 
@@ -14,6 +15,16 @@ class Lora(Method):
     name = "lora"
     summary = "LoRA at rank r"
     fits = (*Method.fits, "ia3")
+
+    @classmethod
+    def check(cls, config: BiLoraConfig) -> None:
+        super().check(config)
+        asked = sorted({"r", "alpha"} & config.model_fields_set)
+        if config.primary == "ia3" and asked:
+            raise ValueError(
+                f"{', '.join(asked)}: IA3 has neither rank nor alpha; expected none, got "
+                + ", ".join(f"{name}={getattr(config, name)!r}" for name in asked)
+            )
 
     def prepare(self, model: nn.Module) -> nn.Module:
         if self.config.primary == "ia3":

@@ -117,7 +117,8 @@ def logits(model: nn.Module, kind: str) -> Tensor:
 
 
 def trainer(place: Path, kind: str, name: str, model: nn.Module | None = None, **options: Any) -> BiLoraTrainer:
-    whole = {} if name in ("full", "sam") else {"primary": options.pop("primary", "full"), "r": 2}
+    whole = {} if name in ("full", "sam") else {"primary": options.pop("primary", "full"), "r": options.pop("r", 2)}
+    whole = {key: value for key, value in whole.items() if value is not None}
     layers = ["c_attn", "c_fc"] if kind in OF_GPT2 else ["q_proj", "fc1"]
     settings = config_of(name, rho=options.pop("rho", 0.3), target_modules=layers, **whole)
     callbacks = options.pop("callbacks", [])
@@ -293,7 +294,7 @@ def test_ia3_by_settings_is_pefts_ia3(tmp_path: Path, targets: list[str] | str) 
 
 
 def test_ia3_alone_is_the_method_lora_and_nothing_with_factors(tmp_path: Path) -> None:
-    run = trainer(tmp_path, "bottleneck", "lora", tiny_vit(), primary="ia3")
+    run = trainer(tmp_path, "bottleneck", "lora", tiny_vit(), primary="ia3", r=None)
     before = minimum(run)
     run.train()
     assert any(bool(update.any()) for update in minimum(run).updates.values()) and before.weight_names
