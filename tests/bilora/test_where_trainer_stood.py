@@ -350,8 +350,10 @@ def test_pefts_own_merge_leaves_out_an_auxiliary_that_is_alone(tmp_path: Path, m
 
 def test_other_adapters_and_ranks_are_named() -> None:
     seeing = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(4, 2))
-    with pytest.raises(ValueError, match="0 holds an adapter of a Conv2d, of kind loha; expected LoRA in linear"):
-        minimum(get_peft_model(seeing, LoHaConfig(target_modules=["0", "2"], r=2)))
+    with pytest.raises(ValueError, match="0 holds an adapter of a Conv2d, of kind lora; expected LoRA in linear"):
+        minimum(get_peft_model(copy.deepcopy(seeing), LoraConfig(target_modules=["0", "2"], r=2)))
+    found = minimum(get_peft_model(seeing, LoHaConfig(target_modules=["0", "2"], r=2)))
+    assert found.weight_names == ("0.weight", "0.bias", "2.weight", "2.bias")
     plain = nn.Sequential(nn.Linear(6, 8, bias=False))
     with pytest.raises(ValueError, match=r"0 has an adapter with a bias \(lora_bias\) and no bias to merge it into"):
         minimum(get_peft_model(plain, LoraConfig(target_modules=["0"], r=2, lora_bias=True)))
