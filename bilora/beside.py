@@ -110,7 +110,7 @@ def attach_beside(model: nn.Module, lora: LoraConfig) -> PeftModel:
 
 def without_auxiliary(model: PeftModel) -> nn.Module:
     """What an auxiliary was put beside, as it was given; the auxiliary is taken out of it."""
-    if AUXILIARY not in model.peft_config:
+    if AUXILIARY not in own_adapters(model):
         return model
     inner: nn.Module = model.base_model.model
     if not isinstance(inner, PeftModel):

@@ -63,10 +63,10 @@ def check(study: Study) -> None:
                     "too; use pytorch_optimizer:Muon, which moves these by AdamW"
                 )
         if config.target_modules is not None and config.primary != "lora_ga":  # prepared for when it is trained
-            # Where all weights or IA3 descend, the factors are the auxiliary's alone.
-            _check_layers(
-                model, config.model_copy(update={"primary": "lora"}) if config.primary in ("full", "ia3") else config
-            )
+            if config.primary in ("full", "ia3"):  # the factors are the auxiliary's alone, if there is one
+                rank = config.r if "auxiliary_r" in method_class(config.method).uses else 1
+                config = config.model_copy(update={"primary": "lora", "r": rank})
+            _check_layers(model, config)
 
 
 def _check_layers(model: PreTrainedModel, config: BiLoraConfig) -> None:

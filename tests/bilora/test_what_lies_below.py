@@ -64,9 +64,10 @@ def test_label_smoothing_shifts_what_a_causal_model_shifts(tmp_path: Path, prima
 
 @pytest.mark.parametrize("method", ["bilora", "full"])
 def test_an_adapter_of_any_name_is_saved_where_it_is_loaded_from(tmp_path: Path, method: str) -> None:
+    own = "mine" if method == "bilora" else "auxiliary"
     model = ia3(tiny_vit(), modules_to_save=["classifier"])
-    model.add_adapter("mine", IA3Config(target_modules=["fc2"], feedforward_modules=[], modules_to_save=["classifier"]))
-    model.set_adapter("mine")
+    model.add_adapter(own, IA3Config(target_modules=["fc2"], feedforward_modules=[], modules_to_save=["classifier"]))
+    model.set_adapter(own)
     whole = {"primary": "full", "r": 2, "rho": 0.3, "target_modules": ["fc2"]} if method == "bilora" else {}
     config = BiLoraConfig(method=method, **whole)
     run = BiLoraTrainer(model, arguments(tmp_path), bilora=config, train_dataset=dataset())
