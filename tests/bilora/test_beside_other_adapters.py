@@ -66,18 +66,9 @@ def with_bottleneck() -> nn.Module:
     return model
 
 
-def in_vit(settings: Any) -> Callable[[], nn.Module]:
+def prepared(plain: Callable[[], nn.Module], settings: Callable[[], PeftConfig]) -> Callable[[], nn.Module]:
     def made() -> nn.Module:
-        model = tiny_vit()
-        torch.manual_seed(3)
-        return get_peft_model(model, settings())
-
-    return made
-
-
-def in_gpt2(settings: Any) -> Callable[[], nn.Module]:
-    def made() -> nn.Module:
-        model = tiny_gpt2()
+        model = plain()
         torch.manual_seed(3)
         return get_peft_model(model, settings())
 
@@ -86,14 +77,16 @@ def in_gpt2(settings: Any) -> Callable[[], nn.Module]:
 
 LAYERS = ["k_proj", "q_proj", "fc1"]
 KINDS: dict[str, Callable[[], nn.Module]] = {
-    "ia3": in_vit(
-        lambda: IA3Config(target_modules=LAYERS, feedforward_modules=["fc1"], modules_to_save=["classifier"])
+    "ia3": prepared(
+        tiny_vit, lambda: IA3Config(target_modules=LAYERS, feedforward_modules=["fc1"], modules_to_save=["classifier"])
     ),
-    "vera": in_vit(lambda: VeraConfig(r=4, target_modules=["q_proj", "v_proj"], modules_to_save=["classifier"])),
-    "norms": in_vit(lambda: LNTuningConfig(target_modules=["layernorm_before"])),
+    "vera": prepared(
+        tiny_vit, lambda: VeraConfig(r=4, target_modules=["q_proj", "v_proj"], modules_to_save=["classifier"])
+    ),
+    "norms": prepared(tiny_vit, lambda: LNTuningConfig(target_modules=["layernorm_before"])),
     "bottleneck": with_bottleneck,
-    "prefix": in_gpt2(lambda: PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)),
-    "prompt": in_gpt2(lambda: PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)),
+    "prefix": prepared(tiny_gpt2, lambda: PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)),
+    "prompt": prepared(tiny_gpt2, lambda: PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)),
 }
 OF_GPT2 = ("prefix", "prompt")
 
