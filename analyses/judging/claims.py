@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
@@ -119,30 +120,59 @@ def claim_file(settings: ClaimSettings) -> ClaimFile:
 
 
 def answer(judged: Sequence[Judged], settings: ClaimSettings) -> str:
-    """The claims that have a short form in one sentence; empty where there is none."""
+    """The claims that have a short form in one sentence; empty where there is none.
+
+    A claim that is judged at several columns, as at ranks, is said once, with the range of its effects.
+    """
+    told = [one for one in judged if one.short and not math.isnan(one.evidence.effect)]
+    together: dict[str, list[Judged]] = defaultdict(list)
+    for one in told:
+        together[one.name.partition("@")[0]].append(one)
     parts: list[str] = []
     before = ""
-    medians = False
-    for one in judged:
-        found = one.evidence
-        if not one.short or math.isnan(found.effect):
-            continue
-        ratio = found.unit == "ratio"
-        bounded = math.isfinite(found.low) and math.isfinite(found.high) and (found.low > 0 or not ratio)
-        lost = diverged(found)
-        medians = medians or bool(lost)
-        ends = f"[{_digits(found.low)}, {_digits(found.high)}]"
-        within = ends if bounded else f"(unbounded{f'; {lost}' if lost else ''})"
-        times = "infinitely many" if math.isinf(found.effect) else _digits(found.effect)
-        unit = "×" if ratio else {"share": "of it"}.get(found.unit, found.unit)
-        whose = "its" if one.subject == before else f"{one.subject}'s"
-        effect = " ".join(part for part in (times, unit, within) if part)
-        parts.append(f"{whose} {one.short.format(effect=effect)}: {one.verdict}")
-        before = one.subject
+    for same in together.values():
+        subject, said = _said(same[0]) if len(same) == 1 else _said_together(same)
+        parts.append(f"its {said}" if subject == before else f"{subject}'s {said}")
+        before = subject
     if not parts:
         return ""
+    medians = any(diverged(one.evidence) for one in told)
     means = "geometric means, medians where runs diverged" if medians else "geometric means"
-    return f"{'; '.join(parts)} ({means}, 95 % intervals; rises at rho = {settings.rho:g})."
+    intervals = ", 95 % intervals" if any(len(same) == 1 for same in together.values()) else ""
+    return f"{'; '.join(parts)} ({means}{intervals}; rises at rho = {settings.rho:g})."
+
+
+def _said(one: Judged) -> tuple[str, str]:
+    """Subject of a claim, and what is said of it."""
+    found = one.evidence
+    bounded = math.isfinite(found.low) and math.isfinite(found.high) and (found.low > 0 or found.unit != "ratio")
+    lost = diverged(found)
+    ends = f"[{_digits(found.low)}, {_digits(found.high)}]"
+    within = ends if bounded else f"(unbounded{f'; {lost}' if lost else ''})"
+    effect = " ".join(part for part in (_times(found.effect), _unit(found), within) if part)
+    return one.subject, f"{one.short.format(effect=effect)}: {one.verdict}"
+
+
+def _said_together(same: Sequence[Judged]) -> tuple[str, str]:
+    """The same of one claim at several columns, whose names stand in the verdicts' table."""
+    effects = [one.evidence.effect for one in same]
+    span = " to ".join(dict.fromkeys((_times(min(effects)), _times(max(effects)))))
+    effect = " ".join(part for part in (span, _unit(same[0].evidence)) if part)
+    counts = Counter(one.verdict for one in same)
+    first, *others = (f"{verdict} at {count}" for verdict, count in counts.items())
+    verdicts = ", ".join([f"{first} of {len(same)}", *others])
+    subject, short = same[0].subject, same[0].short
+    for column in same[0].name.partition("@")[2].split("+"):
+        subject, short = (text.replace(f" ({column})", "") for text in (subject, short))
+    return subject, f"{short.format(effect=effect)}: {verdicts}"
+
+
+def _times(effect: float) -> str:
+    return "infinitely many" if math.isinf(effect) else _digits(effect)
+
+
+def _unit(found: Evidence) -> str:
+    return "×" if found.unit == "ratio" else {"share": "of it"}.get(found.unit, found.unit)
 
 
 def _digits(value: float) -> str:

@@ -47,6 +47,19 @@ def test_the_verdicts_follow_from_the_records(name: str) -> None:
     assert [one["effect"] for one in document["claims"]] == pytest.approx([one["effect"] for one in kept["claims"]])
 
 
+def test_a_claim_at_several_ranks_is_said_once() -> None:
+    document: dict[str, Any] = read_json(EXAMPLES / "digits-ladder-rank" / "claims.json")
+    same = [one for one in document["claims"] if one["name"].startswith("learned_ascent_costs_flatness@")]
+    low, high = (f"{choose(one['effect'] for one in same):.2f}" for choose in (min, max))
+    supported = sum(one["verdict"] == "supported" for one in same)
+    assert len(same) == 5 and 0 < supported < 5
+    assert document["sentence"].startswith(
+        f"Bi-LoRA's minima are {low} to {high} × as sharp as those of full-space SAM cut to a rank: undecided at "
+        f"{5 - supported} of 5, supported at {supported}; the fresh auxiliary's minima are "
+    )
+    assert "_r16" not in document["sentence"] and len(document["sentence"]) < 600
+
+
 def test_the_readme_states_the_adjusted_p_values_of_its_example() -> None:
     readme = (EXAMPLES.parent / "README.md").read_text()
     stated = re.findall(r"^\| (\d+)\. .*\| ([\d.]+) \| (\w+) \|$", readme, flags=re.MULTILINE)
