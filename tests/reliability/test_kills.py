@@ -22,9 +22,8 @@ from analyses.records import read_records
 from analyses.records.integrity import SUMS, is_damaged
 from tests.analyses.mini import QUICK
 
-pytestmark = pytest.mark.long
-
 KILLS = int(os.environ.get("KILLS", "2"))
+pytestmark = [pytest.mark.long, pytest.mark.timeout(300 + 120 * KILLS)]
 CLOCKS = ["train_step_seconds", "step_seconds"]
 TUNED = QUICK | {
     "tuning": {

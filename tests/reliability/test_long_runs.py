@@ -25,9 +25,8 @@ from analyses.running.progress import ProgressFile
 from analyses.study import Cell, Study, StudyFolder
 from tests.analyses.mini import QUICK
 
-pytestmark = pytest.mark.long
-
 CELLS = int(os.environ.get("CELLS", "12"))
+pytestmark = [pytest.mark.long, pytest.mark.timeout(300 + 10 * CELLS)]
 
 
 def resident() -> int:
