@@ -8,10 +8,13 @@ from dataclasses import dataclass
 
 from peft import PeftModel
 from peft.tuners.lora import Linear as LoraLinear
+from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
+WRAPPED = "base_model.model."
+"""What PEFT puts before the names of a model's own modules."""
 PRIMARY = "primary"
 AUXILIARY = "auxiliary"
 
@@ -102,10 +105,13 @@ def only_adapters(model: PeftModel, names: Sequence[str]) -> Iterator[None]:
 def adapted_layers(model: nn.Module) -> dict[str, LoraLinear]:
     """The adapted linear layers, named as in the plain model."""
     return {
-        name.removeprefix("base_model.model."): module
-        for name, module in model.named_modules()
-        if isinstance(module, LoraLinear)
+        name.removeprefix(WRAPPED): module for name, module in model.named_modules() if isinstance(module, LoraLinear)
     }
+
+
+def adapter_prefixes(model: nn.Module) -> tuple[str, ...]:
+    """How the names of all LoRA tensors in a model begin."""
+    return tuple(f"{name}.lora_" for name, module in model.named_modules() if isinstance(module, LoraLayer))
 
 
 def adapter_factors(model: nn.Module, adapter: str) -> dict[str, Factors]:

@@ -13,10 +13,7 @@ from peft.utils import get_peft_model_state_dict
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
-from bilora.adapters import AUXILIARY, adapted_layers, check_plain
-
-WRAPPED = "base_model.model."
-"""What PEFT puts before the names of a model's own modules."""
+from bilora.adapters import AUXILIARY, WRAPPED, adapted_layers, check_plain
 
 
 def check_trains_itself(model: nn.Module) -> None:

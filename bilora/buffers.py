@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from bilora.adapters import WRAPPED, adapter_prefixes
 
 BUFFERS = "bilora_buffers.safetensors"
 """Of the plain model that training moved, beside an adapter or in a checkpoint."""
 _FIRST = "bilora_first_buffers"
-_PREFIX = "base_model.model."
 _PEFTS_OWN = (".modules_to_save.", ".original_module.")
 
 
@@ -50,7 +50,7 @@ def load_buffers(model: nn.Module, directory: Path) -> None:
 
 def _buffers(model: nn.Module) -> dict[str, Tensor]:
     persistent = model.state_dict().keys()
-    adapters = tuple(f"{name}.lora_" for name, module in model.named_modules() if isinstance(module, LoraLayer))
+    adapters = adapter_prefixes(model)
     return {
         _plain(name): buffer
         for name, buffer in model.named_buffers()
@@ -59,6 +59,6 @@ def _buffers(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _plain(name: str) -> str:
-    while name.startswith(_PREFIX):  # an adapter of another kind may lie below the auxiliary
-        name = name.removeprefix(_PREFIX)
+    while name.startswith(WRAPPED):  # an adapter of another kind may lie below the auxiliary
+        name = name.removeprefix(WRAPPED)
     return name.replace(".base_layer.", ".")

@@ -13,13 +13,12 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from peft.tuners.lora import LoraLayer
 from peft.utils import load_peft_weights, set_peft_model_state_dict
 from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from bilora.adapters import AUXILIARY, PRIMARY, adapted_layers
+from bilora.adapters import AUXILIARY, PRIMARY, adapted_layers, adapter_prefixes
 from bilora.attaching import MOVES_THE_BASE, initial_factors
 from bilora.beside import own_adapters, without_auxiliary
 from bilora.buffers import BUFFERS, load_buffers, moved_buffers, save_buffers
@@ -154,7 +153,7 @@ def _load_own_weights(model: PeftModel, checkpoint: Path) -> None:
 
 
 def _own_weights(model: PeftModel) -> dict[str, Tensor]:
-    adapters = tuple(f"{name}.lora_" for name, module in model.named_modules() if isinstance(module, LoraLayer))
+    adapters = adapter_prefixes(model)
     return {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(adapters)}
 
 

@@ -13,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationInfo, 
 
 Clip = Literal["global", "layerwise", "none"]
 Primary = Literal["lora", "rslora", "dora", "pissa", "lora_ga", "ia3", "full"]
+WITHOUT_FACTORS: tuple[Primary, ...] = ("full", "ia3")
+"""Kinds of primary that are no product of factors; all factors are the auxiliary's then."""
 RhoSchedule = Literal["constant", "warmup", "cosine", "cooled"]
 FILE = "bilora.json"
 """Name of the settings in a folder."""
@@ -161,7 +163,7 @@ class BiLoraConfig(BaseModel):
             self.primary == "full"
         )
         given = {name: getattr(self, name) for name in names if getattr(self, name) not in ("none", None, {}, 0.0)}
-        if self.primary in ("full", "ia3") and given:
+        if self.primary in WITHOUT_FACTORS and given:
             what = "trains all weights and has" if self.primary == "full" else "scales outputs and has"
             raise ValueError(
                 f"primary: {self.primary} {what} no primary adapter to which {', '.join(given)} could apply, got "

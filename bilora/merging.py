@@ -15,9 +15,8 @@ from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from bilora.adapters import AUXILIARY, PRIMARY, adapted_layers, adapter_factors, frozen_weight
+from bilora.adapters import AUXILIARY, PRIMARY, WRAPPED, adapted_layers, adapter_factors, frozen_weight
 from bilora.attaching import initial_factors
-from bilora.beside import WRAPPED
 from bilora.measured import Minimum, Pair
 
 _HALF = (torch.float16, torch.bfloat16)
@@ -33,10 +32,8 @@ def merged_adapters(model: PeftModel, base: nn.Module | None = None) -> Minimum:
     """
     layers = adapted_layers(model)
     if not any(isinstance(module, LoraLayer) for module in model.modules()):
-        return of_another_kind(model, _layers_of_another_kind(model), {})
+        return trained_by_itself(model, _layers_of_another_kind(model), {})
     _refuse_other_kinds(model, layers)
-    if not layers:
-        raise ValueError("source: the model has no adapted linear layers to measure")
     if any(layer.merged for layer in layers.values()):
         model.base_model.unmerge_adapter()
     if any(frozen_weight(layer).dtype in _HALF for layer in layers.values()):
@@ -45,7 +42,7 @@ def merged_adapters(model: PeftModel, base: nn.Module | None = None) -> Minimum:
     merged = [] if off else [name for name in model.active_adapters if name != AUXILIARY]
     if merged:
         _untie(model)
-    measured = first_names(model)
+    measured = _first_names(model)
     factors = {
         adapter: {measured[f"{layer}.weight"]: (pair.A.detach(), pair.B.detach()) for layer, pair in pairs.items()}
         for adapter in model.peft_config
@@ -74,7 +71,7 @@ def _layers_of_another_kind(model: PeftModel) -> list[str]:
     return list(layers) if fit else []
 
 
-def of_another_kind(model: nn.Module, layers: Iterable[str], pairs: Mapping[str, Pair]) -> Minimum:
+def trained_by_itself(model: nn.Module, layers: Iterable[str], pairs: Mapping[str, Pair]) -> Minimum:
     """What a model trained by itself: its own weights, or adapters that are no LoRA; it is used up.
 
     Adapters are merged where their kind can be, and the updates are then known; a prefix and its like stay in front of
@@ -82,7 +79,7 @@ def of_another_kind(model: nn.Module, layers: Iterable[str], pairs: Mapping[str,
 
     Args:
         model: Without an auxiliary.
-        layers: Names of the layers to measure.
+        layers: Names of the layers to measure; none for all weights.
         pairs: Factors by layer of the auxiliary that there was.
     """
     layers, before = list(layers), dict[str, Tensor]()
@@ -147,7 +144,7 @@ def _refuse_other_kinds(model: PeftModel, layers: Mapping[str, nn.Module]) -> No
     for name, module in model.named_modules():
         if not isinstance(module, BaseTunerLayer):
             continue
-        where, kind = name.removeprefix("base_model.model."), type(module).__module__.split(".")[-2]
+        where, kind = name.removeprefix(WRAPPED), type(module).__module__.split(".")[-2]
         if id(module) not in known:
             inner = type(module.get_base_layer()).__name__
             raise ValueError(
@@ -167,12 +164,12 @@ def _refuse_other_kinds(model: PeftModel, layers: Mapping[str, nn.Module]) -> No
             )
 
 
-def first_names(model: nn.Module) -> dict[str, str]:
+def _first_names(model: nn.Module) -> dict[str, str]:
     """By the name of a weight in the plain model, that under which the plain model lists it first."""
     first: dict[int, str] = {}
     names = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        plain = name.removeprefix("base_model.model.").replace(".base_layer.", ".")
+        plain = name.removeprefix(WRAPPED).replace(".base_layer.", ".")
         names[plain] = first.setdefault(id(parameter), plain)
     return names
 

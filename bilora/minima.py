@@ -16,14 +16,14 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel, Trainer
 
-from bilora.adapters import AUXILIARY, PRIMARY, adapter_factors, held_adapter
+from bilora.adapters import AUXILIARY, PRIMARY, WRAPPED, adapter_factors, held_adapter
 from bilora.attaching import attach_ia3, layers_inside
 from bilora.beside import own_adapters, plain_name, without_auxiliary
 from bilora.buffers import load_buffers
 from bilora.checkpoints import INITIAL, OWN
 from bilora.config import FILE, BiLoraConfig
 from bilora.measured import Minimum, Pair
-from bilora.merging import merged_adapters, of_another_kind
+from bilora.merging import merged_adapters, trained_by_itself
 
 _Module = TypeVar("_Module", bound=nn.Module)
 
@@ -59,7 +59,7 @@ def minimum(source: Trainer | nn.Module | str | Path, *, base: nn.Module | None 
             trained = _unwrapped(copy.deepcopy(model))
             factors = adapter_factors(trained, AUXILIARY)
             pairs = {layer: (pair.A.detach(), pair.B.detach()) for layer, pair in factors.items()}
-            return of_another_kind(without_auxiliary(trained), pairs, pairs)
+            return trained_by_itself(without_auxiliary(trained), pairs, pairs)
         return merged_adapters(_unwrapped(copy.deepcopy(model)), base)
     if not isinstance(model, nn.Module):
         raise ValueError(f"source: expected a trainer, a model or a folder, got {type(source).__name__}")
@@ -112,7 +112,7 @@ def _from_folder(folder: Path, base: nn.Module | None) -> Minimum:
         if beside is None:
             found = merged_adapters(model, base)
         else:
-            found = of_another_kind(model, layers_inside(model, beside), {})
+            found = trained_by_itself(model, layers_inside(model, beside), {})
         load_buffers(found.model, folder)
         auxiliary = folder / AUXILIARY
         if (auxiliary / "adapter_config.json").is_file():
@@ -144,7 +144,7 @@ def _from_own_weights(checkpoint: Path, base: nn.Module | None) -> Minimum:
                 "was given, with its adapters"
             )
         places[name].copy_(tensor)
-    found = of_another_kind(plain, pairs, pairs)
+    found = trained_by_itself(plain, pairs, pairs)
     if found.updates or isinstance(plain, PeftModel):
         return found
     before, after = dict(base.named_parameters(remove_duplicate=False)), dict(found.model.named_parameters())
@@ -184,6 +184,6 @@ def _stored_factors(folder: Path) -> dict[str, Pair]:
     factors = {}
     for key, a in tensors.items():
         if key.endswith(".lora_A.weight"):
-            layer = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
+            layer = key.removeprefix(WRAPPED).removesuffix(".lora_A.weight")
             factors[f"{layer}.weight"] = (a, tensors[key.replace("lora_A", "lora_B")])
     return factors

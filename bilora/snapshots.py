@@ -10,8 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from bilora.adapters import AUXILIARY, PRIMARY, adapter_factors
-from bilora.beside import WRAPPED
+from bilora.adapters import AUXILIARY, PRIMARY, WRAPPED, adapter_factors
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 

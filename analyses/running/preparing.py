@@ -19,6 +19,7 @@ from analyses.training.devices import check_device
 from analyses.training.runs import method_config
 from bilora import BiLoraConfig
 from bilora.attaching import check_layers, target_layers
+from bilora.config import WITHOUT_FACTORS
 from bilora.methods import method_class
 from bilora.optimizers import moves_matrices_alone
 
@@ -63,7 +64,7 @@ def check(study: Study) -> None:
                     "too; use pytorch_optimizer:Muon, which moves these by AdamW"
                 )
         if config.target_modules is not None and config.primary != "lora_ga":  # prepared for when it is trained
-            if config.primary in ("full", "ia3"):  # the factors are the auxiliary's alone, if there is one
+            if config.primary in WITHOUT_FACTORS:
                 rank = config.r if "auxiliary_r" in method_class(config.method).uses else 1
                 config = config.model_copy(update={"primary": "lora", "r": rank})
             _check_layers(model, config)

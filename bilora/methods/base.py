@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from bilora.beside import check_trains_itself
 from bilora.buffers import remember_buffers
-from bilora.config import BiLoraConfig, Primary
+from bilora.config import WITHOUT_FACTORS, BiLoraConfig, Primary
 
 
 class Backward(Protocol):
@@ -57,7 +57,7 @@ class Method:
     name: ClassVar[str]
     summary: ClassVar[str]
     passes_per_step: float = 1
-    fits: ClassVar[tuple[Primary, ...]] = tuple(kind for kind in get_args(Primary) if kind not in ("full", "ia3"))
+    fits: ClassVar[tuple[Primary, ...]] = tuple(kind for kind in get_args(Primary) if kind not in WITHOUT_FACTORS)
     uses: ClassVar[frozenset[str]] = ADAPTER
 
     def __init__(self, model: nn.Module, config: BiLoraConfig, *, seed: int) -> None:
