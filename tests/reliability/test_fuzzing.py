@@ -30,7 +30,7 @@ from tests.analyses.mini import MINI, QUICK
 from tests.reliability.fuzzing import as_json, changed, damaged
 
 INPUTS = int(os.environ.get("FUZZ_INPUTS", "100"))
-pytestmark = pytest.mark.timeout(300 + INPUTS // 10)
+pytestmark = pytest.mark.timeout(max(300, INPUTS // 10))
 EXAMPLES = Path(__file__).parents[2] / "examples"
 PRESETS = [
     yaml.safe_load((resources.files("analyses") / "presets" / f"{name}.yaml").read_text()) for name in preset_names()

@@ -23,7 +23,7 @@ from analyses.records.integrity import SUMS, is_damaged
 from tests.analyses.mini import QUICK
 
 KILLS = int(os.environ.get("KILLS", "2"))
-pytestmark = [pytest.mark.long, pytest.mark.timeout(300 + 120 * KILLS)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(max(300, 120 * KILLS))]
 CLOCKS = ["train_step_seconds", "step_seconds"]
 TUNED = QUICK | {
     "tuning": {

@@ -26,7 +26,7 @@ from analyses.study import Cell, Study, StudyFolder
 from tests.analyses.mini import QUICK
 
 CELLS = int(os.environ.get("CELLS", "12"))
-pytestmark = [pytest.mark.long, pytest.mark.timeout(300 + 10 * CELLS)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(max(300, 5 * CELLS))]
 
 
 def resident() -> int:
