@@ -47,6 +47,11 @@ class FreshHardest(BiLoraFresh):
     name = "fresh_hardest"
     summary = "bilora_fresh on the hardest examples"
 
+    def prepare(self, model: nn.Module) -> nn.Module:
+        prepared = super().prepare(model)
+        self.passes_per_step = 2  # the ascent's forward pass sees the whole batch
+        return prepared
+
     def _partial(self, backward: Backward) -> Callable[[], Tensor]:
         def on_the_hardest(_model: nn.Module, _args: Any, given: dict[str, Any], output: Any) -> Any:
             losses = F.cross_entropy(output.logits, given["labels"], reduction="none")
