@@ -79,4 +79,6 @@ class Measure:
         if self.recorded and study.measures.dynamics is None:
             return False
         limit = study.measures.seeds.get(self.name, self.default_seeds)
+        if isinstance(limit, Mapping):
+            limit = limit.get(cell.method, 0)
         return (limit is None or cell.seed < limit) and self.applies(study, cell)

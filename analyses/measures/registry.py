@@ -47,13 +47,17 @@ def measures_of(study: Study) -> dict[str, Measure]:
 
     Raises:
         StudyError: One of ``measures.own`` cannot be imported or has a name that is taken, or ``measures.seeds``
-            names none.
+            names none, or a method that the study does not have.
     """
     found = {measure.name: measure for measure in MEASURES}
     found |= own_measures(study.measures.own, found, "measures.own")
-    for name in study.measures.seeds:
+    for name, seeds in study.measures.seeds.items():
         if name not in found:
             raise StudyError(f"measures.seeds: expected some of {', '.join(found)}; got {name!r}{near(name, found)}")
+        for method in seeds if isinstance(seeds, Mapping) else ():
+            if method not in study.methods:
+                expected = f"expected some of the study's methods ({', '.join(study.methods)})"
+                raise StudyError(f"measures.seeds.{name}: {expected}; got {method!r}{near(method, study.methods)}")
     return found
 
 

@@ -11,6 +11,8 @@ from analyses.study.base import Count, Positive, Settings
 BallName = Literal["l2", "relative", "elementwise", "filter"]
 L2: BallName = "l2"
 Radii = Annotated[list[Positive], Field(min_length=1)]
+Seeds = Annotated[int, Field(ge=0)]
+"""How many of a study's seeds."""
 
 
 class WorstCaseSettings(Settings):
@@ -112,14 +114,15 @@ class MeasureSettings(Settings):
     """What is measured at every minimum.
 
     ``seeds`` says at how many of the study's seeds a measure runs, by its name; what is not named runs at all of them,
-    pictures at the first; 0 leaves it out. ``own`` holds measures of the user's, by their place
+    pictures at the first; 0 leaves it out. A mapping says it by method, and methods that it does not name do without.
+    ``own`` holds measures of the user's, by their place
     ``package.module:NAME``, with settings of their own. ``surface`` may be null: no pictures and no barriers.
     ``third_opinion`` has PyHessian compute the eigenvalues of one cell too. ``dynamics`` is null unless training is to
     be followed. ``graph_gib`` is the memory for the graphs of curvature products: time, not numbers, depend on it.
     """
 
     worst_case: WorstCaseSettings
-    seeds: dict[str, Annotated[int, Field(ge=0)]] = Field(default_factory=dict)
+    seeds: dict[str, Seeds | dict[str, Seeds]] = Field(default_factory=dict)
     own: dict[str, dict[str, Any]] = Field(default_factory=dict)
     curvature: CurvatureSettings = CurvatureSettings()
     spectrum: SpectrumSettings = SpectrumSettings()

@@ -13,7 +13,9 @@ from torch import Tensor
 from landscape.asking import expect_risk, expect_vector
 from landscape.batches import map_tensors, to_device
 from landscape.evaluation import exact_products, expect_gradients
+from landscape.losses import Batch
 from landscape.operators.base import SymmetricOperator
+from landscape.operators.closed_forms import ClosedForms
 from landscape.operators.consistency import check_second_derivatives
 from landscape.risk import EmpiricalRisk
 
@@ -58,6 +60,7 @@ class RiskOperator(SymmetricOperator, Generic[Graph]):
         self.dtype, self.device = risk.dtype, risk.device
         self._rest = risk.rest()
         self._rounding: float | None = None
+        self._closed_forms = True
         if theta is not None:
             expect_vector("theta", theta, risk.num_params)
         self._parameters = risk.layout.leaves(risk.theta if theta is None else theta.to(risk.dtype))
@@ -153,8 +156,7 @@ class RiskOperator(SymmetricOperator, Generic[Graph]):
         """Model outputs and per-example losses (n_i,) of one batch, with their graph; checked to be finite."""
         batch = to_device(self.risk.batches[index], self.device)
         with torch.enable_grad():
-            outputs = self.risk.outputs(batch, self._parameters, rest=self._rest)
-            losses = self.risk.losses_of(outputs, batch)
+            outputs, losses = self._forward(batch)
             if self.risk.l2:
                 losses = losses + self.risk.penalty(self._parameters)
         if not bool(losses.isfinite().all()):
@@ -162,6 +164,17 @@ class RiskOperator(SymmetricOperator, Generic[Graph]):
                 f"the loss of batch {index} is not finite at this point; its curvature is undefined there"
             )
         return outputs, losses
+
+    def _forward(self, batch: Batch) -> tuple[object, Tensor]:
+        if self._closed_forms:
+            with ClosedForms() as forms:
+                outputs = self.risk.outputs(batch, self._parameters, rest=self._rest)
+                losses = self.risk.losses_of(outputs, batch)
+            if not forms.differentiated:
+                return outputs, losses
+            self._closed_forms = False
+        outputs = self.risk.outputs(batch, self._parameters, rest=self._rest)
+        return outputs, self.risk.losses_of(outputs, batch)
 
     def _saved_bytes(self, index: int, measured: dict[str, int]) -> int:
         """Bytes that a batch's graph saves; measured once for batches of the same shapes."""

@@ -179,12 +179,29 @@ def test_a_measures_settings_are_in_its_key(outside: Path) -> None:
         ({"own": {"nobody:X": {}}}, "cannot import 'nobody:X'"),
         ({"own": {"mine.measures:weight_norm": {}}}, "is a function, expected"),
         ({"seeds": {"update_norms": 2}}, "measures.seeds: expected some of"),
+        (
+            {"seeds": {"curvature": {"lorra": 2}}},
+            "measures.seeds.curvature: expected some of the study's methods .*lorra",
+        ),
     ],
 )
 def test_what_is_no_measure_is_refused(outside: Path, changes: dict, message: str) -> None:
     study = parse_study(yaml.safe_dump(QUICK | {"measures": QUICK["measures"] | changes}), source="mine")
     with pytest.raises(StudyError, match=message):
         measures_of(study)
+
+
+def test_a_measures_seeds_may_depend_on_the_method() -> None:
+    seeds = {"alignment": {"bilora": 2, "lora": 1}}
+    study = parse_study(
+        yaml.safe_dump(QUICK | {"seeds": 3, "measures": QUICK["measures"] | {"seeds": seeds}}), source=""
+    )
+    at = {
+        (cell.method, cell.seed)
+        for cell in study.cells()
+        if "alignment" in [measure.name for measure in measures_at(study, cell)]
+    }
+    assert at == {("bilora", 0), ("bilora", 1), ("lora", 0)}
 
 
 def test_a_task_that_is_not_there_is_refused(outside: Path) -> None:
