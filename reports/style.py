@@ -154,6 +154,8 @@ def method_style(method: str) -> MethodStyle:
 
     >>> method_style("bilora_r8").label, method_style("bilora_half_rate").label
     ('Bi-LoRA, r = 8', 'Bi-LoRA, half rate')
+    >>> method_style("lora_sam_rank_r8").label
+    'Full-space SAM, rank 8'
     """
     for given in (_OWN.get(), _APART.get()):
         if method in given:
@@ -177,7 +179,8 @@ def method_style(method: str) -> MethodStyle:
     lightness = max(0.0, 0.7 - 0.175 * octave)
     colour = mpl.colors.to_hex([(1 - lightness) * x + lightness for x in mpl.colors.to_rgb(base.colour)])
     marker = _OTHER_MARKERS[octave % len(_OTHER_MARKERS)]
-    return MethodStyle(f"{base.label}, r = {rest[1:]}", colour, marker, base.line)
+    label = f"{base.label[:-1]}{rest[1:]}" if base.label.endswith(" r") else f"{base.label}, r = {rest[1:]}"
+    return MethodStyle(label, colour, marker, base.line)
 
 
 def method_order(methods: Iterable[str]) -> list[str]:
