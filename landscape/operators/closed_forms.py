@@ -36,8 +36,9 @@ Derivatives = Callable[[Tensor], tuple[Tensor, Tensor]]
 class ClosedForms(TorchFunctionMode):
     """GELU, SiLU, LayerNorm and linear layers with torch's values and derivatives, whose second derivatives cost less.
 
-    Gradients of what is computed under it can be differentiated once more, not twice. Tensors of other kinds than dense
-    float32 and float64 ones, and what is differentiated by `torch.func` or in forward mode meanwhile, keep torch's own.
+    Of what is computed under it gradients with a graph can be taken once, and differentiated once more, not twice.
+    Tensors of other kinds than dense float32 and float64 ones, frozen linear layers, and what is differentiated by
+    `torch.func` or in forward mode meanwhile, keep torch's own.
 
     Attributes:
         differentiated: Whether autograd was asked for a gradient meanwhile, as by a loss of a network's derivatives in
@@ -96,14 +97,16 @@ class _Activation(_Node):
     def forward(ctx: Any, x: Tensor, function: Callable[[Tensor], Tensor], derivatives: Derivatives) -> Any:
         ctx.set_materialize_grads(False)
         stands_for_x = _stand_in(x)
-        ctx.save_for_backward(stands_for_x, *derivatives(x))
+        first, ctx.second = derivatives(x)
+        ctx.save_for_backward(stands_for_x, first)
         return function(x), stands_for_x
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
         g, of_x = grads
-        stands_for_x, first, second = ctx.saved_tensors
+        stands_for_x, first = ctx.saved_tensors
         if _is_built(of_x):
+            second, ctx.second = ctx.second, None  # from now on the other node has what it takes of it
             of_x = None if g is None else _ActivationBackward.of(g, stands_for_x, first, second)
         elif g is not None:
             of_x = g * first if of_x is None else of_x.addcmul_(g, first)
@@ -134,18 +137,19 @@ class _LayerNorm(_Node):
         ctx.set_materialize_grads(False)
         values, mean, r = torch.native_layer_norm(x, x.shape[-1:], weight, bias, eps)
         z = (x - mean).mul_(r)
-        ctx.save_for_backward(weight, bias, z, r)
+        ctx.save_for_backward(weight, z, r)
         return values, z, r
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
         g, of_z, of_r = grads
-        weight, bias, z, r = ctx.saved_tensors
+        weight, z, r = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[1:3]
         if _is_built(of_z) and _is_built(of_r):
-            return (None, None, None, None) if g is None else (*_LayerNormBackward.of(g, weight, bias, z, r), None)
+            return (None, None, None, None) if g is None else (*_LayerNormBackward.of(g, weight, z, r, wanted), None)
         of_weight = of_bias = None
         if g is not None:
-            _, of_weight, of_bias = _pull_back(g, z, weight, bias, [False, weight is not None, bias is not None])
+            of_weight, of_bias = _of_affine(g, z, wanted)
             scaled = g if weight is None else g * weight
             of_z = scaled if of_z is None else of_z.add_(scaled)
         of_x = None
@@ -154,7 +158,7 @@ class _LayerNorm(_Node):
         if of_r is not None:
             factor = of_r * r * r / -z.shape[-1]
             of_x = z * factor if of_x is None else of_x.addcmul_(z, factor)
-        return of_x, of_weight if weight is not None else None, of_bias if bias is not None else None, None
+        return of_x, of_weight, of_bias, None
 
 
 class _LayerNormBackward(_Node):
@@ -167,20 +171,18 @@ class _LayerNormBackward(_Node):
     """
 
     @staticmethod
-    def forward(ctx: Any, g: Tensor, weight: Tensor | None, bias: Tensor | None, z: Tensor, r: Tensor) -> Any:
+    def forward(ctx: Any, g: Tensor, weight: Tensor | None, z: Tensor, r: Tensor, wanted: tuple[bool, bool]) -> Any:
         ctx.set_materialize_grads(False)
         scaled = g if weight is None else g * weight
         ctx.save_for_backward(g, weight, z, r, (scaled * z).mean(-1, keepdim=True).mul_(-r))
-        _, of_weight, of_bias = _pull_back(g, z, weight, bias, [False, weight is not None, bias is not None])
-        of_x = _project(scaled, z).mul_(r)
-        return of_x, of_weight if weight is not None else None, of_bias if bias is not None else None
+        return _project(scaled, z).mul_(r), *_of_affine(g, z, wanted)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
         g, weight, z, r, along_h = ctx.saved_tensors
         c, a, b = grads
-        wants_g, wants_weight, _, wants_z, wants_r = ctx.needs_input_grad
+        wants_g, wants_weight, wants_z, wants_r, _ = ctx.needs_input_grad
         of_g = of_weight = of_z = of_r = None
         if wants_z and a is not None:
             of_z = g * a
@@ -201,7 +203,7 @@ class _LayerNormBackward(_Node):
             of_g = z * a if of_g is None else of_g.addcmul_(z, a)
         if b is not None:
             of_g = b.expand_as(g) if of_g is None else of_g.add_(b)
-        return of_g if wants_g else None, of_weight, None, of_z, of_r
+        return of_g if wants_g else None, of_weight, of_z, of_r, None
 
 
 class _Linear(_Node):
@@ -279,20 +281,20 @@ def _is_built(cotangent: Tensor | None) -> bool:
     return True
 
 
-def _pull_back(
-    g: Tensor, z: Tensor, weight: Tensor | None, bias: Tensor | None, wanted: list[bool]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """torch's backward pass of LayerNorm, of z with mean 0 and r = 1."""
-    ones, zeros = z.new_ones(*z.shape[:-1], 1), z.new_zeros(*z.shape[:-1], 1)
-    gradients: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.native_layer_norm_backward(
-        g, z, z.shape[-1:], zeros, ones, weight, bias, wanted
-    )
-    return gradients
-
-
 def _project(vector: Tensor, z: Tensor) -> Tensor:
-    """Q(v) = v - mean(v) - z mean(v z), over the last dimension."""
-    return _pull_back(vector, z, None, None, [True, False, False])[0]
+    """Q(v) = v - mean(v) - z mean(v z), over the last dimension: torch's own of z with mean 0 and r = 1."""
+    ones, zeros = z.new_ones(*z.shape[:-1], 1), z.new_zeros(*z.shape[:-1], 1)
+    projected: Tensor = torch.ops.aten.native_layer_norm_backward(
+        vector, z, z.shape[-1:], zeros, ones, None, None, [True, False, False]
+    )[0]
+    return projected
+
+
+def _of_affine(g: Tensor, z: Tensor, wanted: tuple[bool, bool]) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients in w and b of w z + b."""
+    wants_weight, wants_bias = wanted
+    of_weight = (g * z).flatten(0, -2).sum(0) if wants_weight else None
+    return of_weight, g.flatten(0, -2).sum(0) if wants_bias else None
 
 
 def _gelu(input: Tensor, approximate: str = "none") -> Tensor:
@@ -305,7 +307,7 @@ def _silu(input: Tensor, inplace: bool = False) -> Tensor:
 
 
 def _activation(x: Tensor, function: Callable[[Tensor], Tensor], derivatives: Derivatives) -> Tensor:
-    values: Tensor = _Activation.of(x, function, derivatives)[0]
+    values: Tensor = _Activation.of(x, function, derivatives)[0] if x.requires_grad else function(x)
     return values
 
 
@@ -316,14 +318,15 @@ def _layer_norm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Tensor:
-    if len(normalized_shape) != 1 or not _fits(input, weight, bias):
+    if len(normalized_shape) != 1 or input.dim() < 2 or not _fits(input, weight, bias):
         return F.layer_norm(input, normalized_shape, weight, bias, eps)
     values: Tensor = _LayerNorm.of(input, weight, bias, eps)[0]
     return values
 
 
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    if input.numel() < _FEW or weight.dim() != 2 or not _fits(input, weight, bias):
+    # Of frozen weights torch keeps nothing but them.
+    if input.numel() < _FEW or not weight.requires_grad or weight.dim() != 2 or not _fits(input, weight, bias):
         return F.linear(input, weight, bias)
     rows: Tensor = _Linear.of(input.reshape(-1, input.shape[-1]), weight, bias)[0]
     return rows.view(*input.shape[:-1], len(weight))
@@ -338,7 +341,11 @@ _FORMS: dict[Any, Callable[..., Tensor]] = {
 
 
 def _fits(input: Tensor, *parameters: Tensor | None) -> bool:
-    return all(part is None or (_is_plain(part) and part.dtype == input.dtype) for part in parameters)
+    """Whether a layer is one of plain numbers and has a derivative."""
+    parts = [input, *(part for part in parameters if part is not None)]
+    return any(part.requires_grad for part in parts) and all(
+        _is_plain(part) and part.dtype == input.dtype for part in parts
+    )
 
 
 def _is_plain(tensor: Any) -> bool:

@@ -242,6 +242,22 @@ def test_other_tensors_and_derivatives_keep_torchs_own() -> None:
     torch.testing.assert_close(slope, per_row)
 
 
+def test_frozen_layers_cost_what_they_did(monkeypatch: pytest.MonkeyPatch) -> None:
+    with ClosedForms():
+        assert F.gelu(X.detach()).grad_fn is F.layer_norm(X.detach(), (7,)).grad_fn is None
+        frozen = F.linear(X, WIDE.detach()).grad_fn
+    assert type(frozen) is type(F.linear(X, WIDE.detach()).grad_fn)
+    torch.manual_seed(0)
+    model, batches = bert()
+    names = [name for name, _ in model.named_parameters() if "query.weight" in name]
+    risk = EmpiricalRisk(model, batches, params=names)
+    ours = HessianOperator(risk, check=False)
+    monkeypatch.setattr(closed_forms, "_FORMS", {})
+    theirs = HessianOperator(risk, check=False)
+    torch.testing.assert_close(ours.matvec(risk.theta), theirs.matvec(risk.theta), rtol=1e-4, atol=1e-6)
+    assert ours.kept_bytes <= 1.05 * theirs.kept_bytes
+
+
 def test_graphs_are_freed() -> None:
     batch = (drawn(64, 5).detach(), torch.zeros(64, dtype=torch.long))
     risk = EmpiricalRisk(InPlace().double(), [batch])
