@@ -12,12 +12,10 @@ import pytest
 from analyses.judging.claims import claims_document
 from analyses.records import read_json, read_records
 from analyses.running.stopping import LOOKS, recorded_looks
-from analyses.study import Study, load_preset, load_study, preset_names
-from analyses.study.measure_settings import WorstCaseSettings
+from analyses.study import load_preset, load_study, preset_names
 from reports.charts.fit import fit_chart
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-OLDER = {"minilm-sentiment"}
 
 
 @pytest.mark.parametrize("name", preset_names())
@@ -26,7 +24,7 @@ def test_an_example_has_its_presets_settings_and_whole_records(name: str) -> Non
     if name == "digits":  # a longer run of the preset, described at more seeds, more sharply and in finer pictures
         less = {key: getattr(preset.measures, key) for key in ("seeds", "cost_rounds", "curvature", "surface")}
         study = study.model_copy(update={"seeds": preset.seeds, "measures": study.measures.model_copy(update=less)})
-    assert study == preset or (name in OLDER and _but_for_the_search(study) == _but_for_the_search(preset))
+    assert study == preset
     records = read_records(EXAMPLES / name / "records.parquet")
     runs = records[records["measure"] == "train_loss"][["method", "seed", "train_size"]]
     cells = {(cell.method, cell.seed, cell.train_size) for cell in load_study(EXAMPLES / name / "study.yaml").cells()}
@@ -87,15 +85,6 @@ def test_the_two_searches_of_the_digits_study_agree() -> None:
     for _, of_space in gaps.groupby("subspace"):
         assert of_space["value"].median() < 0.02
         assert (of_space["value"] < 0.05).mean() >= 0.95
-
-
-def _but_for_the_search(study: Study) -> Study:
-    """The older examples' worst cases are of the time of one search from a few starts, their test images what the other
-    splits left; `examples/README.md` says so."""
-    worst_case = WorstCaseSettings(radii=[study.claims.rho])
-    measures = study.measures.model_copy(update={"worst_case": worst_case, "seeds": {}})
-    task = study.task.model_copy(update={"test_size": None})
-    return study.model_copy(update={"measures": measures, "task": task})
 
 
 def test_the_digits_study_decides_claims_with_a_search_error_below_the_spread() -> None:
