@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -49,7 +50,11 @@ class ProgressFile:
 
 
 class ProgressBars:
-    """A bar over all cells with the time left, and one line for each cell at work."""
+    """A bar over all cells with the time left, and one line for each cell at work.
+
+    One thread draws, within tqdm's lock: where nobody reads any more, tqdm's own refreshing would keep that lock for
+    good. The cells go on then, without bars.
+    """
 
     def __init__(self, folder: Path, total: int, workers: int) -> None:
         self._folder = folder
@@ -73,13 +78,13 @@ class ProgressBars:
     ) -> None:
         self._stop.set()
         self._thread.join()
-        for line in self._lines:
-            line.close()
-        self._cells.close()
+        for bar in (*self._lines, self._cells):
+            with suppress(BrokenPipeError):
+                bar.close()
 
     def cell_done(self) -> None:
         """One more cell is finished, well or not."""
-        self._cells.update()
+        self._cells.n += 1
 
     def _watch(self) -> None:
         while not self._stop.wait(_INTERVAL):
@@ -91,5 +96,10 @@ class ProgressBars:
                     continue
             for index, line in enumerate(self._lines):
                 text = "{cell}: {stage} {step}/{total}".format(**states[index]) if index < len(states) else ""
-                line.set_description_str(text)
-            self._cells.refresh()
+                line.set_description_str(text, refresh=False)
+            try:
+                with tqdm.get_lock():
+                    for bar in (*self._lines, self._cells):
+                        bar.refresh(nolock=True)
+            except BrokenPipeError:
+                return

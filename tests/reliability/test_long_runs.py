@@ -78,9 +78,11 @@ def test_memory_and_files_stay_flat_over_many_cells(tmp_path: Path) -> None:
 def test_an_interruption_ends_the_workers_within_five_seconds(tmp_path: Path) -> None:
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(QUICK | {"seeds": 40}))
     command = ["audit", "--config", str(tmp_path / "study.yaml"), "--out", str(tmp_path / "out"), "--jobs", "2"]
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     process = subprocess.Popen(
         [sys.executable, "-m", "analyses.cli", *command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
+    signal.signal(signal.SIGINT, before)
     began = time.monotonic()
     while len(list((tmp_path / "out").glob("runs/*-seed*"))) < 2:
         assert process.poll() is None and time.monotonic() - began < 120
