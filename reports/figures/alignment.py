@@ -7,6 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from reports.canvas import legend_of, one_axes
+from reports.ranges import SHARE, cut
 from reports.style import ONE_COLUMN, TWO_COLUMNS, mean_interval, method_order, method_style, plot_context
 
 CAPTURED = ("captured_energy", "captured_energy_null", "captured_energy_optimum")
@@ -37,11 +38,12 @@ def plot_alignment(records: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
             shares = own[own["measure"] == "captured_energy"]
             per_run = shares.groupby(["train_size", "seed", "block"])["value"].mean().unstack()
             summary = np.array([mean_interval(column) for _, column in per_run.reindex(columns=blocks).items()])
+            ends = cut(summary[:, 0] + np.outer([-1, 1], summary[:, 1]), SHARE)
             style = method_style(method)
             ax.errorbar(
                 positions + 0.14 * (index - (len(methods) - 1) / 2),
                 summary[:, 0],
-                yerr=np.nan_to_num(summary[:, 1]),
+                yerr=np.nan_to_num(np.abs(ends - summary[:, 0])),
                 color=style.colour,
                 marker=style.marker,
                 ms=0.85 * style.marker_size,

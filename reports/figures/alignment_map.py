@@ -7,9 +7,10 @@ import pandas as pd
 
 from reports.canvas import Canvas, grid
 from reports.figures.alignment import short_name
-from reports.style import TWO_COLUMNS, method_style, plot_context
+from reports.style import TWO_COLUMNS, method_order, method_style, plot_context
 
 SHOWN = ("lora", "lora_sam", "bilora")
+MOST_PANELS = 5
 
 
 def plot_alignment_map(records: pd.DataFrame, *, canvas: Canvas | None = None) -> Canvas:
@@ -44,9 +45,9 @@ def plot_alignment_map(records: pd.DataFrame, *, canvas: Canvas | None = None) -
 
 
 def mapped_methods(records: pd.DataFrame) -> list[str]:
-    """The methods of the figure: the usual three, or the first three of a study that has none of these."""
-    there = set(records["method"])
-    return [method for method in SHOWN if method in there] or sorted(there)[:3]
+    """The methods of the figure: the usual three, or the first `MOST_PANELS` of a study that has none of these."""
+    methods = method_order(records["method"])
+    return [method for method in methods if method in SHOWN] or methods[:MOST_PANELS]
 
 
 def _means(records: pd.DataFrame, measure: str, index: list[str], layers: list[str]) -> pd.DataFrame:

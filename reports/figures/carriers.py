@@ -7,6 +7,7 @@ import pandas as pd
 
 from reports.canvas import Canvas, grid
 from reports.figures.rows import draw_row, label_rows, readable
+from reports.ranges import possible
 from reports.style import TWO_COLUMNS, method_order, method_style, plot_context
 
 CARRIERS = {"effective_examples": "effective number of examples", "largest_share": "share of the largest example"}
@@ -33,7 +34,7 @@ def plot_carriers(chosen: pd.DataFrame, *, canvas: Canvas | None = None) -> Canv
         for ax, (measure, words) in zip(axes, CARRIERS.items(), strict=True):
             own = chosen[chosen["measure"] == measure]
             for place, method in enumerate(reversed(methods)):
-                draw_row(ax, own.loc[own["method"] == method, "value"], method, place)
+                draw_row(ax, own.loc[own["method"] == method, "value"], method, place, within=possible(measure))
             ax.set_xlabel(words)
             readable(ax)
         label_rows(axes[0], methods)

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from reports.canvas import Canvas, grid, legend_below
 from reports.figures.sweeps import RANK, over_rank
+from reports.ranges import cut, possible
 from reports.style import TWO_COLUMNS, mean_interval, method_order, method_style, plot_context
 
 SETTLING = {"primary": ("lora", "lora_sam", "bilora"), "auxiliary": ("bilora",)}
@@ -34,14 +35,14 @@ def plot_dynamics(records: pd.DataFrame, *, canvas: Canvas | None = None) -> Can
         canvas, axes = _grid(2, len(facets), canvas)
         for (title, part), upper, lower in zip(facets, *axes, strict=True):
             angles = part[(part["measure"] == "angle_to_final") & (part["subspace"] == "column")]
-            _by_adapter(upper, angles, SETTLING, within=(0, 90))
+            _by_adapter(upper, angles, SETTLING)
             upper.axhline(10, color="0.6", lw=0.7, zorder=0)
             upper.set_title(title)
             cosines = part[part["measure"] == "cos_auxiliary_gradient"]
             methods = method_order(cosines["method"])
             for method in methods:
                 own = cosines[cosines["method"] == method]
-                _curve(lower, own, method, None, band=len(methods) <= MOST_BANDS, within=(-1, 1))
+                _curve(lower, own, method, None, band=len(methods) <= MOST_BANDS)
             lower.axhline(0, color="0.6", lw=0.7, zorder=0)
         axes[0][0].set_ylabel("angle to the\nfinal space (°)")
         axes[1][0].set_ylabel("cos(perturbation,\ngradient)")
@@ -61,7 +62,7 @@ def plot_alignment_training(records: pd.DataFrame, *, canvas: Canvas | None = No
     with plot_context():
         canvas, (axes,) = _grid(1, len(facets), canvas)
         for (title, part), ax in zip(facets, axes, strict=True):
-            _by_adapter(ax, part[part["measure"] == "alignment_along_training"], SHARES, within=(0, 1))
+            _by_adapter(ax, part[part["measure"] == "alignment_along_training"], SHARES)
             ax.set_title(title)
         axes[0].set_ylim(0, None)
         axes[0].set_ylabel("captured share of curvature")
@@ -99,9 +100,7 @@ def _finish(canvas: Canvas, axes: Sequence[Axes], with_steps: Sequence[Axes]) ->
     legend_below(canvas, axes, 3, handlelength=3)
 
 
-def _by_adapter(
-    ax: Axes, records: pd.DataFrame, shown: Mapping[str, tuple[str, ...]], *, within: tuple[float, float]
-) -> None:
+def _by_adapter(ax: Axes, records: pd.DataFrame, shown: Mapping[str, tuple[str, ...]]) -> None:
     """A curve for each of the shown methods' adapters; in a study of variants, for those of all its methods."""
     known = {method for methods in shown.values() for method in methods}
     others = [] if known & set(records["method"]) else method_order(records["method"])
@@ -109,7 +108,7 @@ def _by_adapter(
         for method in others or methods:
             own = records[(records["component"] == adapter) & (records["method"] == method)]
             label = f"{method_style(method).drawn}, {adapter}"
-            _curve(ax, own, method, label, line=_LINES[adapter], within=within)
+            _curve(ax, own, method, label, line=_LINES[adapter])
 
 
 def _curve(
@@ -118,7 +117,6 @@ def _curve(
     method: str,
     label: str | None,
     *,
-    within: tuple[float, float],
     line: str | None = None,
     band: bool = True,
 ) -> None:
@@ -138,5 +136,6 @@ def _curve(
     )
     if not band:
         return
-    low, high = ([min(max(mean + sign * half, within[0]), within[1]) for mean, half in summary] for sign in (-1, 1))
+    within = possible(own["measure"].iloc[0])
+    low, high = (cut([mean + sign * half for mean, half in summary], within) for sign in (-1, 1))
     ax.fill_between(steps, low, high, color=style.colour, alpha=0.15, lw=0)

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
 
+from reports.ranges import ANY, Range, cut
 from reports.style import geometric_interval, method_style
 
 _NARROWEST = 1 + 1e-6
@@ -18,8 +19,13 @@ _LONGEST = 30
 _MOST_TICKS = 5
 
 
-def draw_row(ax: Axes, values: pd.Series, method: str, place: int, *, means: pd.Series | None = None) -> None:
-    """Dots for the runs, a mark for the geometric mean (of ``means``, or the runs), a line for its 95 % interval."""
+def draw_row(
+    ax: Axes, values: pd.Series, method: str, place: int, *, means: pd.Series | None = None, within: Range = ANY
+) -> None:
+    """Dots for the runs, a mark for the geometric mean (of ``means``, or the runs), a line for its 95 % interval.
+
+    The line ends where values are possible.
+    """
     style = method_style(method)
     values = values[(values > 0) & np.isfinite(values.astype(float))].astype(float)
     if values.empty:
@@ -27,7 +33,7 @@ def draw_row(ax: Axes, values: pd.Series, method: str, place: int, *, means: pd.
     centre, low, high = geometric_interval(values if means is None or means.empty else means)
     ax.scatter(values, np.full(len(values), place), s=7, color=style.colour, alpha=0.35, lw=0)
     if np.isfinite(low):
-        ax.plot([low, high], [place, place], color=style.colour, lw=1.4)
+        ax.plot(cut([low, high], within), [place, place], color=style.colour, lw=1.4)
     ax.plot(centre, place, color=style.colour, marker=style.marker, ms=style.marker_size + 0.5)
 
 

@@ -10,6 +10,7 @@ from matplotlib.ticker import NullLocator
 from analyses.records import is_rise
 from reports.canvas import Canvas, grid, legend_below
 from reports.figures.rows import rounded
+from reports.ranges import cut, possible
 from reports.style import (
     TWO_COLUMNS,
     MethodStyle,
@@ -57,8 +58,7 @@ def plot_sweep(swept: pd.DataFrame, *, rho: float, xlabel: str, canvas: Canvas |
         for ax, (chosen, scale, label, yscale) in zip(axes, panels, strict=True):
             for curve in method_order(chosen["curve"]):
                 own = chosen[chosen["curve"] == curve]
-                own = own.assign(value=scale * own["value"])
-                draw_curve(ax, own, method_style(curve), logarithmic=yscale == "log")
+                draw_curve(ax, own, method_style(curve), logarithmic=yscale == "log", scale=scale)
             ax.set_yscale(yscale)
             if yscale == "log":
                 rounded(ax.yaxis)
@@ -69,21 +69,31 @@ def plot_sweep(swept: pd.DataFrame, *, rho: float, xlabel: str, canvas: Canvas |
 
 
 def draw_curve(
-    ax: Axes, own: pd.DataFrame, style: MethodStyle, *, label: str | None = None, logarithmic: bool = False
+    ax: Axes,
+    own: pd.DataFrame,
+    style: MethodStyle,
+    *,
+    label: str | None = None,
+    logarithmic: bool = False,
+    scale: float = 1.0,
 ) -> None:
-    """Mean of ``value`` over ``swept`` with bars over seeds; on a logarithmic axis, where all is above 0, geometric."""
+    """Mean of a measure over ``swept``, bars over seeds as far as values are possible.
+
+    On a logarithmic axis, where all is above 0, geometric.
+    """
     at = sorted(float(x) for x in own["swept"].unique())
-    groups = [own.loc[own["swept"] == x, "value"] for x in at]
+    groups = [scale * own.loc[own["swept"] == x, "value"] for x in at]
     if logarithmic and all((values > 0).all() for values in groups):
         summary = np.array([geometric_interval(values) for values in groups])
-        centre, half = summary[:, 0], np.abs(summary[:, 1:].T - summary[:, 0])
+        centre, ends = summary[:, 0], summary[:, 1:].T
     else:
         summary = np.array([mean_interval(values) for values in groups])
-        centre, half = summary[:, 0], summary[:, 1]
+        centre, ends = summary[:, 0], summary[:, 0] + np.outer([-1, 1], summary[:, 1])
+    ends = cut(ends, scale * np.asarray(possible(own["measure"].iloc[0])))
     ax.errorbar(
         at,
         centre,
-        yerr=np.nan_to_num(half),
+        yerr=np.nan_to_num(np.abs(ends - centre)),
         color=style.colour,
         marker=style.marker,
         ms=style.marker_size,
