@@ -145,6 +145,7 @@ def audit(options: Namespace) -> int:
 def train(options: Namespace) -> int:
     """Train one cell of a study into its run folder."""
     from analyses.running.audit import train_only
+    from analyses.running.damage import set_damaged_run_aside
     from analyses.running.engines import LOCAL_JOBS, LocalEngine
     from analyses.running.executors import run_cells
     from analyses.running.preparing import check, exclusive, prepare, refuse_changed_data
@@ -161,6 +162,7 @@ def train(options: Namespace) -> int:
     check(study.model_copy(update={"train_sizes": [cell.train_size]}))
     with exclusive(study, folder):
         refuse_changed_data(study, folder)
+        set_damaged_run_aside(study, folder, cell)
         prepare(study, folder)
         if not folder.run(study, cell).exists():
             for failure in run_cells([cell], partial(train_only, study), folder, LocalEngine(LOCAL_JOBS)):
@@ -174,13 +176,15 @@ def train(options: Namespace) -> int:
 
 def measure(options: Namespace) -> int:
     """Measure finished runs with their own study's settings and print the records; under torchrun together."""
-    from analyses.running.ranks import together
+    from analyses.running.ranks import ranks_of_torchrun, together
     from analyses.running.single import measured
 
     names = _names(options.what)
     if options.csv and not Path(options.csv).parent.is_dir():
         raise StudyError(f"--csv: there is no folder {Path(options.csv).parent}; make it first")
     given = [name for name in ("adapter", "base", "data") if options[name] is not None]
+    if given and ranks_of_torchrun() > 1:
+        raise StudyError("--adapter: is measured in one process; run it without torchrun")
     if given:
         if options.runs or len(given) < 3:
             raise StudyError("--adapter, --base, --data: give all three and no run, or runs alone")
@@ -264,6 +268,7 @@ def report(options: Namespace) -> int:
     """Judge the claims and draw figures, tables and the page again from the records of an audit or a comparison."""
     from analyses.judging.claims import claims_document
     from analyses.judging.correlation import rank_correlations
+    from analyses.running.preparing import locked
     from analyses.running.stopping import LOOKS, recorded_looks
 
     if options.figures:
@@ -271,26 +276,29 @@ def report(options: Namespace) -> int:
     if options.format:
         raise StudyError("--format: only the figures that --figures names have formats to choose from; give both")
     records = options.directory / "records.parquet"
-    if records.is_file() and (options.directory / DESCRIPTION).is_file():
-        if options.claims:
-            raise StudyError(f"--claims: {options.directory} is a comparison, of which no claims are judged")
-        print(f"Report: {write_comparison(options.directory)}")
-        return DONE
     if not records.is_file():
         raise StudyError(f"DIR: {options.directory} holds no records.parquet; run 'landscape audit' first")
-    own = options.directory / "study.yaml"
-    if not own.is_file():
-        raise StudyError(f"DIR: {options.directory} holds no study.yaml beside its records; put the study's file there")
-    study = _with_claims(load_study(own, option="DIR"), options.claims)
-    if options.claims:
-        StudyFolder(options.directory).write(study)  # the claims stay with the folder
-    settings = study.claims
-    looks = recorded_looks(options.directory / LOOKS, settings)
-    measured = read_records(records)
-    write_json(options.directory / "claims.json", claims_document(measured, settings, looks))
-    if settings.rank_correlations:
-        write_json(options.directory / "correlations.json", rank_correlations(measured, study))
-    print(f"Report: {write_report(options.directory)}")
+    with locked(StudyFolder(options.directory), "DIR"):
+        if (options.directory / DESCRIPTION).is_file():
+            if options.claims:
+                raise StudyError(f"--claims: {options.directory} is a comparison, of which no claims are judged")
+            print(f"Report: {write_comparison(options.directory)}")
+            return DONE
+        own = options.directory / "study.yaml"
+        if not own.is_file():
+            raise StudyError(
+                f"DIR: {options.directory} holds no study.yaml beside its records; put the study's file there"
+            )
+        study = _with_claims(load_study(own, option="DIR"), options.claims)
+        if options.claims:
+            StudyFolder(options.directory).write(study)  # the claims stay with the folder
+        settings = study.claims
+        looks = recorded_looks(options.directory / LOOKS, settings)
+        measured = read_records(records)
+        write_json(options.directory / "claims.json", claims_document(measured, settings, looks))
+        if settings.rank_correlations:
+            write_json(options.directory / "correlations.json", rank_correlations(measured, study))
+        print(f"Report: {write_report(options.directory)}")
     return DONE
 
 

@@ -5,8 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import select
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
 
 from safetensors import SafetensorError
 
@@ -20,7 +24,8 @@ def guarded(command: Callable[[], int]) -> int:
     Who reads what is printed may stop early (``| head``): that ends the command without a word.
     """
     try:
-        status = command()
+        with _ended_like_interrupted():
+            status = command()
         sys.stdout.flush()
         return status
     except BrokenPipeError:
@@ -40,6 +45,28 @@ def guarded(command: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print("\nlandscape: interrupted; the same command goes on from here", file=sys.stderr)
         return INTERRUPTED
+
+
+@contextmanager
+def _ended_like_interrupted() -> Iterator[None]:
+    """Inside, a batch system's or a closing terminal's signal ends the work as Ctrl-C does: with its workers and jobs.
+
+    Not where it is ignored (nohup) or a caller has its own way.
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    own = [one for one in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(one) == signal.SIG_DFL]
+    if threading.current_thread() is not threading.main_thread():  # the only one that may set them
+        own = []
+    for one in own:
+        signal.signal(one, end)
+    try:
+        yield
+    finally:
+        for one in own:
+            signal.signal(one, signal.SIG_DFL)
 
 
 def _nobody_reads() -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -50,6 +51,16 @@ def test_both_archives_hold_modules_templates_and_presets(built: Path) -> None:
     assert modules | others <= in_wheel and modules | others <= in_archive
     needed = [line for line in metadata.splitlines() if line.startswith("Requires-Dist") and "extra ==" not in line]
     assert sorted(line.split()[1].partition(">")[0] for line in needed) == ["numpy", "scipy", "torch"]
+
+
+def test_extras_that_are_named_somewhere_exist(built: Path) -> None:
+    (wheel,) = built.glob("*.whl")
+    with zipfile.ZipFile(wheel) as file:
+        metadata = next(file.read(name).decode() for name in file.namelist() if name.endswith("METADATA"))
+    extras = set(re.findall(r"^Provides-Extra: (\S+)$", metadata, flags=re.MULTILINE))
+    texts = [*ROOT.glob("*.md"), *ROOT.glob("examples/*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("analyses/**/*.py")]
+    named = {extra for path in texts for extra in re.findall(r"bilora-landscape\[(\w+)\]", path.read_text())}
+    assert named | {"cluster", "slurm"} <= extras and "data" in named
 
 
 def test_an_installed_package_runs_a_study_from_another_repository(built: Path, tmp_path: Path) -> None:

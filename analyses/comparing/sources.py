@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from analyses.running.damage import refuse_damaged
 from analyses.study import Cell, Study, StudyError, StudyFolder
 from analyses.training.runs import RUN, load_minimum, read_run, run_at
 from bilora import Minimum, minimum
@@ -97,6 +98,7 @@ def run_of(path: Path) -> tuple[Study, Cell, StudyFolder]:
         StudyError: Its pretrained model is missing, or it diverged.
     """
     found = run_at(path)
+    refuse_damaged(*found)
     if diverged := read_run(path)["diverged"]:
         raise StudyError(f"RUN: {path} diverged ({diverged}): there is no minimum")
     return found

@@ -11,6 +11,7 @@ from analyses.records.atomic import write_atomically
 SUMS = "SHA256SUMS"
 """In a finished folder, as ``sha256sum -c`` reads it."""
 _BESIDE = ".sums"
+_SEAL = ".sha256"
 _PIECE = 2**20
 
 
@@ -28,13 +29,33 @@ def seal_folder(folder: Path) -> None:
 
 
 def is_damaged(path: Path) -> bool:
-    """Whether a sealed file, or a file of a sealed folder, is missing or not what was written; without a seal, no."""
+    """Whether a sealed file, or a file of a sealed folder, is missing or not what was written; without a seal, no.
+
+    A seal that says nothing is no seal's absence: its disk lost what was in it.
+    """
     if path.is_dir():
         sums = path / SUMS
-        lines = sums.read_text().splitlines() if sums.is_file() else []
-        return any(_differs(path / name, digest) for digest, _, name in (line.partition("  ") for line in lines))
+        if not sums.is_file():
+            return False
+        lines = sums.read_text(errors="replace").splitlines()
+        return not lines or any(_differs(path / name, digest) for digest, name in map(_entry, lines))
     seal = _seal(path)
-    return seal.is_file() and _differs(path, seal.read_text())
+    return seal.is_file() and _differs(path, seal.read_text(errors="replace"))
+
+
+def sealed_names(folder: Path) -> set[str]:
+    """Names of the files of a folder that have seals beside it, whether they are still there or not."""
+    return {seal.name.removesuffix(_SEAL) for seal in (folder / _BESIDE).glob(f"[!.]*{_SEAL}")}
+
+
+def remove_seal(path: Path) -> None:
+    """Forget what was written to a file, which is no longer to be there."""
+    _seal(path).unlink(missing_ok=True)
+
+
+def _entry(line: str) -> tuple[str, str]:
+    digest, _, name = line.partition("  ")
+    return digest, name
 
 
 def _differs(path: Path, digest: str) -> bool:
@@ -42,7 +63,7 @@ def _differs(path: Path, digest: str) -> bool:
 
 
 def _seal(path: Path) -> Path:
-    return path.parent / _BESIDE / f"{path.name}.sha256"
+    return path.parent / _BESIDE / f"{path.name}{_SEAL}"
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -18,7 +17,7 @@ from analyses.measures.cost import measure_cost
 from analyses.measures.landscapes import measure_barriers
 from analyses.measures.registry import CellMeasurer, measures_at
 from analyses.records import write_json
-from analyses.running.damage import ASIDE, set_damaged_aside
+from analyses.running.damage import set_damaged_aside
 from analyses.running.executors import Engine, Failure, quieten, run_cells
 from analyses.running.gathering import gather
 from analyses.running.preparing import check, exclusive, prepare, refuse_changed_data, show
@@ -65,12 +64,13 @@ def run_audit(
         refuse_changed_data(study, folder)
         refuse_other_plan(recorded_looks(folder.root / LOOKS, study.claims), stopping)
         whole = folder.keep(study)
-        for name in set_damaged_aside(whole, folder):
-            print(f"damaged, made anew: {name} (its checksum differs; kept in {ASIDE}/)", file=sys.stderr)
+        damaged = set_damaged_aside(whole, folder, whole.cells())
         prepare(study, folder)
         cells = [cell for cell in study.cells() if methods is None or cell.method in methods]
+        # What is damaged of seeds and methods that were not asked for had records, and is made anew, too.
+        cells += [cell for cell in damaged if cell not in cells]
         missing = [cell for cell in cells if not is_done(study, cell, folder)]
-        failures = run_cells(missing, partial(run_cell, study), folder, engine) if missing else []
+        failures = run_cells(missing, partial(run_cell, whole), folder, engine) if missing else []
         failures += measure_together(whole, folder)
         records = gather(whole, folder)
         document = claims_document(records, study.claims, looked_at(records, whole, folder, stopping))

@@ -6,7 +6,7 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -16,7 +16,7 @@ import torch
 from analyses.running.progress import ProgressBars, ProgressFile
 from analyses.study import StudyFolder
 
-Item = TypeVar("Item", bound=Hashable)
+Item = TypeVar("Item")
 """What one worker does at a time: a cell of a study or a point of a grid, named by its ``str``."""
 
 _SHORT_OF_MEMORY = ("OutOfMemoryError", "MemoryError", "can't allocate memory", "not enough memory")
@@ -70,7 +70,7 @@ class Task:
         progress = ProgressFile(self.folder.progress, str(item), self.main_process)
         try:
             self.work(self.folder, item, progress)
-        except Exception as error:  # whatever it is belongs in the report; the other cells go on
+        except (Exception, SystemExit) as error:  # whatever it is belongs in the report; the other cells go on
             return Failure(str(item), f"{type(error).__name__}: {error}", traceback.format_exc())
         finally:
             progress.close()
@@ -96,14 +96,15 @@ def run_cells(items: Sequence[Item], work: Work, folder: StudyFolder, engine: En
     Returns:
         The failures, in the order of the items.
     """
-    outcomes: dict[Item, Failure | None] = {}
+    failures: list[tuple[int, Failure]] = []
     path = tuple(str(Path(entry).resolve()) for entry in sys.path)
     task = Task(work, StudyFolder(folder.root.resolve()), os.getpid(), path)
     with ProgressBars(folder.progress, len(items), engine.workers) as bars:
         for item, failure in engine.run(items, task):
-            outcomes[item] = failure
+            if failure is not None:
+                failures.append((items.index(item), failure))
             bars.cell_done()
-    return [failure for item in items if (failure := outcomes[item]) is not None]
+    return [failure for _, failure in sorted(failures, key=lambda numbered: numbered[0])]
 
 
 def quieten() -> None:

@@ -95,26 +95,36 @@ def exclusive(study: Study, folder: StudyFolder) -> Iterator[None]:
 
 
 @contextmanager
-def locked(folder: StudyFolder) -> Iterator[None]:
+def locked(folder: StudyFolder, argument: str = "--out") -> Iterator[None]:
     """Hold a folder against other processes without a look at what study it holds.
 
+    Args:
+        folder: To be held.
+        argument: What names it, for errors.
+
     Raises:
-        StudyError: Another process works in it.
+        StudyError: Another process works in it, or its file system has no locks.
     """
-    with _lock_file(folder) as lock:
+    with _lock_file(folder, argument) as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise StudyError(f"--out: another process is at work in {folder.root}; wait for it") from None
+            raise StudyError(f"{argument}: another process is at work in {folder.root}; wait for it") from None
+        except OSError as error:
+            raise StudyError(
+                f"{argument}: cannot lock {folder.root}: {error.strerror}; expected a file system with locks "
+                "(mount Lustre with -o flock)"
+            ) from error
         yield
 
 
-def _lock_file(folder: StudyFolder) -> IO[str]:
+def _lock_file(folder: StudyFolder, argument: str) -> IO[str]:
     try:
         folder.root.mkdir(parents=True, exist_ok=True)
         return folder.lock.open("w")
     except OSError as error:
-        raise StudyError(f"--out: cannot write to {folder.root}: {error.strerror}; choose another folder") from error
+        reason = f"cannot write to {folder.root}: {error.strerror}; choose another folder"
+        raise StudyError(f"{argument}: {reason}") from error
 
 
 def refuse_changed_data(study: Study, folder: StudyFolder) -> None:

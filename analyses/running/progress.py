@@ -13,8 +13,6 @@ from types import TracebackType
 
 from tqdm import tqdm
 
-from analyses.records import write_atomically
-
 _INTERVAL = 0.5
 
 
@@ -41,12 +39,14 @@ class ProgressFile:
             if now - self._last >= _INTERVAL:
                 self._last = now
                 line = json.dumps({"cell": self._cell, "stage": name, "step": step, "total": total})
-                write_atomically(self._path, lambda temporary: temporary.write_text(line))
+                with suppress(OSError):  # a disk that is full, or gone for a moment, is no reason to end the cell
+                    self._path.write_text(line)
 
         return update
 
     def close(self) -> None:
-        self._path.unlink(missing_ok=True)
+        with suppress(OSError):
+            self._path.unlink(missing_ok=True)
 
 
 class ProgressBars:
@@ -92,7 +92,7 @@ class ProgressBars:
             for path in sorted(self._folder.glob("[!.]*.json")):
                 try:
                     states.append(json.loads(path.read_text()))
-                except (OSError, ValueError):  # finished or being replaced at this moment
+                except (OSError, ValueError):  # finished or being written at this moment
                     continue
             for index, line in enumerate(self._lines):
                 text = "{cell}: {stage} {step}/{total}".format(**states[index]) if index < len(states) else ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pandas as pd
@@ -14,10 +14,11 @@ import torch
 from analyses.measures.base import Measure
 from analyses.measures.registry import CellMeasurer, measures_of, with_needs
 from analyses.records import read_records
+from analyses.running.damage import refuse_damaged, set_damaged_measurements_aside
 from analyses.running.executors import quieten
 from analyses.running.preparing import locked
 from analyses.running.ranks import Place
-from analyses.study import Cell, Study, StudyError, StudyFolder
+from analyses.study import Cell, Study, StudyError, StudyFolder, load_study
 from analyses.study.base import near
 from analyses.training.devices import check_device
 from analyses.training.runs import run_at, train_cell
@@ -27,6 +28,8 @@ def measured(
     path: Path, names: list[str] | None, device: str | None = None, place: Place | None = None
 ) -> pd.DataFrame:
     """Records of one run with its own study's settings, measured now unless they are there.
+
+    The settings are those that the study's folder has today, or of when it was trained where that has none for it.
 
     Args:
         path: Folder of the run.
@@ -38,7 +41,9 @@ def measured(
         StudyError: It is no run folder, its pretrained model is missing, or a measure is unknown.
     """
     quieten()
-    study, cell, folder = run_at(path, **({"device": device} if device else {}))
+    study, cell, folder = run_at(path)
+    study = _today(study, cell, folder)
+    study = study.model_copy(update={"device": device}) if device else study
     if not torch.cuda.is_initialized():  # later runs see the one GPU that the first has taken
         check_device(study.device)
     known = measures_of(study)
@@ -49,8 +54,14 @@ def measured(
             raise StudyError(f"--what: {name} needs what is recorded along training; set the study's measures.dynamics")
     chosen = [measure for measure in known.values() if _is_asked_for(measure, names, study, cell)]
     place = place or Place()
-    with locked(folder) if place.writes else _copy(folder, study, cell) as own:
-        folder = own or folder
+    refuse_damaged(study, cell, folder)
+    with ExitStack() as held:
+        if place.writes:
+            held.enter_context(locked(folder, "RUN"))
+            set_damaged_measurements_aside(study, folder, cell)
+        place.agree(True)  # the others copy what is left
+        if not place.writes:
+            folder = held.enter_context(_copy(folder, study, cell))
         measurer = CellMeasurer(study, cell, folder)
         for measure in with_needs(chosen):
             if place.agree(measure.path(study, cell, folder).exists()):
@@ -61,6 +72,15 @@ def measured(
                 train_cell(study, cell, folder, _silent, record=True)
             measurer.measure(measure, _silent)
         return pd.concat([read_records(measure.path(study, cell, folder)) for measure in chosen], ignore_index=True)
+
+
+def _today(study: Study, cell: Cell, folder: StudyFolder) -> Study:
+    """The settings that a study's folder has now, where they are those of this run."""
+    if not folder.settings.is_file():
+        return study
+    now = load_study(folder.settings)
+    same = now.name == study.name and cell.method in now.methods and now.run_name(cell) == study.run_name(cell)
+    return now if same else study
 
 
 @contextmanager

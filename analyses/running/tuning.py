@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,9 @@ from scipy.stats import qmc
 
 from analyses.measures.minima import load_subject
 from analyses.measures.worst_cases import search_settings
-from analyses.records import read_json, write_atomically, write_json
+from analyses.records import RecordsError, read_json, write_atomically, write_json, write_sealed
+from analyses.records.integrity import is_damaged
+from analyses.running.damage import set_aside, set_damaged_run_aside
 from analyses.running.executors import Engine, Failure, quieten, run_cells
 from analyses.running.preparing import check, exclusive, prepare, refuse_changed_data
 from analyses.running.progress import ProgressFile
@@ -90,14 +93,16 @@ def tune(study: Study, folder: StudyFolder, *, engine: Engine) -> tuple[pd.DataF
     with exclusive(study, folder):
         quieten()
         refuse_changed_data(study, folder)
+        for point in points:
+            set_damaged_run_aside(*_at(study, folder, point))
         prepare(study, folder)
-        missing = [point for point in points if not _result(study, folder, point).exists()]
+        missing = [point for point in points if _kept(study, folder, point) is None]
         if missing:
             failures = run_cells(missing, partial(_try, study), folder, engine)
     rows = []
     for method, setting in settings:
-        paths = [_result(study, folder, GridPoint(method, setting, seed)) for seed in seeds]
-        results = [found for path in paths if path.exists() and not (found := read_json(path)).get("diverged")]
+        kept = [_kept(study, folder, GridPoint(method, setting, seed)) for seed in seeds]
+        results = [found for found in kept if found is not None and not found.get("diverged")]
         measured = pd.DataFrame(results, columns=NUMBERS).astype(float)
         chosen = {key: setting.model_dump()[key] for key in SETTINGS}
         noise = {"validation_accuracy_se": measured["validation_accuracy"].sem()}
@@ -204,6 +209,26 @@ def _result(study: Study, folder: StudyFolder, point: GridPoint) -> Path:
     return folder.root / "grid" / f"{variant.run_name(cell)}{with_rise}.json"
 
 
+def _at(study: Study, folder: StudyFolder, point: GridPoint) -> tuple[Study, StudyFolder, Cell]:
+    variant, cell = _variant(study, point)
+    return variant, folder, cell
+
+
+def _kept(study: Study, folder: StudyFolder, point: GridPoint) -> dict[str, Any] | None:
+    """The numbers of a point that was tried; a file that is not what was written is set aside."""
+    path = _result(study, folder, point)
+    if not path.exists():
+        return None
+    try:
+        found = read_json(path)
+    except RecordsError:
+        found = None
+    if is_damaged(path) or not isinstance(found, dict) or not {"diverged", "train_loss"} & found.keys():
+        set_aside(folder, [path])
+        return None
+    return found
+
+
 def _try(study: Study, folder: StudyFolder, point: GridPoint, progress: ProgressFile) -> None:
     """Train one point and keep its numbers."""
     variant, cell = _variant(study, point)
@@ -211,7 +236,7 @@ def _try(study: Study, folder: StudyFolder, point: GridPoint, progress: Progress
     if not run.exists():
         train_cell(variant, cell, folder, progress.stage("train"))
     if reason := read_run(run)["diverged"]:
-        write_json(result, {"diverged": reason})
+        write_sealed(result, partial(write_json, content={"diverged": reason}))
         return
     subject = load_subject(variant, cell, folder)
     risk, errors = subject.risk(), subject.errors("validation")
@@ -221,4 +246,4 @@ def _try(study: Study, folder: StudyFolder, point: GridPoint, progress: Progress
     if study.tuning and study.tuning.rise:
         found = worst_case_sharpness(risk, study.claims.rho, seed=cell.seed, **search_settings(study))
         numbers["rise"] = found.rise
-    write_json(result, numbers)
+    write_sealed(result, partial(write_json, content=numbers))

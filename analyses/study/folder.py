@@ -8,6 +8,7 @@ from pathlib import Path
 import yaml
 
 from analyses.records import write_atomically
+from analyses.records.atomic import TEMPORARY
 from analyses.study.base import StudyError
 from analyses.study.cells import Cell
 from analyses.study.presets import load_study
@@ -66,8 +67,16 @@ class StudyFolder:
                 raise StudyError(
                     f"--out: {self.root} holds the study {there.name!r}, not {study.name!r}; choose another folder"
                 )
-        elif self.root.exists() and (not self.root.is_dir() or set(self.root.iterdir()) - {self.lock}):
+        elif self.root.exists() and not (self.root.is_dir() and (self._is_empty() or self._is_of(study))):
             raise StudyError(f"--out: {self.root} exists and is not a study's folder; choose another or empty it")
+
+    def _is_empty(self) -> bool:
+        """But for what a command leaves that was killed as it began."""
+        return all(path == self.lock or path.name.startswith(TEMPORARY) for path in self.root.iterdir())
+
+    def _is_of(self, study: Study) -> bool:
+        """Whether it holds runs of these very settings: its own settings were lost, and are written again."""
+        return any(self.run(study, cell).exists() for cell in study.cells())
 
     def keep(self, study: Study) -> Study:
         """Write the study's settings into its folder.

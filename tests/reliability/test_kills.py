@@ -36,11 +36,24 @@ TUNED = QUICK | {
 }
 
 
+COMPARED = {
+    "radii": [0.1],
+    "balls": ["l2"],
+    "what": ["fit", "sharpness", "curvature", "paths"],
+    "worst_case": {"steps": 2, "restarts": 1, "screened": 4, "max_passes": 4},
+    "curvature": {"k": 1, "lanczos_tol": 0.01},
+    "path_points": 3,
+    "curve_steps": 0,
+}
+
+
 def command(name: str, folder: Path, out: Path) -> list[str]:
     study = ["--config", str(folder / "study.yaml"), "--out", str(out)]
+    minima = [str(place) for place in sorted((folder / "once" / "runs").glob("*-seed0-*"))]
     return {
         "audit": ["audit", *study],
         "tune": ["tune", *study],
+        "compare": ["compare", *minima, "--settings", str(folder / "compared.yaml"), "--out", str(out)],
         "report": ["report", str(out)],
     }[name]
 
@@ -83,34 +96,52 @@ def finished(out: Path) -> dict[Path, int]:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, float]]:
-    """A folder with a study, its audit in ``once``, and how long each command takes."""
+    """A folder with a study, its audit in ``once``, a comparison in ``compared``, and how long each command takes."""
     folder = tmp_path_factory.mktemp("kills")
     (folder / "study.yaml").write_text(yaml.safe_dump(TUNED))
+    (folder / "compared.yaml").write_text(yaml.safe_dump(COMPARED))
     took = {}
-    for name in ("audit", "tune", "report"):
+    for name in ("audit", "tune", "report", "compare"):
         began = time.monotonic()
-        assert run(command(name, folder, folder / "once"))
+        assert run(command(name, folder, folder / ("compared" if name == "compare" else "once")))
         took[name] = time.monotonic() - began
     return folder, took
 
 
-def test_an_audit_killed_again_and_again_ends_as_one_that_was_not(whole: tuple[Path, dict[str, float]]) -> None:
-    folder, took = whole
+def killed(name: str, folder: Path, took: dict[str, float]) -> Path:
+    """Where a command ended that was killed `KILLS` times; where it had nothing left to do, another is begun."""
     moments = random.Random(0)
-    out, done = folder / "audit", {}
+    out, done = folder / name, {}
     for _ in range(KILLS):
-        if run(command("audit", folder, out), kill_after=moments.uniform(0.1, took["audit"])):
-            done, out = {}, folder / f"audit-{time.monotonic_ns()}"  # it had nothing left to do: begin another
+        if run(command(name, folder, out), kill_after=moments.uniform(0.1, took[name])):
+            done, out = {}, folder / f"{name}-{time.monotonic_ns()}"
             continue
         if out.exists():
             assert_whole(out)
             assert done.items() <= finished(out).items()
             done = finished(out)
-    assert run(command("audit", folder, out))
-    once, found = (read_records(place / "records.parquet") for place in (folder / "once", out))
-    clocks = once["measure"].isin(CLOCKS)
-    columns = [column for column in once if column != "seconds"]
-    pd.testing.assert_frame_equal(once[~clocks][columns], found[~clocks][columns], check_exact=True)
+    assert run(command(name, folder, out))
+    return out
+
+
+def assert_equal_records(once: Path, found: Path) -> None:
+    """But for clocks, which measure the machine."""
+    right, records = (read_records(place / "records.parquet") for place in (once, found))
+    clocks = right["measure"].isin(CLOCKS)
+    columns = [column for column in right if column != "seconds"]
+    pd.testing.assert_frame_equal(right[~clocks][columns], records[~clocks][columns], check_exact=True)
+
+
+def test_a_comparison_killed_again_and_again_ends_as_one_that_was_not(whole: tuple[Path, dict[str, float]]) -> None:
+    out = killed("compare", *whole)
+    assert_equal_records(whole[0] / "compared", out)
+    assert not list(out.glob("*/.tmp-*"))
+
+
+def test_an_audit_killed_again_and_again_ends_as_one_that_was_not(whole: tuple[Path, dict[str, float]]) -> None:
+    folder, took = whole
+    out = killed("audit", folder, took)
+    assert_equal_records(folder / "once", out)
     stored = list((out / "runs").rglob("*.safetensors"))
     assert stored
     for weights in stored:

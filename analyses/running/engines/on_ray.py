@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
 import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
@@ -45,6 +47,7 @@ class RayEngine:
 
     def run(self, items: Sequence[Item], task: Task) -> Iterator[tuple[Item, Failure | None]]:
         with _cluster() as ray, _marked(task.folder) as mark:
+            self._say_if_none_fits(ray)
             remote = ray.remote(num_cpus=self.cpus, num_gpus=self.gpus, max_retries=self.retries)(_do)
             base = ray.put(packed(task.folder.root, ["base"]))
             left, running = list(items), dict[Any, Item]()
@@ -55,6 +58,24 @@ class RayEngine:
                 (done,), _ = ray.wait(list(running), num_returns=1)
                 item = running.pop(done)
                 yield item, self._outcome(ray, done, item, task)
+
+    def _say_if_none_fits(self, ray: Any) -> None:
+        """Where no node has what a task reserves, Ray waits, for ever if none comes: for one that a cloud starts, say.
+
+        Raises:
+            StudyError: The cluster was started here, and no other node comes.
+        """
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        if any(node.get("CPU", 0) >= self.cpus and node.get("GPU", 0) >= self.gpus for node in nodes):
+            return
+        most = ", ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes)
+        lacking = (
+            "--cpus-per-cell, --gpus-per-cell: expected what one node has, "
+            f"got {self.cpus} CPUs and {self.gpus:g} GPUs; the nodes have {most}"
+        )
+        if not os.environ.get("RAY_ADDRESS"):
+            raise StudyError(f"{lacking}; ask for less, or set RAY_ADDRESS where other nodes come")
+        print(f"waiting: {lacking}", file=sys.stderr)
 
     def _most(self, ray: Any) -> int:
         """Tasks at a time; what a task is sent takes memory until it ends, so that few wait beside those at work."""

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from shutil import which
 from typing import Any
 
 from analyses.running.executors import Failure, Item, Task
 from analyses.study import StudyError
 
 _FOLDER = ".slurm"
+_JOBS = "jobs"
+"""In this folder, the numbers of Slurm's jobs that are waited for."""
 _POLL_SECONDS = 1.0
+_TIMEOUT_MIN = 24 * 60
+"""Of a job, where the settings do not say: submitit's own, 2 and 5 minutes, end most trainings."""
+_LOCAL_JOBS = 2
 _CLUSTERS = ("slurm", "local", "debug")
 
 
@@ -42,10 +50,20 @@ class SlurmEngine:
         return self.jobs or 8
 
     def run(self, items: Sequence[Item], task: Task) -> Iterator[tuple[Item, Failure | None]]:
-        waiting: dict[Any, Item] = {}
+        place = task.folder.root / _FOLDER
+        _cancel_left(place / _JOBS)
+        shutil.rmtree(place, ignore_errors=True)
+        left, waiting = list(items), dict[Any, Item]()
+        array = self.settings.get("cluster", "slurm") == "slurm"
         try:
-            waiting |= zip(self._submitted(items, task), items, strict=True)
-            while waiting:
+            executor = self._executor(place)
+            while left or waiting:
+                # Slurm keeps to the limit of an array by itself; processes of this machine begin as they are submitted.
+                free = len(left) if array else self._at_a_time - len(waiting)
+                begun, left = left[:free], left[free:]
+                if begun:
+                    waiting |= zip(_submitted(executor, task, begun), begun, strict=True)
+                    (place / _JOBS).write_text("\n".join(job.job_id for job in waiting) if array else "")
                 for job in [job for job in waiting if job.done()]:
                     item = waiting.pop(job)
                     yield item, _outcome(job, item)
@@ -54,14 +72,19 @@ class SlurmEngine:
         finally:
             for job in waiting:  # the command was interrupted: nobody waits for them
                 job.cancel(check=False)
-            shutil.rmtree(task.folder.root / _FOLDER, ignore_errors=True)
+            shutil.rmtree(place, ignore_errors=True)
 
-    def _submitted(self, items: Sequence[Item], task: Task) -> list[Any]:
+    @property
+    def _at_a_time(self) -> int:
+        """Jobs beside each other on this machine."""
+        return self.jobs or _LOCAL_JOBS
+
+    def _executor(self, place: Path) -> Any:
         import submitit
 
-        settings = dict(self.settings)
+        settings = {"timeout_min": _TIMEOUT_MIN} | dict(self.settings)
         cluster = settings.pop("cluster", "slurm")
-        executor = submitit.AutoExecutor(folder=task.folder.root / _FOLDER, cluster=cluster)
+        executor = submitit.AutoExecutor(folder=place, cluster=cluster)
         try:
             executor.update_parameters(
                 name="landscape",
@@ -72,8 +95,7 @@ class SlurmEngine:
             )
         except (TypeError, NameError, ValueError) as error:
             raise StudyError(f"--slurm: {error}; the names are those of submitit's update_parameters") from error
-        jobs: list[Any] = executor.map_array(task, list(items))
-        return jobs
+        return executor
 
 
 def slurm_settings(given: Sequence[str]) -> dict[str, Any]:
@@ -94,6 +116,29 @@ def slurm_settings(given: Sequence[str]) -> dict[str, Any]:
     if settings.get("cluster", "slurm") not in _CLUSTERS:
         raise StudyError(f"--slurm: cluster is one of {', '.join(_CLUSTERS)}, got {settings['cluster']!r}")
     return settings
+
+
+def _submitted(executor: Any, task: Task, items: Sequence[Item]) -> list[Any]:
+    """Jobs of items, in their order.
+
+    Raises:
+        StudyError: Slurm takes none: no such partition, an array above its limit.
+    """
+    from submitit.core.utils import FailedJobError
+
+    try:
+        jobs: list[Any] = executor.map_array(task, list(items))
+    except FailedJobError as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
+        raise StudyError(f"--slurm: Slurm does not take the jobs: {reason}") from error
+    return jobs
+
+
+def _cancel_left(jobs: Path) -> None:
+    """Cancel the jobs of a command that was killed: nobody waits for them, and they work where this one will."""
+    numbers = jobs.read_text().split() if jobs.is_file() else []
+    if numbers and which("scancel"):
+        subprocess.run(["scancel", *numbers], check=False, capture_output=True)
 
 
 def _outcome(job: Any, item: Item) -> Failure | None:

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,48 @@ def test_all_items_are_done_and_one_that_fails_is_named(engine: Engine, folder: 
     assert not (folder.root / ".slurm").exists()
 
 
+def stay_a_while(folder: StudyFolder, item: str, progress: ProgressFile) -> None:
+    began = time.time()
+    time.sleep(0.5)
+    (folder.root / f"time-{item}").write_text(f"{began} {time.time()}")
+
+
+def test_slurm_on_this_machine_keeps_to_the_jobs_at_a_time(folder: StudyFolder) -> None:
+    assert not run_cells(["a", "b", "c"], stay_a_while, folder, SlurmEngine(1, 1, 0, {"cluster": "local"}))
+    times = sorted(tuple(map(float, path.read_text().split())) for path in folder.root.glob("time-*"))
+    assert len(times) == 3
+    assert all(end <= begin for (_, end), (begin, _) in pairwise(times))
+
+
+@contextmanager
+def commands_of_slurm(place: Path, **scripts: str) -> Iterator[None]:
+    """Shell scripts by the names of Slurm's commands, first on the path."""
+    place.mkdir()
+    for name, script in scripts.items():
+        (place / name).write_text(f"#!/bin/sh\n{script}\n")
+        (place / name).chmod(0o755)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", str(place), prepend=os.pathsep)
+        yield
+
+
+def test_slurm_gives_jobs_a_day_and_its_refusals_are_said(folder: StudyFolder, tmp_path: Path) -> None:
+    left = folder.root / ".slurm" / "jobs"
+    left.parent.mkdir()
+    left.write_text("17_0\n17_1")  # of a command that was killed
+    scripts = {
+        "srun": "exit 0",
+        "sbatch": f'cat "$1" > {tmp_path}/script; echo "invalid partition specified: gpu" >&2; exit 1',
+        "scancel": f'echo "$@" > {tmp_path}/cancelled',
+    }
+    refused = pytest.raises(StudyError, match=r"--slurm: Slurm does not take the jobs: .*invalid partition")
+    with commands_of_slurm(tmp_path / "bin", **scripts), refused:
+        run_cells(["a"], leave_files, folder, engine_of("slurm", slurm=["slurm_partition=gpu"]))
+    assert (tmp_path / "cancelled").read_text().split() == ["17_0", "17_1"]
+    assert "#SBATCH --time=1440" in (tmp_path / "script").read_text()
+    assert not left.parent.exists()
+
+
 @pytest.mark.parametrize("engine", [LocalEngine(2), SlurmEngine(2, 1, 0, {"cluster": "local"})])
 def test_a_worker_that_dies_takes_no_other_along(engine: Engine, folder: StudyFolder) -> None:
     failures = run_cells(["a", "deadly", "b"], leave_files, folder, engine)
@@ -136,6 +179,13 @@ def test_ray_does_the_same_with_and_without_a_shared_folder(
     assert failures[0].reason == "ValueError: no such cell" and failures[1].reason.startswith("the task was lost")
     assert_done(folder, ["a", "b", "c"])
     assert not [path for path in folder.root.iterdir() if path.name.startswith((".tmp", ".shared"))]
+
+
+def test_what_no_node_has_is_refused(folder: StudyFolder, cluster: Any) -> None:
+    with pytest.raises(
+        StudyError, match=r"--gpus-per-cell: .*got 1 CPUs and 0.5 GPUs; the nodes have 1 CPUs and 0 GPUs"
+    ):
+        run_cells(["a"], leave_files, folder, RayEngine(None, 1, 0.5))
 
 
 def test_a_node_that_is_killed_loses_nothing(tmp_path: Path, cluster: Any) -> None:
