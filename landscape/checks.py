@@ -16,6 +16,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from landscape.batches import map_tensors, names_labels, takes_labels, tensors_of, to_device
 from landscape.evaluation import measuring
+from landscape.graph_nodes import coarser, nodes_of
 from landscape.losses import Batch, check_targets
 from landscape.torch_losses import TorchLoss
 
@@ -227,7 +228,7 @@ def _check_reads_theta_only(risk: EmpiricalRisk, batch: Batch) -> None:
         if str(error) != message:
             raise
         raise ValueError(_CHECKPOINTS) from None
-    nodes = _nodes(total)
+    nodes = nodes_of(total)
     # Reentrant checkpointing leaves a part that it computed without a graph.
     if any("CheckpointFunction" in node.name() for node in nodes):
         raise ValueError(_CHECKPOINTS)
@@ -275,28 +276,13 @@ def _check_reached(risk: EmpiricalRisk, batch: Batch, parameters: Mapping[str, T
         )
 
 
-def _nodes(total: Tensor) -> set[Node]:
-    """All operations of a tensor's graph."""
-    seen: set[Node] = set()
-    waiting = [total.grad_fn]
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        waiting += [after for after, _ in node.next_functions]
-    return seen
-
-
 def _warn_of_lower_precision(risk: EmpiricalRisk, nodes: Iterable[Node]) -> None:
     """Say that parts of the model compute in fewer digits than the risk's: norms of Llama, say, in float32."""
-    eps = torch.finfo(risk.dtype).eps
-    for node in nodes:
-        for made in getattr(node, "_input_metadata", ()):
-            if made.dtype.is_floating_point and torch.finfo(made.dtype).eps > eps:
-                warnings.warn(
-                    f"model: a part of it computes in {made.dtype}, whatever the weights are ({node.name()}), so that "
-                    f"losses and derivatives in {risk.dtype} are good to the digits of {made.dtype} only",
-                    stacklevel=5,
-                )
-                return
+    found = coarser(nodes, risk.dtype)
+    if found is not None:
+        node, dtype = found
+        warnings.warn(
+            f"model: a part of it computes in {dtype}, whatever the weights are ({node.name()}), so that losses and "
+            f"derivatives in {risk.dtype} are good to the digits of {dtype} only",
+            stacklevel=5,
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -14,7 +15,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
+
+_ONE_AT_A_TIME = threading.RLock()
+"""Held while anything is measured: modes, kernels and precisions are the process's, and sums lie in the leaves."""
+
+
+@contextmanager
+def _nothing_cached() -> Iterator[None]:
+    """Parametrised weights are made of theta at every call, in `torch.nn.utils.parametrize.cached` too."""
+    cached, parametrize._cache_enabled = parametrize._cache_enabled, 0
+    try:
+        yield
+    finally:
+        parametrize._cache_enabled = cached
 
 
 @contextmanager
@@ -22,6 +37,11 @@ def measuring(model: nn.Module, order: int) -> Iterator[None]:
     """Eval mode and an attention kernel with the derivatives needed; what modules keep on themselves is put back."""
     # Only the math kernel has second derivatives; on GPUs it is also the one that is deterministic.
     fast = order <= 1 and next(model.parameters()).device.type == "cpu"
+    with _ONE_AT_A_TIME, _nothing_cached():
+        yield from _measuring(model, fast)
+
+
+def _measuring(model: nn.Module, fast: bool) -> Iterator[None]:
     modules = list(model.modules())
     kept = [(module, dict(vars(module)), _containers(module)) for module in modules]
     fast_path = torch.backends.mha.get_fastpath_enabled()
@@ -64,7 +84,15 @@ def exact_products() -> Iterator[None]:
 
     GPUs keep 10 bits of float32 in TF32, and `torch.autocast` would keep 8 to 11: around a measurement, or inside a
     forward pass, where accelerate leaves it in models that were trained with ``bf16=True``.
+
+    Threads that measure take turns: what is set here is the whole process's. Threads that train meanwhile compute
+    without autocast, too.
     """
+    with _ONE_AT_A_TIME:
+        yield from _exactly()
+
+
+def _exactly() -> Iterator[None]:
     kept, entering = [getattr(kind, name) for kind, name, _ in _PRECISIONS], torch.autocast.__enter__
     try:
         for kind, name, exact in _PRECISIONS:

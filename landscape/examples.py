@@ -156,10 +156,11 @@ class PointwiseGradient:
         example = _take(self._batch, torch.tensor([index]), self._size)
         gradient = torch.zeros_like(point)
         leaves = self._risk.layout.views(point, self._risk.dtype)
-        with torch.enable_grad(), exact_products(), self._risk.layout.adding_to(gradient, leaves):
+        with torch.enable_grad(), exact_products():
             losses = self._risk.batch_losses(example, leaves, order=1)
             if losses.requires_grad:  # the weights may be an expert's that the example does not use
-                torch.autograd.backward(losses[0], inputs=list(leaves.values()))
+                with self._risk.layout.adding_to(gradient, leaves):
+                    torch.autograd.backward(losses[0], inputs=list(leaves.values()))
         return losses[0].detach(), gradient
 
 

@@ -30,6 +30,7 @@ from landscape.evaluation import (
 )
 from landscape.losses import Batch, LabelLoss, PerExampleLoss, ValueLoss, cross_entropy, targets_of
 from landscape.params import Layout, ParameterFilter, select_parameters, transposed_weights, weight_groups
+from landscape.slopes import check_gradient
 from landscape.torch_losses import TorchLoss, per_example
 
 _LOW_PRECISION = (torch.float16, torch.bfloat16)
@@ -63,12 +64,13 @@ class EmpiricalRisk:
         l2: Weight c of a penalty :math:`c\,\|\theta\|_2^2`, part of every example's loss; a loss function of one's own
             must not read the model's parameters.
         group: Processes that share the data; see `landscape.distributed.Ranks`.
-        check: Evaluate the first batch a few times and refuse a model that is not deterministic, or another loss than
-            the model's own by default.
+        check: Evaluate the first batch a few times and refuse a model that is not deterministic, another loss than
+            the model's own by default, or a gradient that is not the loss's derivative.
 
     Attributes:
         ranks: The processes that share the data.
-        consistent: Kinds of curvature operators, and over which weights, whose second derivatives have been checked.
+        consistent: Kinds of curvature operators whose second derivatives have been checked, and over which weights;
+            under the kind of the risk itself, of its first ones.
         expect_used: Whether a loss that uses none of the weights is refused; that of a part of the data need not.
 
     Raises:
@@ -161,6 +163,7 @@ class EmpiricalRisk:
                 check_deterministic(self)
                 check_loss(self, is_default=loss is None)
                 check_batches(self)
+                check_gradient(self)
 
     def __repr__(self) -> str:
         loss = getattr(self.loss_function, "__name__", type(self.loss_function).__name__)
@@ -361,14 +364,15 @@ class EmpiricalRisk:
         gradient = torch.zeros(self.num_params, dtype=self.dtype, device=self.device)
         expect_gradients()
         parameters = self.layout.views(self.theta if theta is None else theta, self.dtype)
-        with torch.enable_grad(), exact_products(), self.layout.adding_to(gradient, parameters):
+        with torch.enable_grad(), exact_products():
             used = False
             for index, (batch, weights) in enumerate(zip(self.batches, self.weights, strict=True)):
                 losses = self.batch_losses(batch, parameters, order=1) * weights
                 total += losses.detach().double().sum()
                 if losses.requires_grad:  # a batch need not use the weights: they may be another one's expert
                     used = True
-                    torch.autograd.backward(losses.sum(), inputs=list(parameters.values()))
+                    with self.layout.adding_to(gradient, parameters):  # a forward pass may have put its own there
+                        torch.autograd.backward(losses.sum(), inputs=list(parameters.values()))
                     if math.isfinite(float(total)):
                         self._check_gradient(gradient, index)
         self.check_used(used)

@@ -29,6 +29,8 @@ _FAR = 100.0
 _FEW = 2**14
 """Entries of x below which a linear layer's own nodes cost more than the sums that they save."""
 
+ONCE_MORE = "a product with the Hessian cannot be differentiated again"
+"""What is said where a model asks for more derivatives than these layers have: torch's own have them."""
 Derivatives = Callable[[Tensor], tuple[Tensor, Tensor]]
 """First and second derivative of a function of numbers, at each of a tensor's."""
 
@@ -41,8 +43,8 @@ class ClosedForms(TorchFunctionMode):
     `torch.func` or in forward mode meanwhile, keep torch's own.
 
     Attributes:
-        differentiated: Whether autograd was asked for a gradient meanwhile, as by a loss of a network's derivatives in
-            its inputs: what comes of that cannot be differentiated as often as it has to be.
+        differentiated: Whether autograd was seen to be asked for a gradient meanwhile, as by a loss of a network's
+            derivatives in its inputs: what comes of that cannot be differentiated as often as it has to be.
     """
 
     def __init__(self) -> None:
@@ -52,7 +54,7 @@ class ClosedForms(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         self.differentiated |= func in (torch.autograd.grad, Tensor.backward)
-        form = _FORMS.get(func)
+        form = None if torch.compiler.is_compiling() else _FORMS.get(func)  # a compiler reads nodes as it likes
         if form is None or not args or not _is_plain(args[0]):
             return func(*args, **kwargs)
         return form(*args, **kwargs)
@@ -106,6 +108,8 @@ class _Activation(_Node):
         g, of_x = grads
         stands_for_x, first = ctx.saved_tensors
         if _is_built(of_x):
+            if ctx.second is None:
+                raise RuntimeError(f"{ONCE_MORE}: a gradient with a graph was taken twice")
             second, ctx.second = ctx.second, None  # from now on the other node has what it takes of it
             of_x = None if g is None else _ActivationBackward.of(g, stands_for_x, first, second)
         elif g is not None:
@@ -277,7 +281,7 @@ def _is_built(cotangent: Tensor | None) -> bool:
     if not torch.is_grad_enabled():
         return False
     if cotangent is not None:
-        raise RuntimeError("a product with the Hessian cannot be differentiated again")
+        raise RuntimeError(ONCE_MORE)
     return True
 
 
@@ -326,7 +330,8 @@ def _layer_norm(
 
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     # Of frozen weights torch keeps nothing but them.
-    if input.numel() < _FEW or not weight.requires_grad or weight.dim() != 2 or not _fits(input, weight, bias):
+    usual = weight.dim() == 2 and (bias is None or bias.dim() == 1)
+    if input.numel() < _FEW or not weight.requires_grad or not usual or not _fits(input, weight, bias):
         return F.linear(input, weight, bias)
     rows: Tensor = _Linear.of(input.reshape(-1, input.shape[-1]), weight, bias)[0]
     return rows.view(*input.shape[:-1], len(weight))

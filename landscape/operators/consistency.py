@@ -14,16 +14,12 @@ from landscape.batches import batch_size, map_tensors
 from landscape.losses import Batch
 from landscape.memory import SHARE, free_bytes
 from landscape.risk import EmpiricalRisk
+from landscape.slopes import STEPS, beside, first_rows
 
 if TYPE_CHECKING:
     from landscape.operators.graphs import RiskOperator
 
-_EXAMPLES = 8
-_STEPS = {torch.float64: (1e-4, 1e-6, 1e-8), torch.float32: (1e-1, 3e-2, 1e-2, 1e-3)}
-"""Central differences' steps, over 1 + |theta|. A kink of a ReLU spoils some: the best one counts."""
-
 _TOLERANCE = {torch.float64: 1e-3, torch.float32: 2e-2}
-_BESIDE = 1e-3
 _VECTORS = 12
 """Vectors of weights in float64 that the check holds at a time."""
 
@@ -54,14 +50,14 @@ def check_second_derivatives(kind: type[RiskOperator[Any]], risk: EmpiricalRisk,
     if _VECTORS * 8 * risk.num_params > SHARE * free_bytes(risk.device):
         return
     size = batch_size(risk.batches[0])
-    few = map_tensors(risk.batches[0], lambda tensor: _first(tensor, size))
+    few = map_tensors(risk.batches[0], lambda tensor: first_rows(tensor, size))
     reason = ""
     for dtype in dict.fromkeys((torch.float64, risk.dtype)):
         for batch in (few, risk.batches[0]):
             try:
                 error, asymmetry = _errors(kind, risk, batch, theta.detach().to(dtype))
                 if error > _TOLERANCE[dtype]:
-                    error, asymmetry = _errors(kind, risk, batch, _beside(theta.detach().to(dtype)))
+                    error, asymmetry = _errors(kind, risk, batch, beside(theta.detach().to(dtype)))
             except (RuntimeError, ValueError, ArithmeticError, NotImplementedError) as failure:
                 reason = str(failure).splitlines()[0] if str(failure) else type(failure).__name__
                 continue
@@ -94,7 +90,7 @@ def _errors(kind: type[RiskOperator[Any]], risk: EmpiricalRisk, batch: Batch, th
         return _flat(operator, v, float(1 + theta.norm()), abs(small.loss(theta))), 0.0
     error = math.inf
     # Larger steps for parts of a model that compute in float32 whatever its weights are, as norms do in some.
-    for step in dict.fromkeys((*_STEPS[theta.dtype], *_STEPS[torch.float32])):
+    for step in dict.fromkeys((*STEPS[theta.dtype], *STEPS[torch.float32])):
         if error > _TOLERANCE[theta.dtype]:
             error = min(error, _difference(pushed, operator.value, v, step * float(1 + theta.norm())))
     scale = float(hv.norm() + hu.norm())
@@ -106,18 +102,12 @@ def _flat(operator: RiskOperator[Any], v: Tensor, size: float, loss: float) -> f
 
     Of some step the change of the gradient must be rounding of the loss over the longest one.
     """
-    least = 100 * torch.finfo(v.dtype).eps * loss / (_STEPS[v.dtype][0] * size)
-    for step in dict.fromkeys((*_STEPS[v.dtype], *_STEPS[torch.float32])):
+    least = 100 * torch.finfo(v.dtype).eps * loss / (STEPS[v.dtype][0] * size)
+    for step in dict.fromkeys((*STEPS[v.dtype], *STEPS[torch.float32])):
         change = operator.value(step * size * v) - operator.value(-step * size * v)
         if float(change.norm()) / (2 * step * size) <= least:
             return 0.0
     return 1.0
-
-
-def _beside(theta: Tensor) -> Tensor:
-    """A point near theta (n,) at which no weight is where it was, zeros least of all."""
-    noise = torch.randn(len(theta), dtype=torch.float64, generator=torch.Generator().manual_seed(1)).to(theta)
-    return theta + _BESIDE * noise * (theta.abs() + theta.square().mean().sqrt())
 
 
 def _difference(pushed: Tensor, value: Callable[[Tensor], Tensor], direction: Tensor, step: float) -> float:
@@ -128,8 +118,3 @@ def _difference(pushed: Tensor, value: Callable[[Tensor], Tensor], direction: Te
     size = max(float(pushed.norm()), float(numeric.norm()))
     error = float((pushed - numeric).norm()) - rounding
     return max(error, 0.0) / size if size > 0 else 0.0
-
-
-def _first(tensor: Tensor, size: int) -> Tensor:
-    """The first rows of a tensor with one an example; whole where it has others, or cannot be cut, as sparse ones."""
-    return tensor[:_EXAMPLES] if tensor.shape[:1] == (size,) and tensor.layout is torch.strided else tensor

@@ -73,7 +73,7 @@ class _JacobianOperator(RiskOperator[tuple[_Jacobian, Tensor]]):
 
     def derivative(self, vector: Tensor) -> Tensor:
         """Jv, flattened."""
-        graphs = [self.build(index) for index in range(len(self.risk.batches))]
+        graphs = [self._built(index) for index in range(len(self.risk.batches))]
         parts = self._split(vector)
         return torch.cat([graph[0].push(parts).flatten() for graph in graphs if graph is not None])
 

@@ -15,7 +15,7 @@ from landscape.batches import map_tensors, to_device
 from landscape.evaluation import exact_products, expect_gradients
 from landscape.losses import Batch
 from landscape.operators.base import SymmetricOperator
-from landscape.operators.closed_forms import ClosedForms
+from landscape.operators.closed_forms import ONCE_MORE, ClosedForms
 from landscape.operators.consistency import check_second_derivatives
 from landscape.risk import EmpiricalRisk
 
@@ -24,6 +24,8 @@ Parts = tuple[Tensor | None, ...]
 """A vector (n,) as its tensors, in the layout's order; none where it is 0."""
 
 _ROUNDING = 1e3
+_UNMEASURABLE = ("saved tensor hooks", "data pointer")
+"""What torch says where a graph saves tensors that have no memory to be counted."""
 
 
 class RiskOperator(SymmetricOperator, Generic[Graph]):
@@ -81,10 +83,10 @@ class RiskOperator(SymmetricOperator, Generic[Graph]):
                 saved = self._saved_bytes(index, measured)
                 if self.kept_bytes + saved > graph_budget:
                     break
-                self._kept.append(self.build(index))
+                self._kept.append(self._built(index))
             except RuntimeError as error:
-                if "saved tensor hooks" in str(error):
-                    break  # of a model that differentiates by torch.func itself nothing can be measured
+                if any(words in str(error) for words in _UNMEASURABLE):
+                    break  # of a model that differentiates by torch.func or in forward mode itself
                 if not _is_out_of_memory(error):
                     raise
                 del self._kept[-1:]  # leave room for the graph that is rebuilt for every product
@@ -104,6 +106,16 @@ class RiskOperator(SymmetricOperator, Generic[Graph]):
     @abstractmethod
     def build(self, index: int) -> Graph | None:
         """The graph of one batch at `theta`; none if the batch's loss does not depend on it."""
+
+    def _built(self, index: int) -> Graph | None:
+        """The graph of one batch, of torch's own layers where the model differentiates more often than ours can be."""
+        try:
+            return self.build(index)
+        except RuntimeError as error:
+            if not self._closed_forms or ONCE_MORE not in str(error):
+                raise
+        self._closed_forms = False
+        return self.build(index)
 
     @abstractmethod
     def pullback(self, graphs: Sequence[Graph], vector: Tensor) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
@@ -141,7 +153,7 @@ class RiskOperator(SymmetricOperator, Generic[Graph]):
                 self._kept, self.kept_bytes = [], 0
                 product.zero_()
             for index in range(self.kept_batches, len(self.risk.batches)):
-                self._add(product, [self.build(index)], vector, False)
+                self._add(product, [self._built(index)], vector, False)
         return self.risk.ranks.all_sum(product).div_(self.risk.total_weight)
 
     def _add(self, product: Tensor, graphs: Sequence[Graph | None], vector: Tensor, retain: bool) -> None:
@@ -182,7 +194,7 @@ class RiskOperator(SymmetricOperator, Generic[Graph]):
         if shapes not in measured:
             saved = _SavedBytes()
             with torch.autograd.graph.saved_tensors_hooks(saved.pack, _identity):
-                self.build(index)
+                self._built(index)
             measured[shapes] = saved.num_bytes
         return measured[shapes]
 

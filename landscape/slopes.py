@@ -1,0 +1,123 @@
+"""Is what autograd calls the gradient the derivative of the loss? Asked once, of a few examples in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from landscape.batches import batch_size, map_tensors
+from landscape.graph_nodes import coarsest_eps
+from landscape.losses import Batch
+from landscape.memory import SHARE, free_bytes
+
+if TYPE_CHECKING:
+    from landscape.risk import EmpiricalRisk
+
+EXAMPLES = 8
+STEPS = {torch.float64: (1e-4, 1e-6, 1e-8), torch.float32: (1e-1, 3e-2, 1e-2, 1e-3)}
+"""Central differences' steps, over 1 + |theta|. A kink of a ReLU spoils some: the best one counts."""
+_TOLERANCE = {torch.float64: 1e-3, torch.float32: 5e-2}
+_ROUNDING = 100
+"""Rounding of a loss, in units of its last digit."""
+_BESIDE = 1e-3
+_VECTORS = 8
+"""Vectors of weights in float64 that the check holds at a time."""
+
+
+def check_gradient(risk: EmpiricalRisk) -> None:
+    r"""Compare :math:`u^\top\nabla L` with central differences of L.
+
+    Autograd's gradient is another function's where a part of the model is detached, rounds straight-through or turns
+    gradients around: searches along it find less than there is, and end as if that were all. Of the first batch the
+    first few examples are looked at in float64 along a random u; where the model does not run on a part of a batch, all
+    of it, and where a part of it computes in fewer digits, less sharply, and along the gradient too. At a kink (black
+    pixels under a bias of zero) the derivative is what torch takes it for, so what disagrees is asked once more a
+    thousandth away. A model that can be asked in none of these ways is taken as it is, and one of which eight vectors
+    of weights in float64 would take a quarter of the free memory.
+
+    Args:
+        risk: The mean loss; asked once for every selection of weights, not in a process group.
+
+    Raises:
+        ValueError: They differ.
+    """
+    asked = (type(risk), risk.layout.names)
+    if asked in risk.consistent or risk.ranks.count > 1:
+        return
+    if _VECTORS * 8 * risk.num_params > SHARE * free_bytes(risk.device):
+        return
+    size = batch_size(risk.batches[0])
+    few = map_tensors(risk.batches[0], lambda tensor: first_rows(tensor, size))
+    for dtype in dict.fromkeys((torch.float64, risk.dtype)):
+        for batch in (few, risk.batches[0]):
+            theta = risk.theta.to(dtype)
+            try:
+                found = _differing(risk, batch, theta)
+                if found is not None:
+                    found = _differing(risk, batch, beside(theta))
+            except (RuntimeError, ValueError, ArithmeticError, NotImplementedError, TypeError):
+                continue  # it does not run in this precision, or on a part of a batch
+            if found is not None:
+                claimed, numeric = found
+                raise ValueError(
+                    "model: its gradient is not the derivative of its loss: along one direction autograd says "
+                    f"{claimed:.4g}, central differences of the loss {numeric:.4g}. Look for a part that is detached "
+                    "(as the weight norms of DoRA: merge such adapters), that rounds straight-through, or whose hooks "
+                    "or custom functions change gradients; mend it, leave it out by params, or pass check=False to "
+                    "take gradients as they come"
+                )
+            risk.consistent.add(asked)
+            return
+
+
+def _differing(risk: EmpiricalRisk, batch: Batch, theta: Tensor) -> tuple[float, float] | None:
+    """Derivative along a direction by autograd, and by differences, where these differ at theta (n,)."""
+    from landscape.risk import EmpiricalRisk  # which asks this as it is made
+
+    small = EmpiricalRisk(
+        risk.model, [batch], risk.loss_function, risk.layout.names, theta.dtype, l2=risk.l2, group=None, check=False
+    )
+    loss, gradient = small.loss_and_gradient(theta)
+    generator = torch.Generator().manual_seed(0)
+    random = torch.randn(len(theta), dtype=torch.float64, generator=generator).to(theta)
+    eps = coarsest_eps(small, theta)
+    sharp = eps <= torch.finfo(torch.float64).eps
+    kind = torch.float64 if sharp else torch.float32
+    for direction in (random,) if sharp else (random, gradient):
+        norm = float(direction.norm())
+        if norm == 0:
+            continue
+        u = direction / norm
+        claimed = float(gradient @ u)
+        numeric = _best(small, theta, u, claimed, STEPS[kind])
+        rounding = min(_ROUNDING * eps * abs(loss) / (step * float(1 + theta.norm())) for step in STEPS[kind])
+        if abs(claimed - numeric) - rounding > _TOLERANCE[kind] * max(abs(claimed), abs(numeric)):
+            return claimed, numeric
+    return None
+
+
+def _best(risk: EmpiricalRisk, theta: Tensor, u: Tensor, claimed: float, steps: Sequence[float]) -> float:
+    """The central difference along u (n,) that is nearest to what is claimed; the first that agrees will do."""
+    best = float("inf")
+    for step in steps:
+        length = step * float(1 + theta.norm())
+        numeric = (risk.loss(theta + length * u) - risk.loss(theta - length * u)) / (2 * length)
+        if abs(numeric - claimed) < abs(best - claimed):
+            best = numeric
+        if abs(best - claimed) <= _TOLERANCE[torch.float64] * abs(claimed):
+            break
+    return best
+
+
+def beside(theta: Tensor) -> Tensor:
+    """A point near theta (n,) at which no weight is where it was, zeros least of all."""
+    noise = torch.randn(len(theta), dtype=torch.float64, generator=torch.Generator().manual_seed(1)).to(theta)
+    return theta + _BESIDE * noise * (theta.abs() + theta.square().mean().sqrt())
+
+
+def first_rows(tensor: Tensor, size: int) -> Tensor:
+    """The first rows of a tensor with one an example; whole where it has others, or cannot be cut, as sparse ones."""
+    return tensor[:EXAMPLES] if tensor.shape[:1] == (size,) and tensor.layout is torch.strided else tensor
