@@ -219,7 +219,7 @@ def test_what_a_study_does_not_record_is_refused(finished: Path, capsys: pytest.
     run = next((finished / "out" / "runs").glob("lora-seed0*"))
     study = load_study(finished / "out" / "study.yaml")
     without = study.model_copy(update={"measures": study.measures.model_copy(update={"dynamics": None})})
-    write_json(run / "run.json", read_json(run / "run.json") | {"settings": without.model_dump(mode="json")})
+    StudyFolder(finished / "out").write(without)
     assert main(["measure", str(run), "--what", "dynamics"]) == 2
     assert "set the study's measures.dynamics" in capsys.readouterr().err
 
