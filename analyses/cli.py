@@ -145,7 +145,7 @@ def audit(options: Namespace) -> int:
 def train(options: Namespace) -> int:
     """Train one cell of a study into its run folder."""
     from analyses.running.audit import train_only
-    from analyses.running.damage import set_damaged_run_aside
+    from analyses.running.damage import set_damaged_base_aside, set_damaged_run_aside
     from analyses.running.engines import LOCAL_JOBS, LocalEngine
     from analyses.running.executors import run_cells
     from analyses.running.preparing import check, exclusive, prepare, refuse_changed_data
@@ -162,6 +162,7 @@ def train(options: Namespace) -> int:
     check(study.model_copy(update={"train_sizes": [cell.train_size]}))
     with exclusive(study, folder):
         refuse_changed_data(study, folder)
+        set_damaged_base_aside(study, folder)
         set_damaged_run_aside(study, folder, cell)
         prepare(study, folder)
         if not folder.run(study, cell).exists():

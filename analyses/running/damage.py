@@ -20,6 +20,7 @@ def set_damaged_aside(study: Study, folder: StudyFolder, cells: Iterable[Cell]) 
         The cells of which something was moved: what they had is to be made anew.
     """
     hit = []
+    set_damaged_base_aside(study, folder)
     for cell in cells:
         run = set_damaged_run_aside(study, folder, cell)
         measurements = set_damaged_measurements_aside(study, folder, cell)
@@ -28,9 +29,13 @@ def set_damaged_aside(study: Study, folder: StudyFolder, cells: Iterable[Cell]) 
     return hit
 
 
-def set_damaged_run_aside(study: Study, folder: StudyFolder, cell: Cell) -> bool:
-    """Move a damaged base model, run and recording out of the way; whether there was one of the latter."""
+def set_damaged_base_aside(study: Study, folder: StudyFolder) -> None:
+    """Move a damaged base model out of the way."""
     set_aside(folder, [path for path in (folder.base(study),) if is_damaged(path)])
+
+
+def set_damaged_run_aside(study: Study, folder: StudyFolder, cell: Cell) -> bool:
+    """Move a damaged run or recording out of the way; whether there was one."""
     made = (folder.run(study, cell), folder.recording(study, cell))
     return set_aside(folder, [path for path in made if is_damaged(path)])
 

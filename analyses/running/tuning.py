@@ -17,7 +17,7 @@ from analyses.measures.minima import load_subject
 from analyses.measures.worst_cases import search_settings
 from analyses.records import RecordsError, read_json, write_atomically, write_json, write_sealed
 from analyses.records.integrity import is_damaged
-from analyses.running.damage import set_aside, set_damaged_run_aside
+from analyses.running.damage import set_aside, set_damaged_base_aside, set_damaged_run_aside
 from analyses.running.executors import Engine, Failure, quieten, run_cells
 from analyses.running.preparing import check, exclusive, prepare, refuse_changed_data
 from analyses.running.progress import ProgressFile
@@ -93,8 +93,10 @@ def tune(study: Study, folder: StudyFolder, *, engine: Engine) -> tuple[pd.DataF
     with exclusive(study, folder):
         quieten()
         refuse_changed_data(study, folder)
+        set_damaged_base_aside(study, folder)
         for point in points:
-            set_damaged_run_aside(*_at(study, folder, point))
+            variant, cell = _variant(study, point)
+            set_damaged_run_aside(variant, folder, cell)
         prepare(study, folder)
         missing = [point for point in points if _kept(study, folder, point) is None]
         if missing:
@@ -207,11 +209,6 @@ def _result(study: Study, folder: StudyFolder, point: GridPoint) -> Path:
     if study.tuning and study.tuning.rise:
         with_rise = f"-rise-{fingerprint([study.claims.rho, search_settings(study)])}"
     return folder.root / "grid" / f"{variant.run_name(cell)}{with_rise}.json"
-
-
-def _at(study: Study, folder: StudyFolder, point: GridPoint) -> tuple[Study, StudyFolder, Cell]:
-    variant, cell = _variant(study, point)
-    return variant, folder, cell
 
 
 def _kept(study: Study, folder: StudyFolder, point: GridPoint) -> dict[str, Any] | None:

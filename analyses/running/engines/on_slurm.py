@@ -63,7 +63,8 @@ class SlurmEngine:
                 begun, left = left[:free], left[free:]
                 if begun:
                     waiting |= zip(_submitted(executor, task, begun), begun, strict=True)
-                    (place / _JOBS).write_text("\n".join(job.job_id for job in waiting) if array else "")
+                if begun and array:
+                    (place / _JOBS).write_text("\n".join(job.job_id for job in waiting))
                 for job in [job for job in waiting if job.done()]:
                     item = waiting.pop(job)
                     yield item, _outcome(job, item)

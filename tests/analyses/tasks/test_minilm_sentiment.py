@@ -50,6 +50,7 @@ def test_head_and_adapter_of_a_run_come_back_together(tmp_path: Path) -> None:
     preset = load_preset("minilm-sentiment").model_dump()
     preset |= {"train_sizes": [16], "training": {"epochs": 4, "batch_size": 8}}
     preset |= {"methods": {"lora": {"learning_rate": 3e-3}}, "tuning": None}
+    preset["measures"]["seeds"] = {}
     study, cell, folder = Study.model_validate(preset), Cell("lora", 0, 16), StudyFolder(tmp_path)
     check(study)
     prepare(study, folder)
