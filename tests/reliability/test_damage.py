@@ -6,7 +6,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -15,14 +15,15 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
+from analyses import cli
 from analyses.records import read_records, write_sealed
 from analyses.records.atomic import write_atomically
 from analyses.records.files import new_folder, remove_leftovers
 from analyses.records.integrity import SUMS, is_damaged
 from analyses.refusals import INTERRUPTED, guarded
 from analyses.running.damage import ASIDE, set_damaged_measurements_aside
-from analyses.running.engines import LocalEngine, SequentialEngine
-from analyses.running.executors import Engine, run_cells
+from analyses.running.engines import SequentialEngine
+from analyses.running.executors import run_cells
 from analyses.running.preparing import locked
 from analyses.running.progress import ProgressFile
 from analyses.running.single import measured
@@ -31,6 +32,15 @@ from analyses.study import Cell, Study, StudyError, StudyFolder, load_study
 from tests.analyses.mini import QUICK, landscape
 
 CELL = Cell("lora", 0, 20)
+ALONE = ("--executor", "sequential")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_report() -> Iterator[None]:
+    """Reports have tests of their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cli, "write_report", lambda folder: folder / "report.html")
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +48,7 @@ def audited(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A study of one seed that was once audited at two."""
     place = tmp_path_factory.mktemp("damage")
     (place / "study.yaml").write_text(yaml.safe_dump(QUICK | {"seeds": 1}))
-    done = landscape("audit", "--config", place / "study.yaml", "--out", place / "out", "--seeds", 2)
+    done = landscape("audit", "--config", place / "study.yaml", "--out", place / "out", "--seeds", 2, *ALONE)
     assert done.returncode == 0, done.stderr
     return place
 
@@ -83,7 +93,7 @@ def test_what_is_damaged_of_other_seeds_is_made_anew_too(place: Path) -> None:
     once = read_records(place / "out" / "records.parquet")
     spoil(the("out/runs/lora-seed1-*/primary/adapter_model.safetensors", place))
     the("out/measurements/bilora-seed1-*/sharpness-*.parquet", place).write_bytes(b"")
-    done = landscape("audit", "--config", place / "study.yaml", "--out", place / "out", "--methods", "lora")
+    done = landscape("audit", "--config", place / "study.yaml", "--out", place / "out", "--methods", "lora", *ALONE)
     assert done.returncode == 0 and done.stderr.count("damaged, made anew") == 2
     again = read_records(place / "out" / "records.parquet")
     clocks = again["measure"].str.contains("seconds")
@@ -185,12 +195,8 @@ def leave(folder: StudyFolder, item: str, progress: ProgressFile) -> None:
         sys.exit(3)
 
 
-@pytest.mark.parametrize("engine", [SequentialEngine(), LocalEngine(2)])
-def test_a_cell_that_leaves_takes_no_other_along(
-    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
-    failures = run_cells(["leaves", "stays"], leave, StudyFolder(tmp_path), engine)
+def test_a_cell_that_leaves_takes_no_other_along(tmp_path: Path) -> None:
+    failures = run_cells(["leaves", "stays"], leave, StudyFolder(tmp_path), SequentialEngine())
     assert [(failure.cell, failure.reason) for failure in failures] == [("leaves", "SystemExit: 3")]
 
 
