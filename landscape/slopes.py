@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 EXAMPLES = 8
 STEPS = {torch.float64: (1e-4, 1e-6, 1e-8), torch.float32: (1e-1, 3e-2, 1e-2, 1e-3)}
 """Central differences' steps, over 1 + |theta|. A kink of a ReLU spoils some: the best one counts."""
+_STEPS = {torch.float64: STEPS[torch.float64][:2], torch.float32: STEPS[torch.float32]}
+"""Of a loss, whose differences round off sooner than those of gradients."""
 _TOLERANCE = {torch.float64: 1e-3, torch.float32: 5e-2}
 _ROUNDING = 100
 """Rounding of a loss, in units of its last digit."""
@@ -86,30 +88,23 @@ def _differing(risk: EmpiricalRisk, batch: Batch, theta: Tensor) -> tuple[float,
     eps = coarsest_eps(small, theta)
     sharp = eps <= torch.finfo(torch.float64).eps
     kind = torch.float64 if sharp else torch.float32
+    size = float(1 + theta.norm())
     for direction in (random,) if sharp else (random, gradient):
         norm = float(direction.norm())
         if norm == 0:
             continue
         u = direction / norm
-        claimed = float(gradient @ u)
-        numeric = _best(small, theta, u, claimed, STEPS[kind])
-        rounding = min(_ROUNDING * eps * abs(loss) / (step * float(1 + theta.norm())) for step in STEPS[kind])
-        if abs(claimed - numeric) - rounding > _TOLERANCE[kind] * max(abs(claimed), abs(numeric)):
-            return claimed, numeric
+        claimed, best = float(gradient @ u), math.inf
+        for length in (step * size for step in _STEPS[kind]):
+            numeric = (small.loss(theta + length * u) - small.loss(theta - length * u)) / (2 * length)
+            if abs(claimed - numeric) < abs(claimed - best):
+                best = numeric
+            rounding = _ROUNDING * eps * max(1.0, abs(loss)) / length  # of outputs of size 1, also where L is small
+            if abs(claimed - numeric) - rounding <= _TOLERANCE[kind] * max(abs(claimed), abs(numeric)):
+                break
+        else:
+            return claimed, best
     return None
-
-
-def _best(risk: EmpiricalRisk, theta: Tensor, u: Tensor, claimed: float, steps: Sequence[float]) -> float:
-    """The central difference along u (n,) that is nearest to what is claimed; the first that agrees will do."""
-    best = float("inf")
-    for step in steps:
-        length = step * float(1 + theta.norm())
-        numeric = (risk.loss(theta + length * u) - risk.loss(theta - length * u)) / (2 * length)
-        if abs(numeric - claimed) < abs(best - claimed):
-            best = numeric
-        if abs(best - claimed) <= _TOLERANCE[torch.float64] * abs(claimed):
-            break
-    return best
 
 
 def beside(theta: Tensor) -> Tensor:

@@ -45,6 +45,11 @@ def turned(z: Tensor) -> Tensor:
     return z
 
 
+class Reversed(nn.Module):
+    def forward(self, z: Tensor) -> Tensor:
+        return turned(z)
+
+
 class Table(nn.Module):
     """A table looked up by torch's function, which leaves the gradient of one row out."""
 
@@ -119,9 +124,14 @@ def test_kinks_flat_losses_and_parts_in_fewer_digits_are_taken() -> None:
             out: Tensor = self.second(self.first(x * (x > 9)).relu())
             return out
 
-    with pytest.warns(UserWarning, match="computes in torch.float32"):
-        risk = risk_of(Net(Rms()))
-    assert risk.loss() > 0
+    for scale in (1.0, 300.0):  # also where losses and gradients are small
+        net = Net(Rms())
+        with torch.no_grad():
+            net.second.bias.add_(scale * F.one_hot(torch.tensor(0), 3))
+        with pytest.warns(UserWarning, match="computes in torch.float32"):
+            assert EmpiricalRisk(net, [(X, 0 * Y)]).loss() >= 0
+    with pytest.raises(ValueError, match="its gradient is not the derivative"), pytest.warns(UserWarning):
+        risk_of(Net(nn.Sequential(Rms(), Reversed())))
     assert risk_of(Black()).loss() > 0
     flat = Net(lambda z: z)
     nn.init.zeros_(flat.second.weight)
