@@ -83,6 +83,8 @@ def _differing(risk: EmpiricalRisk, batch: Batch, theta: Tensor) -> tuple[float,
         risk.model, [batch], risk.loss_function, risk.layout.names, theta.dtype, l2=risk.l2, group=None, check=False
     )
     loss, gradient = small.loss_and_gradient(theta)
+    if not math.isfinite(loss):  # which searches say in their own words
+        return None
     generator = torch.Generator().manual_seed(0)
     random = torch.randn(len(theta), dtype=torch.float64, generator=generator).to(theta)
     eps = coarsest_eps(small, theta)
@@ -97,6 +99,8 @@ def _differing(risk: EmpiricalRisk, batch: Batch, theta: Tensor) -> tuple[float,
         claimed, best = float(gradient @ u), math.inf
         for length in (step * size for step in _STEPS[kind]):
             numeric = (small.loss(theta + length * u) - small.loss(theta - length * u)) / (2 * length)
+            if not math.isfinite(numeric):  # at the edge of where the loss is
+                break
             if abs(claimed - numeric) < abs(claimed - best):
                 best = numeric
             rounding = _ROUNDING * eps * max(1.0, abs(loss)) / length  # of outputs of size 1, also where L is small

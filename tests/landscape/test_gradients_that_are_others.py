@@ -264,7 +264,7 @@ def test_threads_take_turns() -> None:
     wrong: list[int] = []
 
     def work(k: int) -> None:
-        for _ in range(60):
+        for _ in range(30):
             product, gradient = operator.matvec(vectors[k]), risks[k].gradient()
             if not (torch.allclose(product, right[k], rtol=1e-12) and torch.equal(gradient, gradients[k])):
                 wrong.append(k)

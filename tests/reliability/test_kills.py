@@ -39,11 +39,8 @@ TUNED = QUICK | {
 COMPARED = {
     "radii": [0.1],
     "balls": ["l2"],
-    "what": ["fit", "sharpness", "curvature", "paths"],
+    "what": ["fit", "sharpness"],
     "worst_case": {"steps": 2, "restarts": 1, "screened": 4, "max_passes": 4},
-    "curvature": {"k": 1, "lanczos_tol": 0.01},
-    "path_points": 3,
-    "curve_steps": 0,
 }
 
 

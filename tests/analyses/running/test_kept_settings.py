@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pandas as pd
 import pytest
 import yaml
 
+from analyses import cli
 from analyses.cli import main
 from analyses.measures.minima import load_subject
 from analyses.records import read_json, read_records
@@ -20,6 +22,14 @@ from analyses.study import Cell, Study, StudyFolder, load_preset, load_study, pr
 from tests.analyses.mini import MINI, QUICK
 
 pytestmark = pytest.mark.usefixtures("svg_alone")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_report() -> Iterator[None]:
+    """Reports have tests of their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cli, "write_report", lambda folder: folder / "report.html")
+        yield
 
 
 @pytest.mark.parametrize("name", [name for name in preset_names() if not name.startswith("minilm")])
@@ -117,7 +127,8 @@ def test_ia3_is_audited_beside_lora(tmp_path: Path) -> None:
 def test_looks_at_runs_of_other_settings_are_no_looks_at_these(tmp_path: Path) -> None:
     def audited(steps: int, seeds: int) -> dict[str, Any]:
         training = {"max_steps": steps, "batch_size": 10}
-        (tmp_path / "study.yaml").write_text(yaml.safe_dump(QUICK | {"training": training, "seeds": seeds}))
+        study = QUICK | {"training": training, "seeds": seeds, "methods": {"lora": QUICK["methods"]["lora"]}}
+        (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
         out = tmp_path / "out"
         assert main(["audit", "--config", str(tmp_path / "study.yaml"), "--out", str(out), "--jobs", "1"]) == 0
         found: dict[str, Any] = read_json(out / "looks.json")

@@ -100,7 +100,7 @@ def test_the_command_tries_chooses_and_warns(tmp_path: Path, capsys: pytest.Capt
               "max_train_loss": 10.0, "rise": True}  # fmt: skip
     config = tmp_path / "study.yaml"
     config.write_text(yaml.safe_dump(QUICK | {"methods": METHODS, "tuning": tuning}))
-    assert main(["tune", "--config", str(config), "--out", str(tmp_path / "out")]) == 0
+    assert main(["tune", "--config", str(config), "--out", str(tmp_path / "out"), "--jobs", "1"]) == 0
     shown = capsys.readouterr().out
     assert "at the edge: lora: learning_rate" in shown and "not tuned" in shown and "bilora_share_a" in shown
     results = pd.read_csv(tmp_path / "out" / "tuning.csv")
