@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 EXAMPLES = 8
 STEPS = {torch.float64: (1e-4, 1e-6, 1e-8), torch.float32: (1e-1, 3e-2, 1e-2, 1e-3)}
 """Central differences' steps, over 1 + |theta|. A kink of a ReLU spoils some: the best one counts."""
-_STEPS = {torch.float64: STEPS[torch.float64][:2], torch.float32: STEPS[torch.float32]}
-"""Of a loss, whose differences round off sooner than those of gradients."""
+_GROWING = {torch.float64: [10.0**k for k in range(-7, 0)], torch.float32: [10.0**k for k in range(-5, 0)]}
+"""Steps of a loss's differences, the shortest first: the gradient at a sharp point bends within the longer ones."""
 _TOLERANCE = {torch.float64: 1e-3, torch.float32: 5e-2}
 _ROUNDING = 100
 """Rounding of a loss, in units of its last digit."""
@@ -90,24 +90,46 @@ def _differing(risk: EmpiricalRisk, batch: Batch, theta: Tensor) -> tuple[float,
     eps = coarsest_eps(small, theta)
     sharp = eps <= torch.finfo(torch.float64).eps
     kind = torch.float64 if sharp else torch.float32
-    size = float(1 + theta.norm())
     for direction in (random,) if sharp else (random, gradient):
         norm = float(direction.norm())
-        if norm == 0:
+        if norm > 0:
+            u = direction / norm
+            claimed = float(gradient @ u)
+            numeric = _settled(small, theta, u, claimed, eps * max(1.0, abs(loss)), kind)
+            if numeric is not None:
+                return claimed, numeric
+    return None
+
+
+def _settled(
+    risk: EmpiricalRisk, theta: Tensor, u: Tensor, claimed: float, digit: float, kind: torch.dtype
+) -> float | None:
+    """What central differences along u (n,) settle at if not at what is claimed; none where they settle nowhere.
+
+    Of the steps at which rounding is below the tolerance the shortest counts, where it agrees with the claim, or with
+    the next longer one on something else.
+
+    Args:
+        risk: The mean loss.
+        theta: Where (n,).
+        u: Unit vector.
+        claimed: Derivative along it.
+        digit: Last digit of the loss, of outputs of size 1 also where the loss is small.
+        kind: Whose steps and tolerance to take.
+    """
+    before = None
+    for length in (step * float(1 + theta.norm()) for step in _GROWING[kind]):
+        numeric = (risk.loss(theta + length * u) - risk.loss(theta - length * u)) / (2 * length)
+        if not math.isfinite(numeric):  # at the edge of where the loss is
+            return None
+        tolerance = _TOLERANCE[kind] * max(abs(claimed), abs(numeric))
+        if _ROUNDING * digit / length > tolerance:
             continue
-        u = direction / norm
-        claimed, best = float(gradient @ u), math.inf
-        for length in (step * size for step in _STEPS[kind]):
-            numeric = (small.loss(theta + length * u) - small.loss(theta - length * u)) / (2 * length)
-            if not math.isfinite(numeric):  # at the edge of where the loss is
-                break
-            if abs(claimed - numeric) < abs(claimed - best):
-                best = numeric
-            rounding = _ROUNDING * eps * max(1.0, abs(loss)) / length  # of outputs of size 1, also where L is small
-            if abs(claimed - numeric) - rounding <= _TOLERANCE[kind] * max(abs(claimed), abs(numeric)):
-                break
-        else:
-            return claimed, best
+        if abs(claimed - numeric) <= tolerance:
+            return None
+        if before is not None and abs(before - numeric) <= tolerance:
+            return numeric
+        before = numeric
     return None
 
 

@@ -138,6 +138,24 @@ def test_kinks_flat_losses_and_parts_in_fewer_digits_are_taken() -> None:
     assert risk_of(flat, params=r"first\.").gradient().norm() == 0
 
 
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+def test_transformers_whose_softmax_is_in_float32_are_taken(attention: str, scale: float) -> None:
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.ViTConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=8, patch_size=2,
+        num_channels=1, num_labels=10, attn_implementation=attention,
+    )  # fmt: skip
+    model = transformers.ViTForImageClassification(config)
+    with torch.no_grad():
+        model.vit.layernorm.weight.mul_(scale)  # gradients of tens, which bend within a hundredth
+    pixels = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    for rows in (1, 8):
+        risk = EmpiricalRisk(model, [{"pixel_values": pixels[:rows], "labels": torch.arange(8)[:rows]}])
+        assert risk.gradient().norm() > 0
+
+
 def test_it_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
     risk = risk_of(Net(lambda z: z))
     monkeypatch.setattr("landscape.slopes._differing", lambda *arguments: pytest.fail("asked again"))
