@@ -33,6 +33,16 @@ def svg_alone() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module")
+def no_report() -> Iterator[None]:
+    """Audits without their report, which has tests of its own."""
+    from analyses import cli
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cli, "write_report", lambda folder: folder / "report.html")
+        yield
+
+
 _SLOW = (
     *("analyses/test_cli.py", "running/test_audit.py", "running/test_drafting.py", "tests/test_docs.py"),
     *("running/test_own_parts.py", "reports/test_page.py", "test_average_case.py", "test_notebooks.py"),

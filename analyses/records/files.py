@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -27,8 +28,8 @@ def new_folder(path: Path) -> Iterator[Path]:
         # A worker of a killed audit may have finished this folder meanwhile: the same content, so either will do.
         try:
             temporary.rename(path)
-        except OSError:
-            if not path.is_dir():
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -31,7 +31,7 @@ def seal_folder(folder: Path) -> None:
 def is_damaged(path: Path) -> bool:
     """Whether a sealed file, or a file of a sealed folder, is missing or not what was written; without a seal, no.
 
-    A seal that says nothing is no seal's absence: its disk lost what was in it.
+    A folder whose list of checksums is empty is damaged: a power cut lost what was in it.
     """
     if path.is_dir():
         sums = path / SUMS

@@ -83,12 +83,14 @@ class StudyFolder:
 
         Returns:
             The study with the seeds that were trained in the folder, if these are more: they stay part of it, and seeds
-            that were only planned do not.
+            that were only planned do not. Where the folder's settings were lost, those whose runs are there.
         """
         if self.settings.exists():
             there = load_study(self.settings)
-            trained = [cell.seed + 1 for cell in there.cells() if self.run(there, cell).exists()]
-            study = study.model_copy(update={"seeds": max([study.seeds, *trained])})
+        else:
+            there = study.model_copy(update={"seeds": max(study.seeds, len(list(self.runs.glob("*"))))})
+        trained = [cell.seed + 1 for cell in there.cells() if self.run(there, cell).exists()]
+        study = study.model_copy(update={"seeds": max([study.seeds, *trained])})
         self.write(study)
         return study
 

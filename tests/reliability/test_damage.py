@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +16,6 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from analyses import cli
 from analyses.records import read_records, write_sealed
 from analyses.records.atomic import write_atomically
 from analyses.records.files import new_folder, remove_leftovers
@@ -35,16 +35,8 @@ CELL = Cell("lora", 0, 20)
 ALONE = ("--executor", "sequential")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _no_report() -> Iterator[None]:
-    """Reports have tests of their own."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cli, "write_report", lambda folder: folder / "report.html")
-        yield
-
-
 @pytest.fixture(scope="module")
-def audited(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def audited(tmp_path_factory: pytest.TempPathFactory, no_report: None) -> Path:
     """A study of one seed that was once audited at two."""
     place = tmp_path_factory.mktemp("damage")
     (place / "study.yaml").write_text(
@@ -107,8 +99,24 @@ def test_settings_that_were_lost_are_written_again(place: Path) -> None:
     (place / "out" / ".tmp-study-x.yaml").write_text("nam")
     done = landscape("audit", "--config", place / "study.yaml", "--out", place / "out")
     assert done.returncode == 0 and "All 1 cells were done already" in done.stdout
-    assert load_study(place / "out" / "study.yaml").seeds == 1
+    assert load_study(place / "out" / "study.yaml").seeds == 2  # whose runs are there
     assert not list((place / "out").glob(".tmp-*"))
+
+
+def test_clocks_that_jump_change_nothing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    once = read_records(place / "out" / "records.parquet")
+    for path in (place / "out").glob("measurements/lora-seed0-*/**/sharpness-*"):
+        path.unlink()  # to be measured anew
+    jumps = itertools.cycle([4e9, 0.0, 1e9])  # years ahead, and back
+    for path in (place / "out").rglob("*"):
+        os.utime(path, (moment := next(jumps), moment))
+    monkeypatch.setattr("time.time", lambda: next(jumps))
+    done = landscape("audit", "--config", place / "study.yaml", "--out", place / "out", *ALONE)
+    assert done.returncode == 0 and "done already" not in done.stdout and "damaged" not in done.stderr
+    again = read_records(place / "out" / "records.parquet")
+    clocks = again["measure"].str.contains("seconds")
+    assert again[~clocks].drop(columns="seconds").equals(once[~clocks].drop(columns="seconds"))
+    assert (again["seconds"].dropna() >= 0).all()
 
 
 def test_measure_takes_the_settings_of_today(place: Path) -> None:

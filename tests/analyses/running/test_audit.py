@@ -6,7 +6,6 @@ import fcntl
 import json
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ import pytest
 import torch
 import yaml
 
-from analyses import cli
 from analyses.cli import main
 from analyses.records import read_json, read_records, write_json
 from analyses.records.integrity import seal_folder
@@ -30,6 +28,8 @@ from reports.page import write_report
 from tests.analyses.mini import QUICK
 from tests.analyses.own import bert, reviews
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 
 def study_file(folder: Path, **changes: object) -> str:
     path = folder / "input.yaml"
@@ -42,16 +42,8 @@ def audit(folder: Path, *arguments: str, **changes: object) -> int:
     return main(["audit", *source, "--jobs", "1", *arguments])
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _no_report() -> Iterator[None]:
-    """Reports have tests of their own; one here asks for it by its command."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cli, "write_report", lambda folder: folder / "report.html")
-        yield
-
-
 @pytest.fixture(scope="module")
-def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def kept(tmp_path_factory: pytest.TempPathFactory, no_report: None) -> Path:
     folder = tmp_path_factory.mktemp("kept")
     assert audit(folder) == 0
     return folder

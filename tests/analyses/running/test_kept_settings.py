@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import pandas as pd
 import pytest
 import yaml
 
-from analyses import cli
 from analyses.cli import main
 from analyses.measures.minima import load_subject
 from analyses.records import read_json, read_records
@@ -21,15 +19,7 @@ from analyses.running.tuning import tried, write_table
 from analyses.study import Cell, Study, StudyFolder, load_preset, load_study, preset_names
 from tests.analyses.mini import MINI, QUICK
 
-pytestmark = pytest.mark.usefixtures("svg_alone")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _no_report() -> Iterator[None]:
-    """Reports have tests of their own."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cli, "write_report", lambda folder: folder / "report.html")
-        yield
+pytestmark = pytest.mark.usefixtures("no_report")
 
 
 @pytest.mark.parametrize("name", [name for name in preset_names() if not name.startswith("minilm")])
